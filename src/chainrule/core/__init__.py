@@ -1,0 +1,1 @@
+"""The nouns: Recipe, Task, Run, Artifact and Report, as frozen data without torch."""

@@ -1,0 +1,119 @@
+"""The Artifact: a fine-tuned model on disk, and the Run that made it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from chainrule.errors import ModelError, Problem, Where
+
+FORMAT_VERSION = 1
+MANIFEST = "chainrule.json"
+
+
+class Manifest(BaseModel):
+    """chainrule.json: what an artifact is and where it came from. Names and hashes, never absolute paths."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: int = FORMAT_VERSION
+    chainrule_version: str
+    task: str
+    labels: tuple[str, ...]
+    inputs: tuple[str, ...]
+    fields: dict[str, str]
+    max_length: int
+    base_model: str
+    parent: str | None = None
+    recipe: dict[str, Any]
+    metrics: dict[str, float]
+    primary_metric: str
+    data: dict[str, Any]
+    loads_in: tuple[str, ...]
+    weights_sha256: str
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A model folder with its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def read(cls, path: Path) -> Artifact:
+        """Read an artifact folder, or the artifact inside a run folder.
+
+        Raises:
+            ModelError: there is no artifact at `path`, or its manifest is damaged or too new.
+        """
+        if not (path / MANIFEST).is_file() and (path / "artifact" / MANIFEST).is_file():
+            path = path / "artifact"
+        file = path / MANIFEST
+        if not file.is_file():
+            raise _not_an_artifact(path)
+        try:
+            manifest = Manifest.model_validate(json.loads(file.read_text(encoding="utf-8")))
+        except (ValidationError, ValueError) as error:
+            problem = Problem(
+                where=Where(file=str(file)),
+                expected=f"a manifest of format {FORMAT_VERSION}",
+                got=str(error).splitlines()[0],
+                todo="Use the Chainrule version that wrote it, or train again.",
+            )
+            raise ModelError(f"The manifest {file} cannot be read.", [problem]) from None
+        return cls(path, manifest)
+
+    @property
+    def run_folder(self) -> Path | None:
+        """The run folder this artifact lies in, if it still does."""
+        parent = self.path.parent
+        return parent if (parent / "resolved.yaml").is_file() else None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder: recipe.yaml, resolved.yaml, environment.json, events.jsonl, artifact/, report.html."""
+
+    path: Path
+
+    @property
+    def artifact(self) -> Artifact:
+        return Artifact.read(self.path / "artifact")
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The JSON document that `train` printed. Empty for a run that did not finish."""
+        file = self.path / "summary.json"
+        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """Every step and epoch in order; a torn last line (a run killed while writing) is left out."""
+        file = self.path / "events.jsonl"
+        if not file.is_file():
+            return
+        with file.open(encoding="utf-8") as lines:
+            for line in lines:
+                if line.endswith("\n"):
+                    yield json.loads(line)
+
+
+def _not_an_artifact(path: Path) -> ModelError:
+    if not path.exists():
+        got = "no such folder"
+    elif (path / "recipe.yaml").is_file():
+        got = "a run that has not finished: it has no artifact"
+    else:
+        got = "a path without chainrule.json"
+    problem = Problem(
+        where=Where(file=str(path)),
+        expected="a run folder or an artifact folder",
+        got=got,
+        todo="Give the folder that `chainrule train --out` wrote.",
+    )
+    return ModelError(f"There is no fine-tuned model at {path}.", [problem])

@@ -1,0 +1,108 @@
+"""The Report: what `check` and `evaluate` found, as frozen data that turns into JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from chainrule.errors import Problem
+
+
+class Report(BaseModel):
+    """Base of all reports."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    def as_dict(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", by_alias=True)
+
+
+class Finding(Report):
+    """One kind of thing that was noticed in the data, with the rows it concerns.
+
+    Attributes:
+        kind: a stable short name ("empty-text", "duplicate-input", …).
+        severity: "error" stops, "warning" does not, "info" is for the record.
+        rows: up to 50 data row numbers (1-based); `count` is the true number.
+    """
+
+    kind: str
+    severity: str
+    message: str
+    todo: str = ""
+    split: str | None = None
+    file: str | None = None
+    count: int = 0
+    rows: tuple[int, ...] = ()
+
+
+class SplitSummary(Report):
+    """Size and make-up of one split."""
+
+    rows: int
+    file: str | None
+    labels: dict[str, int] = Field(default_factory=dict)
+    lengths: dict[str, float] = Field(default_factory=dict)
+
+
+class CheckReport(Report):
+    """What `check` found. `problems` are the errors, row by row; `findings` the summary by kind."""
+
+    task: str
+    source: str
+    fields: dict[str, str]
+    splits: dict[str, SplitSummary]
+    labels: tuple[str, ...]
+    findings: tuple[Finding, ...]
+    problems: tuple[Problem, ...] = Field(default=(), exclude=True)
+    cut: dict[str, Any] | None = None
+    max_length: int | None = None
+
+    @property
+    def ok(self) -> bool:
+        return not any(finding.severity == "error" for finding in self.findings)
+
+    def as_dict(self) -> dict[str, Any]:
+        return super().as_dict() | {"ok": self.ok, "problems": [problem.as_dict() for problem in self.problems]}
+
+
+class Estimate(Report):
+    """A value with its 95 % interval (bootstrap over rows)."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Verdict(Report):
+    """Whether the model is better than the best cheap baseline, on the primary metric, over the same rows.
+
+    `difference`, `low` and `high` are model minus baseline in the metric's own unit (rmse: baseline minus model,
+    so that positive always means better). The statement is about this trained model, not about other seeds.
+    """
+
+    text: str
+    baseline: str | None = None
+    better: bool = False
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p_value: float | None = None
+
+
+class EvaluationReport(Report):
+    """What `evaluate` found."""
+
+    artifact: str
+    task: str
+    data: str
+    split: str | None
+    metrics: dict[str, Estimate]
+    primary_metric: str
+    baselines: dict[str, dict[str, Estimate]] = Field(default_factory=dict)
+    verdict: Verdict
+    rows: int
+    limit: int | None = None
+    detail: dict[str, Any] = Field(default_factory=dict)
+    findings: tuple[Finding, ...] = ()

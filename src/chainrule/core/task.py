@@ -1,0 +1,108 @@
+"""The Task: what a row means, which head, which loss, which metrics. A task is a table, not a trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+FieldKind = Literal["text", "class", "classes", "number"]
+
+
+@dataclass(frozen=True)
+class FieldSpec:
+    """One field of a row.
+
+    Attributes:
+        name: the field's name in recipes and flags ("text", "label", …).
+        kind: "text"; "class" (one label); "classes" (several labels, joined by "|" or a JSON list); "number".
+        aliases: column names that are taken for this field when none is named, best first.
+        required: whether every row must have it.
+    """
+
+    name: str
+    kind: FieldKind
+    aliases: tuple[str, ...]
+    required: bool = True
+
+    @property
+    def is_input(self) -> bool:
+        return self.kind == "text"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says of some rows, without logits.
+
+    Attributes:
+        values: what is scored: class indexes (n,), a 0/1 matrix (n, labels), or numbers (n,).
+        scores: the model's confidence in each value: (n,), or (n, labels) for several labels.
+        losses: the loss of each row, or None where the targets are unknown.
+    """
+
+    values: np.ndarray
+    scores: np.ndarray
+    losses: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+class Objective(Protocol):
+    """Forward and backward of one micro-batch. Others (distillation, R-Drop, …) wrap it."""
+
+    def accumulate(self, model: Any, batch: Any) -> tuple[Any, int]:
+        """Add this micro-batch's gradients of the *summed* loss; return (loss sum as a 0-d tensor, count)."""
+        ...
+
+
+class Decode(Protocol):
+    def __call__(self, logits: np.ndarray, targets: np.ndarray | None) -> Predictions: ...
+
+
+class MakeObjective(Protocol):
+    def __call__(self, loss: Any, class_counts: np.ndarray | None) -> Objective: ...
+
+
+class Measure(Protocol):
+    """All metrics of predictions against targets, including the primary one, by their standard names."""
+
+    def __call__(self, targets: np.ndarray, predictions: Predictions) -> dict[str, float]: ...
+
+
+class Detail(Protocol):
+    """Tables for a person: per-class scores, confusion matrix, scatter. Plain JSON values."""
+
+    def __call__(self, targets: np.ndarray, predictions: Predictions, labels: Sequence[str]) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task as a table of functions.
+
+    Attributes:
+        problem_type: transformers' name for it, written to config.json.
+        measure: every metric at once, used for validation and for the point estimates of `evaluate`.
+    """
+
+    name: str
+    summary: str
+    fields: tuple[FieldSpec, ...]
+    default_model: str
+    primary_metric: str
+    problem_type: str
+    measure: Measure
+    detail: Detail
+    decode: Decode
+    objective: MakeObjective
+    losses: Mapping[str, str]
+
+    @property
+    def inputs(self) -> tuple[FieldSpec, ...]:
+        return tuple(field for field in self.fields if field.is_input)
+
+    @property
+    def target(self) -> FieldSpec:
+        return next(field for field in self.fields if not field.is_input)

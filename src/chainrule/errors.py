@@ -1,0 +1,106 @@
+"""Everything Chainrule raises on purpose.
+
+    ChainruleError              exit code 1, our fault unless a subclass says otherwise
+    ├── UserError               exit code 2, the input is wrong; carries every problem found
+    │   ├── DataError           rows, columns, files
+    │   ├── RecipeError         keys and values of a recipe
+    │   ├── ModelError          a model folder or name that cannot be used
+    │   ├── OutputError         an output path that cannot be written
+    │   └── MissingExtraError   an optional package that is not installed
+    └── AssetError              a download that failed or whose digest is wrong
+
+Each message says what was expected, what was got and what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Where:
+    """A place in the user's input. `row` is the 1-based data row, `line` the 1-based line of the file."""
+
+    file: str | None = None
+    row: int | None = None
+    line: int | None = None
+    field: str | None = None
+
+    def __str__(self) -> str:
+        parts = [self.file] if self.file else []
+        if self.row is not None:
+            parts.append(f"row {self.row}")
+        if self.line is not None:
+            parts.append(f"line {self.line}")
+        if self.field is not None:
+            parts.append(f"field {self.field!r}")
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with the input: where it is, what was expected, what was got, what to do."""
+
+    expected: str
+    got: str
+    todo: str
+    where: Where = field(default_factory=Where)
+
+    def __str__(self) -> str:
+        place = f"{self.where}: " if str(self.where) else ""
+        return f"{place}expected {self.expected}, got {self.got}. {self.todo}"
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"where": asdict(self.where), "expected": self.expected, "got": self.got, "todo": self.todo}
+
+
+class ChainruleError(Exception):
+    """The root of the tree."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, problems: Sequence[Problem] = ()) -> None:
+        super().__init__(message)
+        self.message = message
+        self.problems = tuple(problems)
+
+    def __str__(self) -> str:
+        shown = [f"  - {problem}" for problem in self.problems[:20]]
+        if len(self.problems) > 20:
+            shown.append(f"  … and {len(self.problems) - 20} more (all of them with --json)")
+        return "\n".join([self.message, *shown])
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"error": {"message": self.message, "problems": [problem.as_dict() for problem in self.problems]}}
+
+
+class UserError(ChainruleError):
+    """The user's input is wrong."""
+
+    exit_code = 2
+
+
+class DataError(UserError):
+    """Rows, columns or files of the data are wrong."""
+
+
+class RecipeError(UserError):
+    """A recipe has unknown keys or values out of range."""
+
+
+class ModelError(UserError):
+    """A model folder or name cannot be used."""
+
+
+class OutputError(UserError):
+    """An output path cannot be written."""
+
+
+class MissingExtraError(UserError):
+    """An optional package is needed and not installed."""
+
+
+class AssetError(ChainruleError):
+    """A catalog asset could not be fetched or is not what it should be."""

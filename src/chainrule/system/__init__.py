@@ -1,0 +1,1 @@
+"""The ground floor: files, assets, devices, memory, seeds, optional packages, progress."""

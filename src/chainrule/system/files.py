@@ -1,0 +1,122 @@
+"""Files that are either there whole or not there at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from chainrule.errors import OutputError, Problem, Where
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it replaces `path` by one rename, on failure it is removed."""
+    with output_errors(path):
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically. NaN and infinities are refused: they are not JSON."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; on success it becomes `path` by one rename, on failure it is removed.
+
+    Raises:
+        OutputError: `path` exists, or its parent cannot be written.
+    """
+    refuse_existing(path)
+    with output_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+        try:
+            yield temporary
+            temporary.chmod(0o777 & ~_umask())
+            temporary.replace(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def refuse_existing(path: Path) -> None:
+    """Raise OutputError if something is already at `path`; nothing is ever overwritten."""
+    if path.exists() or path.is_symlink():
+        problem = Problem(
+            where=Where(file=str(path)),
+            expected="a path that does not exist yet",
+            got="an existing " + ("folder" if path.is_dir() else "file"),
+            todo="Choose another --out, or move the old one away: nothing is overwritten.",
+        )
+        raise OutputError(f"The output path {path} exists already.", [problem])
+
+
+@contextmanager
+def output_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals to write near `path` into an OutputError that says what to do."""
+    try:
+        yield
+    except PermissionError as error:
+        problem = Problem(
+            where=Where(file=str(path)),
+            expected="a folder you may write to",
+            got="no write permission",
+            todo="Choose another --out, or change the folder's permissions.",
+        )
+        raise OutputError(f"No permission to write {path}.", [problem]) from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        problem = Problem(
+            where=Where(file=str(path)),
+            expected="an output path inside a folder",
+            got=f"{error.filename or path} is not there or is not a folder",
+            todo="Choose another --out.",
+        )
+        raise OutputError(f"Cannot write {path}.", [problem]) from error
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        problem = Problem(
+            where=Where(file=str(path)),
+            expected="room on the disk",
+            got=error.strerror or str(error),
+            todo="Free some space or choose another --out.",
+        )
+        raise OutputError(f"The disk that holds {path} is full or read-only.", [problem]) from error
+
+
+def sha256(path: Path) -> str:
+    """The hexadecimal SHA-256 of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+_NO_ROOM = {28, 30, 122}  # ENOSPC, EROFS, EDQUOT
