@@ -223,7 +223,10 @@ def parse_setting(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         problem = Problem(
-            where=Where(field="--set"), expected="key.path=value", got=repr(text), todo="Try --set optimizer.learning_rate=2e-5."
+            where=Where(field="--set"),
+            expected="key.path=value",
+            got=repr(text),
+            todo="Try --set optimizer.learning_rate=2e-5.",
         )
         raise RecipeError(f"Cannot read --set {text!r}.", [problem])
     try:
@@ -256,7 +259,9 @@ def _problem(item: Any, path: str, model: type[BaseModel], file: str | None) -> 
             todo="Correct the spelling or remove it.",
         )
     if kind == "missing":
-        return Problem(where=where, expected="a value", got="nothing", todo=f"Set {path!r} in the recipe or by its flag.")
+        return Problem(
+            where=where, expected="a value", got="nothing", todo=f"Set {path!r} in the recipe or by its flag."
+        )
     message = str(item["msg"]).removeprefix("Input should be ").removeprefix("Value error, ")
     shown = repr(got)
     return Problem(
@@ -280,7 +285,7 @@ class _NumberLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
+            event = self.peek_event()  # type: ignore[no-untyped-call]
             raise yaml.constructor.ConstructorError(None, None, "aliases (*name) are not allowed", event.start_mark)
         return super().compose_node(parent, index)
 
@@ -304,7 +309,9 @@ def _read_yaml(path: Path) -> Any:
 
 
 def _unreadable(path: Path, expected: str, got: str, line: int | None = None) -> RecipeError:
-    problem = Problem(where=Where(file=str(path), line=line), expected=expected, got=got, todo="Correct the recipe file.")
+    problem = Problem(
+        where=Where(file=str(path), line=line), expected=expected, got=got, todo="Correct the recipe file."
+    )
     return RecipeError(f"Cannot read the recipe {path}.", [problem])
 
 

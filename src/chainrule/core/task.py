@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
+
+from chainrule.core.recipe import Spec
 
 FieldKind = Literal["text", "class", "classes", "number"]
 
@@ -59,11 +61,15 @@ class Objective(Protocol):
 
 
 class Decode(Protocol):
+    """Logits (n, labels) to predictions; with targets, the loss of each row too."""
+
     def __call__(self, logits: np.ndarray, targets: np.ndarray | None) -> Predictions: ...
 
 
 class MakeObjective(Protocol):
-    def __call__(self, loss: Any, class_counts: np.ndarray | None) -> Objective: ...
+    """The base objective from the recipe's loss Spec and the training targets."""
+
+    def __call__(self, loss: Spec, targets: np.ndarray) -> Objective: ...
 
 
 class Measure(Protocol):
@@ -76,6 +82,12 @@ class Detail(Protocol):
     """Tables for a person: per-class scores, confusion matrix, scatter. Plain JSON values."""
 
     def __call__(self, targets: np.ndarray, predictions: Predictions, labels: Sequence[str]) -> dict[str, Any]: ...
+
+
+class PrepareHead(Protocol):
+    """Fit the fresh head of a model to the training targets before step one."""
+
+    def __call__(self, model: Any, targets: np.ndarray) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -97,7 +109,7 @@ class Task:
     detail: Detail
     decode: Decode
     objective: MakeObjective
-    losses: Mapping[str, str]
+    prepare_head: PrepareHead | None = None
 
     @property
     def inputs(self) -> tuple[FieldSpec, ...]:

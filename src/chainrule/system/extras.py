@@ -24,6 +24,8 @@ def require(module: str, *, extra: str, purpose: str) -> Any:
     except ModuleNotFoundError as error:
         line = f"pip install 'chainrule[{extra}]'"
         problem = Problem(
-            expected=f"the Python package {module.split('.')[0]!r}", got="not installed", todo=f"Run: {line}"
+            expected=f"the Python package {module.split('.', maxsplit=1)[0]!r}",
+            got="not installed",
+            todo=f"Run: {line}",
         )
         raise MissingExtraError(f"{purpose} needs an optional package: {line}", [problem]) from error
