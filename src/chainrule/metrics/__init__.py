@@ -1,0 +1,1 @@
+"""Metrics: pure functions of arrays; no torch and no files."""
