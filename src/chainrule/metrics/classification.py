@@ -172,9 +172,7 @@ def multilabel_detail(targets: np.ndarray, predictions: Predictions, labels: Seq
     }
 
 
-def _mistakes(
-    truth: np.ndarray, said: np.ndarray, labels: Sequence[str], support: np.ndarray
-) -> list[dict[str, Any]]:
+def _mistakes(truth: np.ndarray, said: np.ndarray, labels: Sequence[str], support: np.ndarray) -> list[dict[str, Any]]:
     wrong = truth != said
     codes, counts = np.unique(truth[wrong] * len(labels) + said[wrong], return_counts=True)
     order = np.lexsort((codes, -counts))[:TOP_PAIRS]
@@ -231,7 +229,9 @@ def _product(weights: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     """above / below, and 0 where `below` is 0."""
-    return np.divide(above, below, out=np.zeros(np.shape(below), dtype=np.float64), where=np.asarray(below) != 0)
+    ratio = np.zeros(np.shape(below), dtype=np.float64)
+    np.divide(above, below, out=ratio, where=np.asarray(below) != 0)
+    return ratio
 
 
 def _mean_of_present(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -63,7 +63,7 @@ def detail(targets: np.ndarray, predictions: Predictions, labels: Sequence[str])
 
     Returns:
         {"kind": "number", "rows": n, "field": name of the target field,
-         "scatter": [[target, prediction]] (at most 500 rows, evenly spaced through the file),
+         "scatter": {"targets": [...], "predictions": [...]} (at most 500 rows, evenly spaced through the file),
          "residuals": {"mean", "mean_absolute", "quantiles": {"0.05": …}} (prediction minus target),
          "targets": {"mean", "min", "max", "standard_deviation"}, "predictions": {the same}}.
     """
@@ -75,7 +75,7 @@ def detail(targets: np.ndarray, predictions: Predictions, labels: Sequence[str])
         "kind": "number",
         "rows": len(truth),
         "field": labels[0] if labels else "",
-        "scatter": [[float(truth[i]), float(said[i])] for i in shown],
+        "scatter": {"targets": truth[shown].tolist(), "predictions": said[shown].tolist()},
         "residuals": {
             "mean": float(residuals.mean()),
             "mean_absolute": float(np.abs(residuals).mean()),
@@ -107,7 +107,7 @@ def _check(targets: np.ndarray, predictions: Predictions) -> None:
 
 def _centred(values: np.ndarray) -> np.ndarray:
     """Deviations from the mean; exact zeros for a constant, where rounding would leave a spurious spread."""
-    return values - (values[0] if np.ptp(values) == 0 else values.mean())
+    return np.subtract(values, values[0] if np.ptp(values) == 0 else values.mean())
 
 
 def _ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
