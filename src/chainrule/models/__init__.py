@@ -1,0 +1,1 @@
+"""Pretrained models: the catalog, loading, looking inside, saving."""
