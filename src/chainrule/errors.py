@@ -6,6 +6,7 @@
     │   ├── RecipeError         keys and values of a recipe
     │   ├── ModelError          a model folder or name that cannot be used
     │   ├── OutputError         an output path that cannot be written
+    │   ├── DivergedError       a loss that is no longer a number
     │   └── MissingExtraError   an optional package that is not installed
     └── AssetError              a download that failed or whose digest is wrong
 
@@ -96,6 +97,10 @@ class ModelError(UserError):
 
 class OutputError(UserError):
     """An output path cannot be written."""
+
+
+class DivergedError(UserError):
+    """The loss or the gradient is no longer a finite number."""
 
 
 class MissingExtraError(UserError):

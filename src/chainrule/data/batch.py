@@ -1,0 +1,99 @@
+"""Which rows go together, in which order, and the padded tensors the model reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from chainrule.data.encode import Encoded
+
+# Batches are sorted by length inside windows of this many batches: nearly all padding goes, much of the shuffle stays.
+WINDOW_BATCHES = 50
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tensors of one micro-batch.
+
+    Attributes:
+        inputs: input_ids (b, t) int64, and attention_mask and token_type_ids (b, t) where the model needs them.
+        targets: (b,) or (b, labels), or None.
+        rows: (b,) int64 positions in the Encoded they came from.
+        tokens: real tokens, without padding.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    targets: torch.Tensor | None
+    rows: np.ndarray
+    tokens: int
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def epoch_order(
+    lengths: np.ndarray, batch_size: int, *, seed: int, epoch: int, group_by_length: bool
+) -> list[np.ndarray]:
+    """The batches of one epoch as row positions: a function of (seed, epoch) and nothing else.
+
+    Args:
+        lengths: (n,) tokens of each row.
+        group_by_length: put rows of similar length together, see WINDOW_BATCHES.
+    """
+    generator = np.random.default_rng([seed, epoch])
+    order = generator.permutation(len(lengths))
+    if group_by_length:
+        window = WINDOW_BATCHES * batch_size
+        windows = [order[start : start + window] for start in range(0, len(order), window)]
+        order = np.concatenate([part[np.argsort(-lengths[part], kind="stable")] for part in windows])
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    if group_by_length:
+        generator.shuffle(batches)
+    return batches
+
+
+def micro_batches(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    """Split the rows of one effective batch into pieces of at most `size` rows."""
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def collate(encoded: Encoded, rows: np.ndarray, *, pad_id: int, left: bool, device: torch.device) -> Batch:
+    """Pad the given rows to their longest and move them to the device.
+
+    The attention mask is left out where nothing is padded: attention without a mask is faster and gives the same.
+    """
+    lengths = encoded.lengths[rows]
+    width = int(lengths.max())
+    ids = np.full((len(rows), width), pad_id, dtype=np.int64)
+    types = np.zeros((len(rows), width), dtype=np.int64) if encoded.types is not None else None
+    mask = np.zeros((len(rows), width), dtype=np.int64)
+    for place, row in enumerate(rows):
+        start, end = encoded.offsets[row], encoded.offsets[row + 1]
+        span = slice(width - (end - start), width) if left else slice(0, end - start)
+        ids[place, span] = encoded.ids[start:end]
+        mask[place, span] = 1
+        if types is not None and encoded.types is not None:
+            types[place, span] = encoded.types[start:end]
+    inputs = {"input_ids": torch.from_numpy(ids).to(device)}
+    if int(lengths.min()) != width:
+        inputs["attention_mask"] = torch.from_numpy(mask).to(device)
+    if types is not None:
+        inputs["token_type_ids"] = torch.from_numpy(types).to(device)
+    targets = None if encoded.targets is None else torch.from_numpy(np.ascontiguousarray(encoded.targets[rows]))
+    if targets is not None:
+        targets = targets.to(device, torch.float32 if targets.is_floating_point() else torch.int64)
+    return Batch(inputs, targets, rows, int(lengths.sum()))
+
+
+def by_length(lengths: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
+    """Row positions for inference, longest first, each batch of at most about `tokens` padded tokens."""
+    order = np.argsort(-lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        width = max(int(lengths[order[start]]), 1)
+        size = max(1, tokens // width)
+        yield order[start : start + size]
+        start += size

@@ -1,0 +1,1 @@
+"""One interface to every artifact: rows in, predictions out, in streams."""

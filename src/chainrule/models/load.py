@@ -1,0 +1,147 @@
+"""Pretrained models and tokenizers from a catalog name, a folder or a hub name. Safetensors only, no remote code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from chainrule.core.recipe import Structure
+from chainrule.errors import ModelError, Problem, Where
+from chainrule.models.catalog import model_folder
+from chainrule.system.hub import hub_error
+
+LONGEST = 512
+
+# What the families call the same two probabilities.
+_DROPOUT = ("hidden_dropout_prob", "dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop")
+_ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
+
+
+def locate(name: str) -> str:
+    """The folder of a catalog name or a local folder; any other name is returned as it is: a hub name.
+
+    Raises:
+        ModelError: `name` looks like a path and there is no model folder.
+    """
+    folder = model_folder(name)
+    if folder is not None:
+        return str(folder)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise _unusable(name, "a folder with config.json", "a folder without", "Give a Hugging Face model folder.")
+        return str(path)
+    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        got = "a file" if path.exists() else "no such folder"
+        raise _unusable(name, "a model folder, a catalog name or a hub name", got, "See `chainrule show catalog`.")
+    return name
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer that belongs to a model; it always has a padding token.
+
+    Raises:
+        ModelError: there is none, or it cannot be reached.
+    """
+    place = locate(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place)
+    except (OSError, ValueError, KeyError) as error:
+        raise _load_error(name, place, error) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    return tokenizer
+
+
+def token_limit(name: str, tokenizer: Any, wanted: int | None) -> int:
+    """The number of tokens a row may have: what the recipe says, else what the model allows, at most 512.
+
+    Raises:
+        ModelError: the recipe wants more than the model has positions.
+    """
+    config = _config(name, locate(name))
+    positions = getattr(config, "max_position_embeddings", None) or LONGEST
+    if getattr(config, "model_type", "") in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl"):
+        positions -= 2  # their positions start after the padding index
+    if wanted is not None and wanted > positions:
+        raise _unusable(
+            name, f"max_length of at most {positions}", str(wanted), f"Set model.max_length to {positions}."
+        )
+    return wanted or min(positions, int(min(tokenizer.model_max_length, LONGEST)), LONGEST)
+
+
+def load_classifier(
+    name: str, tokenizer: Any, labels: Sequence[str], problem_type: str, structure: Structure, *, seed: int
+) -> Any:
+    """A pretrained model with a sequence-classification head for `labels`, in float32.
+
+    The head is fresh unless the model already has one for as many labels; `seed` decides its values.
+
+    Raises:
+        ModelError: the model cannot be found, is not in safetensors, or has no such head.
+    """
+    place = locate(name)
+    config = _config(name, place)
+    config.num_labels = len(labels)
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: index for index, label in enumerate(labels)}
+    config.problem_type = problem_type
+    _set_first(config, _DROPOUT, structure.dropout)
+    _set_first(config, _ATTENTION_DROPOUT, structure.attention_dropout)
+    if config.pad_token_id is None:
+        config.pad_token_id = tokenizer.pad_token_id
+    torch.manual_seed(seed)
+    return _load(AutoModelForSequenceClassification, name, place, config=config, ignore_mismatched_sizes=True)
+
+
+def load_saved_classifier(folder: Path) -> Any:
+    """A fine-tuned classifier from an artifact folder, in float32."""
+    return _load(AutoModelForSequenceClassification, str(folder), str(folder))
+
+
+def _load(factory: Any, name: str, place: str, **options: Any) -> Any:
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # a fresh head is expected, not worth a table of missing keys
+    transformers_logging.disable_progress_bar()
+    try:
+        return factory.from_pretrained(place, dtype=torch.float32, use_safetensors=True, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise _load_error(name, place, error) from error
+    finally:
+        transformers_logging.set_verbosity(level)
+
+
+def _config(name: str, place: str) -> Any:
+    try:
+        return AutoConfig.from_pretrained(place)
+    except (OSError, ValueError, KeyError) as error:
+        raise _load_error(name, place, error) from error
+
+
+def _set_first(config: Any, names: Sequence[str], value: float | None) -> None:
+    if value is None:
+        return
+    found = [name for name in names if hasattr(config, name)]
+    if not found:
+        raise _unusable(
+            str(config.model_type), f"a model with one of {', '.join(names)}", "none", "Remove it from `structure`."
+        )
+    for name in found:
+        setattr(config, name, value)
+
+
+def _load_error(name: str, place: str, error: Exception) -> ModelError:
+    if not Path(place).is_dir():
+        return hub_error(name, error)
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return _unusable(name, "a Hugging Face model folder with safetensors weights", reason, "Check the folder's files.")
+
+
+def _unusable(name: str, expected: str, got: str, todo: str) -> ModelError:
+    problem = Problem(where=Where(field="model.name", file=name), expected=expected, got=got, todo=todo)
+    return ModelError(f"The model {name!r} cannot be used.", [problem])

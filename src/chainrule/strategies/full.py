@@ -1,0 +1,28 @@
+"""Train every parameter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from chainrule.core.recipe import Optimizer, Section
+from chainrule.strategies.base import Phase, decayed_groups
+
+
+class Options(Section):
+    """`full` has no options."""
+
+
+class Full:
+    """Every parameter is trained from the first step."""
+
+    default_learning_rate = 5e-5
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+
+    def phases(self, model: Any, optimizer: Optimizer, steps: int) -> list[Phase]:
+        names = [name for name, _ in model.named_parameters()]
+        return [Phase(0, decayed_groups(model, names, optimizer))]
+
+    def finish(self, model: Any) -> Any:
+        return model

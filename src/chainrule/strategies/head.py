@@ -1,0 +1,28 @@
+"""Train the head alone: a probe of what the pretrained features already tell."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from chainrule.core.recipe import Optimizer, Section
+from chainrule.models.inspect import anatomy
+from chainrule.strategies.base import Phase, decayed_groups
+
+
+class Options(Section):
+    """`head` has no options."""
+
+
+class Head:
+    """Everything above the last layer (pooler and classifier) is trained; the encoder runs without dropout."""
+
+    default_learning_rate = 1e-3
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+
+    def phases(self, model: Any, optimizer: Optimizer, steps: int) -> list[Phase]:
+        return [Phase(0, decayed_groups(model, anatomy(model).head, optimizer))]
+
+    def finish(self, model: Any) -> Any:
+        return model

@@ -1,0 +1,22 @@
+"""The shelf of tasks: name -> table of fields, head, objective, decoding and metrics."""
+
+from __future__ import annotations
+
+from chainrule.core.recipe import unknown_name
+from chainrule.core.task import Task
+from chainrule.tasks import multi_label_classification, regression, text_classification
+
+TASKS: dict[str, Task] = {
+    task.name: task for task in (text_classification.TASK, multi_label_classification.TASK, regression.TASK)
+}
+
+
+def find_task(name: str) -> Task:
+    """The task of that name.
+
+    Raises:
+        RecipeError: there is no such task; the message lists the tasks there are.
+    """
+    if name not in TASKS:
+        raise unknown_name("task", name, tuple(TASKS))
+    return TASKS[name]

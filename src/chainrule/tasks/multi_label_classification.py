@@ -1,0 +1,33 @@
+"""Any number of labels for a text or a pair of texts."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.special import expit
+
+from chainrule.core.task import FieldSpec, Predictions, Task
+from chainrule.metrics import classification
+from chainrule.tasks.fields import TEXT_FIELDS
+from chainrule.tasks.objectives import binary_cross_entropy
+
+
+def _decode(logits: np.ndarray, targets: np.ndarray | None) -> Predictions:
+    logits = logits.astype(np.float64)
+    losses = None
+    if targets is not None:
+        losses = (np.logaddexp(0.0, logits) - logits * targets).mean(-1)
+    return Predictions((logits > 0).astype(np.uint8), expit(logits), losses)
+
+
+TASK = Task(
+    name="multi-label-classification",
+    summary="any number of labels for a text or a pair of texts",
+    fields=(*TEXT_FIELDS, FieldSpec("labels", "classes", ("labels", "label", "tags", "categories"))),
+    default_model="minilm",
+    primary_metric="micro_f1",
+    problem_type="multi_label_classification",
+    measure=classification.multilabel_measure,
+    detail=classification.multilabel_detail,
+    decode=_decode,
+    objective=binary_cross_entropy,
+)

@@ -1,0 +1,35 @@
+"""A number for a text or a pair of texts."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from chainrule.core.task import FieldSpec, Predictions, Task
+from chainrule.metrics import regression
+from chainrule.models.heads import scale_output
+from chainrule.tasks.fields import TEXT_FIELDS
+from chainrule.tasks.objectives import mean_squared_error
+
+
+def _decode(logits: np.ndarray, targets: np.ndarray | None) -> Predictions:
+    values = logits.astype(np.float64)[:, 0]
+    losses = None if targets is None else np.square(values - targets)
+    return Predictions(values, np.ones_like(values), losses)
+
+
+TASK = Task(
+    name="regression",
+    summary="a number for a text or a pair of texts",
+    fields=(
+        *TEXT_FIELDS,
+        FieldSpec("score", "number", ("score", "rating", "stars", "similarity", "label", "target", "y")),
+    ),
+    default_model="minilm",
+    primary_metric="spearman",
+    problem_type="regression",
+    measure=regression.measure,
+    detail=regression.detail,
+    decode=_decode,
+    objective=mean_squared_error,
+    prepare_head=scale_output,
+)

@@ -1,0 +1,1 @@
+"""Training: one loop, and the driver that logs, validates, saves and stops."""

@@ -1,0 +1,89 @@
+"""Short measurements before step one: which number format is faster here, and how many steps fit into the time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from chainrule.core.task import Objective
+from chainrule.data.batch import Batch, micro_batches
+from chainrule.system.seed import kept_generators
+from chainrule.training.loop import MakeOptimizer
+
+REPEATS = 2
+SAFETY = 0.9
+
+
+def faster_precision(model: Any, objective: Objective, batch: Batch) -> tuple[str, dict[str, float]]:
+    """Forward and backward of one batch in float32 and bfloat16 autocast, in turn.
+
+    Returns:
+        The faster format, and the median seconds of each.
+    """
+    seconds: dict[str, list[float]] = {"float32": [], "bfloat16": []}
+    device = batch.inputs["input_ids"].device.type
+    with kept_generators():
+        for repeat in range(REPEATS + 1):
+            for precision, times in seconds.items():
+                began = time.perf_counter()
+                with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+                    objective.accumulate(model, batch)
+                model.zero_grad(set_to_none=True)
+                if repeat:  # the first one of each warms up
+                    times.append(time.perf_counter() - began)
+    medians = {precision: median(times) for precision, times in seconds.items()}
+    return min(medians, key=lambda precision: medians[precision]), medians
+
+
+def seconds_per_token(
+    model: Any,
+    objective: Objective,
+    batches: Sequence[np.ndarray],
+    load: Callable[[np.ndarray], Batch],
+    autocast: Callable[[], Any],
+    micro_batch_size: int,
+) -> float:
+    """Seconds of forward and backward per padded token, over a few of the run's own batches."""
+    times, tokens = [], []
+    with kept_generators():
+        for number, rows in enumerate([batches[0], *batches]):
+            began = time.perf_counter()
+            size = 0
+            for part in micro_batches(rows, micro_batch_size):
+                batch = load(part)
+                size += batch.inputs["input_ids"].numel()
+                with autocast():
+                    objective.accumulate(model, batch)
+            if number:
+                times.append(time.perf_counter() - began)
+                tokens.append(size)
+            model.zero_grad(set_to_none=True)
+    return sum(times) / sum(tokens)
+
+
+def optimizer_seconds(groups: list[dict[str, Any]], make_optimizer: MakeOptimizer) -> float:
+    """Seconds of one optimizer step over the groups. Learning rate and decay are 0, so nothing changes."""
+    still = [{**group, "lr": 0.0, "weight_decay": 0.0} for group in groups]
+    for group in still:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer = make_optimizer(still)
+    optimizer.step()
+    began = time.perf_counter()
+    optimizer.step()
+    seconds = time.perf_counter() - began
+    optimizer.zero_grad(set_to_none=True)
+    return seconds
+
+
+def steps_that_fit(
+    seconds: float, batches: Sequence[np.ndarray], lengths: np.ndarray, token_seconds: float, step_seconds: float
+) -> int:
+    """How many of the planned batches fit into `seconds`, with a margin; at least one."""
+    cost = np.array([lengths[rows].max() * len(rows) * token_seconds + step_seconds for rows in batches])
+    return max(1, int(np.searchsorted(np.cumsum(cost), seconds * SAFETY, side="right")))
