@@ -46,16 +46,30 @@ def weighted(targets: np.ndarray, values: np.ndarray, weights: np.ndarray) -> di
     Returns:
         name -> (r,).
     """
-    targets, values = np.asarray(targets, dtype=np.float64), np.asarray(values, dtype=np.float64)
-    rows = weights.sum(axis=1)
+    return {
+        "pearson": weighted_pearson(targets, values, weights),
+        "spearman": weighted_spearman(targets, values, weights),
+        "rmse": weighted_rmse(targets, values, weights),
+    }
+
+
+def weighted_pearson(targets: np.ndarray, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Pearson's correlation for each weighting of the rows: (n,), (n,), (r, n) -> (r,)."""
     x, y = _centred(targets), _centred(values)
     sums = weights @ np.stack([x, y, x * x, y * y, x * y], axis=1)
-    ranked = _rank_sums(_ranks(targets, weights), _ranks(values, weights), weights)
-    return {
-        "pearson": _correlation(sums, rows),
-        "spearman": _correlation(ranked, rows),
-        "rmse": np.sqrt(weights @ (targets - values) ** 2 / rows),
-    }
+    return _correlation(sums, weights.sum(axis=1))
+
+
+def weighted_spearman(targets: np.ndarray, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Spearman's correlation, ranked anew in each weighting of the rows: (n,), (n,), (r, n) -> (r,)."""
+    sums = _rank_sums(_ranks(np.asarray(targets), weights), _ranks(np.asarray(values), weights), weights)
+    return _correlation(sums, weights.sum(axis=1))
+
+
+def weighted_rmse(targets: np.ndarray, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The root of the mean squared error for each weighting of the rows: (n,), (n,), (r, n) -> (r,)."""
+    squares = (np.asarray(targets, dtype=np.float64) - np.asarray(values, dtype=np.float64)) ** 2
+    return np.asarray(np.sqrt(weights @ squares / weights.sum(axis=1)))
 
 
 def detail(targets: np.ndarray, predictions: Predictions, labels: Sequence[str]) -> dict[str, Any]:
@@ -107,7 +121,9 @@ def _check(targets: np.ndarray, predictions: Predictions) -> None:
 
 def _centred(values: np.ndarray) -> np.ndarray:
     """Deviations from the mean; exact zeros for a constant, where rounding would leave a spurious spread."""
-    return np.subtract(values, values[0] if np.ptp(values) == 0 else values.mean())
+    values = np.asarray(values, dtype=np.float64)
+    centre = float(values[0]) if np.ptp(values) == 0 else float(values.mean())
+    return values - centre
 
 
 def _ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""Evaluation: intervals, baselines, the verdict, and the report for people."""

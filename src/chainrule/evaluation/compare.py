@@ -1,0 +1,222 @@
+"""The verdict: is the model better than the best cheap baseline, on the same rows, beyond chance?
+
+Every predictor is resampled together with the others, row by row, so that their scores and differences come from the
+same resamples. The verdict is about one trained model on these rows; other seeds of the same recipe may differ.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from chainrule.core.report import Estimate, Verdict
+from chainrule.core.task import Predictions, Task
+from chainrule.evaluation import significance
+from chainrule.evaluation.verdicts import verdict_text
+from chainrule.metrics import classification, regression
+
+Scores = dict[str, np.ndarray]
+MIN_ROWS = 30  # fewer rows than this get no verdict
+LOWER_IS_BETTER = frozenset({"rmse", "loss"})
+_SHARES = frozenset({"accuracy", "exact_match"})
+_MODEL = ""  # the model's key among the predictors
+
+_WEIGHTED: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], Scores]] = {
+    "class": classification.weighted,
+    "classes": classification.multilabel_weighted,
+    "number": regression.weighted,
+}
+
+
+def judge(
+    task: Task,
+    targets: np.ndarray,
+    model: Predictions,
+    baselines: Mapping[str, Predictions],
+    *,
+    chosen: str | None,
+    labels: Sequence[str],
+) -> tuple[dict[str, Estimate], dict[str, dict[str, Estimate]], Verdict, dict[str, Any]]:
+    """Score the model and the baselines with 95 % intervals and say whether the model is better.
+
+    Args:
+        task: names the kind of target, the primary metric, and `measure` and `detail`.
+        targets: what is true of each row: class indexes (n,), a 0/1 matrix (n, labels), or numbers (n,); n ≥ 1.
+        model: the model's predictions of the same rows.
+        baselines: name -> predictions of the same rows.
+        chosen: the baseline that was better on validation, which the verdict compares with; None for none.
+        labels: names of the classes, in index order.
+
+    Returns:
+        The model's metrics, each baseline's metrics, the verdict, and `task.detail` with the verdict's numbers added
+        under "verdict" (what `verdict_text` takes, so that a report can say it in another language).
+
+    Raises:
+        ValueError: no rows, shapes that differ, or `chosen` is not among the baselines.
+    """
+    if chosen is not None and chosen not in baselines:
+        raise ValueError(f"the chosen baseline {chosen!r} is not among {sorted(baselines)}")
+    predictors = {_MODEL: model, **baselines}
+    points = {name: task.measure(targets, predictions) for name, predictions in predictors.items()}
+    replicates = _replicates(task.target.kind, targets, predictors)
+    estimates = {
+        name: {metric: _estimate(metric, value, replicates[name], len(targets)) for metric, value in scores.items()}
+        for name, scores in points.items()
+    }
+    numbers = _numbers(task, targets, predictors, chosen, replicates, points)
+    fields = ("baseline", "better", "difference", "low", "high", "p_value")
+    verdict = Verdict(text=verdict_text(numbers, "en"), **{field: numbers[field] for field in fields})
+    detail = task.detail(targets, model, labels) | {"verdict": numbers}
+    return estimates.pop(_MODEL), estimates, verdict, detail
+
+
+def _replicates(kind: str, targets: np.ndarray, predictors: Mapping[str, Predictions]) -> dict[str, Scores]:
+    """Bootstrap scores (R,) of each predictor by metric, all from the same resamples."""
+    values = [predictions.values for predictions in predictors.values()]
+    first, counts = _cells(kind, targets, values)
+    names: list[tuple[str, str]] = []
+
+    def score(weights: np.ndarray) -> np.ndarray:
+        names.clear()
+        columns = []
+        for name, predictions in predictors.items():
+            for metric, scores in _WEIGHTED[kind](targets[first], predictions.values[first], weights).items():
+                names.append((name, metric))
+                columns.append(scores)
+        return np.stack(columns, axis=1)
+
+    found = significance.bootstrap(score, counts)
+    result: dict[str, Scores] = {name: {} for name in predictors}
+    for column, (name, metric) in enumerate(names):
+        result[name][metric] = found[:, column]
+    for name, losses in _loss_replicates(predictors).items():
+        result[name]["loss"] = losses
+    return result
+
+
+def _loss_replicates(predictors: Mapping[str, Predictions]) -> Scores:
+    losses = {name: item.losses for name, item in predictors.items() if item.losses is not None}
+    if not losses:
+        return {}
+    matrix = np.stack([np.asarray(column, dtype=np.float64) for column in losses.values()], axis=1)
+    found = significance.bootstrap(lambda weights: weights @ matrix / len(matrix), np.ones(len(matrix), dtype=np.int64))
+    return dict(zip(losses, found.T, strict=True))
+
+
+def _cells(kind: str, targets: np.ndarray, values: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """One row index for each distinct row of (targets, values …), and how many rows are like it."""
+    if kind == "number":
+        return np.arange(len(targets)), np.ones(len(targets), dtype=np.int64)
+    columns = [np.asarray(column).reshape(len(targets), -1) for column in (targets, *values)]
+    if kind == "classes":
+        packed = np.packbits(np.concatenate(columns, axis=1) > 0.5, axis=1)
+    else:
+        packed = np.concatenate(columns, axis=1).astype(np.int32)
+    packed = np.ascontiguousarray(packed)
+    keys = packed.view(np.dtype((np.void, packed.dtype.itemsize * packed.shape[1]))).ravel()
+    _, first, counts = np.unique(keys, return_index=True, return_counts=True)
+    return first, counts
+
+
+def _estimate(metric: str, value: float, replicates: Scores, rows: int) -> Estimate:
+    if metric in _SHARES:
+        low, high = significance.proportion_interval(round(value * rows), rows)
+    else:
+        low, high = significance.interval(replicates[metric], rows)
+    return Estimate(value=value, low=min(low, value), high=max(high, value))
+
+
+def _numbers(
+    task: Task,
+    targets: np.ndarray,
+    predictors: Mapping[str, Predictions],
+    chosen: str | None,
+    replicates: Mapping[str, Scores],
+    points: Mapping[str, dict[str, float]],
+) -> dict[str, Any]:
+    """What the verdict says, as plain JSON values."""
+    metric, rows = task.primary_metric, len(targets)
+    numbers: dict[str, Any] = {"metric": metric, "rows": rows, "baseline": chosen, "better": False, "worse": False}
+    numbers |= dict.fromkeys(("difference", "low", "high", "p_value", "rows_to_settle"))
+    if chosen is None:
+        return numbers
+    sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
+    difference = sign * (points[_MODEL][metric] - points[chosen][metric])
+    numbers["difference"] = difference
+    if rows < MIN_ROWS:
+        return numbers
+    drawn = sign * (replicates[_MODEL][metric] - replicates[chosen][metric])
+    p_value = _randomization_p(task, targets, predictors[_MODEL], predictors[chosen], difference)
+    found = significance.compare(difference, drawn, rows, p_value)
+    numbers |= {"low": found.low, "high": found.high, "p_value": found.p_value}
+    numbers |= {"better": found.low > 0, "worse": found.high < 0}
+    if not (numbers["better"] or numbers["worse"]):
+        numbers["rows_to_settle"] = _rows_to_settle(difference, float(drawn.std()), rows)
+    return numbers
+
+
+def _randomization_p(
+    task: Task, targets: np.ndarray, model: Predictions, baseline: Predictions, difference: float
+) -> float:
+    kind, metric = task.target.kind, task.primary_metric
+    if metric in _SHARES or (metric == "micro_f1" and kind == "class"):
+        right = [(targets == item.values).reshape(len(targets), -1).all(axis=1) for item in (model, baseline)]
+        return significance.mcnemar(*right)
+    if metric == "loss":
+        return _loss_p(model, baseline, difference)
+    pair = [np.asarray(item.values) for item in (model, baseline)]
+    first, counts = _cells(kind, targets, pair)
+    truth, pair = targets[first], [values[first] for values in pair]
+    scored = _swap_score(kind, metric)
+    if metric in ("pearson", "spearman"):
+        truth, pair = _standard(truth, metric), [_standard(values, metric) for values in pair]
+    both, truths = np.concatenate(pair), np.concatenate([truth, truth])
+
+    def swapped_difference(swapped: np.ndarray) -> np.ndarray:
+        kept = counts - swapped
+        first_scores = scored(truths, both, np.concatenate([kept, swapped], axis=1))
+        second_scores = scored(truths, both, np.concatenate([swapped, kept], axis=1))
+        return np.asarray(first_scores - second_scores)
+
+    observed = float(swapped_difference(np.zeros((1, len(counts))))[0])
+    return significance.randomization(swapped_difference, counts, observed)
+
+
+def _swap_score(kind: str, metric: str) -> Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
+    if metric in ("pearson", "spearman"):
+        return regression.weighted_pearson
+    if metric == "rmse":
+        return regression.weighted_rmse
+    return lambda targets, values, weights: _WEIGHTED[kind](targets, values, weights)[metric]
+
+
+def _standard(values: np.ndarray, metric: str) -> np.ndarray:
+    """Put predictions on one scale, since swapping is only fair between numbers that mean the same."""
+    values = stats.rankdata(values) if metric == "spearman" else np.asarray(values, dtype=np.float64)
+    spread = values.std() if np.ptp(values) > 0 else 0.0
+    return (values - values.mean()) / spread if spread > 0 else np.zeros(len(values))
+
+
+def _loss_p(model: Predictions, baseline: Predictions, difference: float) -> float:
+    if model.losses is None or baseline.losses is None:
+        raise ValueError("to compare losses both predictions need row losses")
+    gap = np.asarray(model.losses, dtype=np.float64) - np.asarray(baseline.losses, dtype=np.float64)
+    counts = np.ones(len(gap), dtype=np.int64)
+    return significance.randomization(lambda swapped: (1 - 2 * swapped) @ gap / len(gap), counts, difference)
+
+
+def _rows_to_settle(difference: float, spread: float, rows: int) -> int | None:
+    """How many more rows would show this difference four times in five, if it is real; None if out of reach."""
+    if difference == 0 or spread == 0:
+        return None
+    reach = float(stats.norm.isf(significance.LEVEL / 2) + stats.norm.isf(0.2))
+    asked = rows * (reach * spread / difference) ** 2
+    more = asked - rows
+    if not 0 < more <= 100 * rows:
+        return None
+    unit = 10 ** max(0, math.floor(math.log10(more)) - 1)
+    return int(math.ceil(more / unit) * unit)

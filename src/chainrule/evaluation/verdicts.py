@@ -1,0 +1,93 @@
+"""The verdict in words, in English and Chinese."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+Language = Literal["en", "zh"]
+
+_NAMES: dict[str, dict[Language, str]] = {
+    "majority": {"en": "the majority class", "zh": "多数类基线"},
+    "mean": {"en": "the mean", "zh": "均值基线"},
+    "tfidf": {"en": "TF-IDF", "zh": "TF-IDF 基线"},
+}
+_RAW = frozenset({"rmse", "loss"})  # in the target's own unit; everything else is told in points, hundredths
+
+
+def baseline_name(baseline: str, language: Language) -> str:
+    """A baseline's name as a reader knows it; an unknown one is returned as it is."""
+    return _NAMES.get(baseline, {}).get(language, baseline)
+
+
+def verdict_text(numbers: Mapping[str, Any], language: Language) -> str:
+    """The verdict in plain words.
+
+    Args:
+        numbers: what `judge` puts into the detail under "verdict": metric, rows, baseline, better, worse, difference,
+            low, high, p_value, rows_to_settle.
+        language: "en" or "zh".
+    """
+    return _english(numbers) if language == "en" else _chinese(numbers)
+
+
+def _english(numbers: Mapping[str, Any]) -> str:
+    rows, metric = numbers["rows"], numbers["metric"]
+    if numbers["baseline"] is None:
+        return "No verdict: there is no baseline to compare with."
+    name = baseline_name(numbers["baseline"], "en")
+    if numbers["low"] is None:
+        gap = _amount(numbers["difference"], metric, signed=True)
+        return (
+            f"No verdict: {rows} rows are too few to compare with {name} (difference {gap}{_unit(metric, 'en')} "
+            f"of {metric}); at least 30 are needed, some hundreds are better."
+        )
+    scope = f" This is about this trained model on these {rows:,} rows ({metric}), not about other seeds."
+    if numbers["better"] or numbers["worse"]:
+        sign = 1.0 if numbers["better"] else -1.0
+        low, high = sorted((sign * numbers["low"], sign * numbers["high"]))
+        gap = f"{_amount(sign * numbers['difference'], metric)}{_unit(metric, 'en')}"
+        span = f"95 % {_amount(low, metric)} to {_amount(high, metric)}"
+        return f"{'Better' if numbers['better'] else 'Worse'} than {name} by {gap} ({span}).{scope}"
+    gap = f"{_amount(numbers['difference'], metric, signed=True)}{_unit(metric, 'en')}"
+    span = f"95 % {_amount(numbers['low'], metric)} to {_amount(numbers['high'], metric)}"
+    more = numbers["rows_to_settle"]
+    settle = f" If the difference is real, about {more:,} more test rows would likely show it." if more else ""
+    return f"Not shown to be better than {name} (difference {gap}, {span}).{settle}{scope}"
+
+
+def _chinese(numbers: Mapping[str, Any]) -> str:
+    rows, metric = numbers["rows"], numbers["metric"]
+    if numbers["baseline"] is None:
+        return "没有结论：没有可比较的基线。"
+    name = baseline_name(numbers["baseline"], "zh")
+    if numbers["low"] is None:
+        gap = _amount(numbers["difference"], metric, signed=True)
+        return (
+            f"没有结论：只有 {rows} 行，太少，无法与{name}比较（{metric} 相差 {gap}{_unit(metric, 'zh')}）；"
+            f"至少需要 30 行，几百行更好。"
+        )
+    scope = f"此结论只针对这一个训练好的模型和这 {rows:,} 行数据（{metric}），不涉及其他随机种子。"
+    if numbers["better"] or numbers["worse"]:
+        sign = 1.0 if numbers["better"] else -1.0
+        low, high = sorted((sign * numbers["low"], sign * numbers["high"]))
+        gap = f"{_amount(sign * numbers['difference'], metric)}{_unit(metric, 'zh')}"
+        span = f"95 % 区间 {_amount(low, metric)} 至 {_amount(high, metric)}"
+        return f"{'优于' if numbers['better'] else '劣于'}{name}，相差 {gap}（{span}）。{scope}"
+    gap = f"{_amount(numbers['difference'], metric, signed=True)}{_unit(metric, 'zh')}"
+    span = f"95 % 区间 {_amount(numbers['low'], metric)} 至 {_amount(numbers['high'], metric)}"
+    more = numbers["rows_to_settle"]
+    settle = f"如果差异真实存在，大约再加 {more:,} 行测试数据就很可能显示出来。" if more else ""
+    return f"未能证明优于{name}（差异 {gap}，{span}）。{settle}{scope}"
+
+
+def _amount(value: float, metric: str, *, signed: bool = False) -> str:
+    text = f"{value:+.3g}" if metric in _RAW else f"{100 * value:+.1f}"
+    text = text if signed else text.removeprefix("+")
+    return text.replace("-", "−")
+
+
+def _unit(metric: str, language: Language) -> str:
+    if metric in _RAW:
+        return ""
+    return " points" if language == "en" else " 个百分点"
