@@ -1,0 +1,220 @@
+"""What a person should know about the rows before training on them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from chainrule.core.report import Finding, SplitSummary
+from chainrule.core.task import Task
+from chainrule.data.flaws import agree, count_rows, finding, shorten
+from chainrule.data.rows import Rows
+from chainrule.data.table import Table
+from chainrule.data.targets import Value
+from chainrule.errors import Problem, Where
+
+IMBALANCE = 10
+
+
+def check_splits(splits: Mapping[str, Rows], labels: Sequence[str], task: Task) -> tuple[list[Finding], list[Problem]]:
+    """All findings about usable rows: within each split, and between splits."""
+    findings: list[Finding] = []
+    problems: list[Problem] = []
+    noun = _noun(splits["train"])
+    for name, rows in splits.items():
+        findings += [*_duplicates(rows, name, noun), *_conflicts(rows, name, noun)]
+    findings += shared_between(splits, noun)
+    one, wrong = _one_class(splits["train"], labels, task)
+    findings += one
+    problems += wrong
+    if task.target.kind != "number" and not one:
+        findings += _class_sizes(splits["train"], labels)
+    return findings, problems
+
+
+def summary(rows: Rows, labels: Sequence[str], task: Task) -> SplitSummary:
+    """Size and make-up of a split; lengths are in characters (both texts of a pair together)."""
+    counts: dict[str, int] = {}
+    if task.target.kind != "number" and rows.values:
+        seen = _count(rows.values)
+        counts = {label: seen.get(label, 0) for label in labels}
+    lengths: dict[str, float] = {}
+    if len(rows):
+        characters = np.sum([[len(text) for text in texts] for texts in rows.inputs.values()], axis=0)
+        lengths = {
+            "characters_median": float(np.median(characters)),
+            "characters_95_percent": float(np.quantile(characters, 0.95)),
+            "characters_longest": float(characters.max()),
+        }
+    return SplitSummary(rows=len(rows), file=rows.table.file, labels=counts, lengths=lengths)
+
+
+def length_finding(lengths: np.ndarray, max_length: int, split: str, table: Table) -> Finding | None:
+    """A "too-long" warning if rows are longer than the model will read.
+
+    Args:
+        lengths: (n,) tokens of each row of `table`, special tokens included, before any are cut off.
+        max_length: the limit in tokens.
+    """
+    over = lengths > max_length
+    count = int(over.sum())
+    if count == 0:
+        return None
+    lost = int((lengths[over] - max_length).sum())
+    longest = int(lengths.max())
+    message = (
+        f"{count_rows(count, split)} ({share(count, len(lengths))}) {agree(count, 'are')} longer than {max_length} "
+        f"tokens; "
+        f"the longest has {longest:,}. {lost:,} tokens ({share(lost, int(lengths.sum()))} of all) will be cut off."
+    )
+    enough = int(np.quantile(lengths, 0.99, method="higher"))
+    todo = f"Raise --max-length if the model allows it ({longest} covers every row" + (
+        f", {enough} covers 99 %)." if max_length < enough < longest else ")."
+    )
+    return finding("too-long", "warning", message, todo=todo, split=split, file=table.file, rows=table.rows[over])
+
+
+def shared_between(splits: Mapping[str, Rows], noun: str) -> list[Finding]:
+    """Warnings about rows of a later split whose inputs an earlier split has too."""
+    findings = []
+    names = list(splits)
+    for position, later in enumerate(names):
+        for earlier in names[:position]:
+            mine, theirs = splits[later], splits[earlier]
+            shared = np.isin(mine.hashes, theirs.hashes)
+            count = int(shared.sum())
+            if not count:
+                continue
+            same = int(np.isin(mine.row_hashes[shared], theirs.row_hashes).sum())
+            differing = "" if same == count else f" ({count - same:,} of them with another label)"
+            message = (
+                f"{count_rows(count, later)} {agree(count, 'have')} the same {noun} as rows of {earlier}{differing}."
+            )
+            todo = f"Remove them from {earlier}: a score on {later} should be about rows the model has not seen."
+            findings.append(
+                finding(
+                    "shared-between-splits",
+                    "warning",
+                    message,
+                    todo=todo,
+                    split=later,
+                    file=mine.table.file,
+                    rows=mine.table.rows[shared],
+                )
+            )
+    return findings
+
+
+def share(part: int, whole: int) -> str:
+    """ "1.2 %"."""
+    percent = 100 * part / max(whole, 1)
+    return "under 0.1 %" if 0 < percent < 0.1 else f"{percent:.1f} %"
+
+
+def _noun(rows: Rows) -> str:
+    return "text" if len(rows.inputs) == 1 else "pair of texts"
+
+
+def _duplicates(rows: Rows, name: str, noun: str) -> list[Finding]:
+    first = np.unique(rows.hashes, return_index=True)[1]
+    again = np.ones(len(rows), dtype=bool)
+    again[first] = False
+    count = int(again.sum())
+    if not count:
+        return []
+    message = f"{count_rows(count, name)} {agree(count, 'repeat')} the {noun} of an earlier row."
+    todo = "They count more than once. --set data.clean.exact_duplicates=true leaves out those with the same label."
+    return [
+        finding(
+            "duplicate-input",
+            "warning",
+            message,
+            todo=todo,
+            split=name,
+            file=rows.table.file,
+            rows=rows.table.rows[again],
+        )
+    ]
+
+
+def _conflicts(rows: Rows, name: str, noun: str) -> list[Finding]:
+    if not rows.values:
+        return []
+    _, inverse = np.unique(rows.hashes, return_inverse=True)
+    first_of_row = np.unique(rows.row_hashes, return_index=True)[1]  # one position for each distinct (input, target)
+    variants = np.bincount(inverse[first_of_row], minlength=int(inverse.max(initial=-1)) + 1)
+    clash = variants[inverse] > 1 if len(rows) else np.zeros(0, dtype=bool)
+    count = int(clash.sum())
+    if not count:
+        return []
+    groups = int((variants > 1).sum())
+    shared = f"{groups:,} {noun if groups == 1 else 'pairs of texts' if noun != 'text' else 'texts'}"
+    message = f"{count_rows(count, name)} share {shared} with different labels."
+    todo = "Decide for one label, or remove these rows."
+    return [
+        finding(
+            "conflicting-labels",
+            "warning",
+            message,
+            todo=todo,
+            split=name,
+            file=rows.table.file,
+            rows=rows.table.rows[clash],
+        )
+    ]
+
+
+def _one_class(train: Rows, labels: Sequence[str], task: Task) -> tuple[list[Finding], list[Problem]]:
+    where = Where(file=train.table.file, field=task.target.name)
+    if not len(train):
+        message, expected, got = "No row of train can be used.", "rows to train on", "none that can be used"
+        kind, todo = "no-rows", "Correct the rows named above."
+    elif task.target.kind == "number" and len(set(train.values)) == 1:
+        message = f"All {len(train):,} rows of train have the same target, {train.values[0]}."
+        kind, expected, got, todo = "one-class", "different targets", f"only {train.values[0]}", "Check the column."
+    elif task.target.kind != "number" and len(labels) < (2 if task.target.kind == "class" else 1):
+        only = f"the one label {shorten(labels[0])}" if labels else "no label"
+        message = f"All {len(train):,} rows of train have {only}."
+        kind, expected, got = "one-class", "at least two different labels" if labels else "labels", f"only {only}"
+        todo = "Check that the right column is taken for the label; there is nothing to learn from one label."
+    else:
+        return [], []
+    found = finding(kind, "error", message, todo=todo, split="train", file=train.table.file)
+    return [found], [Problem(expected, got, todo, where)]
+
+
+def _class_sizes(train: Rows, labels: Sequence[str]) -> list[Finding]:
+    counts = _count(train.values)
+    findings = []
+    rare = [label for label in labels if counts[label] < 2]
+    file = train.table.file
+    if rare:
+        wanted = set(rare)
+        rows = [
+            row
+            for row, value in zip(train.table.rows.tolist(), train.values, strict=True)
+            if wanted.intersection(value if isinstance(value, tuple) else (str(value),))
+        ]
+        shown = ", ".join(shorten(label) for label in rare[:10]) + (", …" if len(rare) > 10 else "")
+        message = f"{count_rows(len(rare), None, 'label')} {agree(len(rare), 'have')} a single row in train: {shown}."
+        todo = "Add rows, or merge the label with another: one example teaches little."
+        findings.append(finding("rare-class", "warning", message, todo=todo, split="train", file=file, rows=rows))
+    if len(labels) > max(10, len(train) // 2):
+        message = f"{len(labels):,} different labels in {len(train):,} rows of train."
+        todo = "Is this the right column, and is it classification? Numbers are a case for --task regression."
+        findings.append(finding("many-classes", "warning", message, todo=todo, split="train", file=file))
+    most, least = max(labels, key=lambda label: counts[label]), min(labels, key=lambda label: counts[label])
+    if counts[most] >= IMBALANCE * counts[least]:
+        message = (
+            f"The labels of train are uneven: {shorten(most)} has {count_rows(counts[most], None)}, "
+            f"{shorten(least)} has {counts[least]:,}."
+        )
+        todo = "Look at macro F1 and at the scores of each label, not at accuracy alone."
+        findings.append(finding("imbalance", "warning", message, todo=todo, split="train", file=file))
+    return findings
+
+
+def _count(values: Sequence[Value]) -> Counter[str]:
+    return Counter(name for value in values for name in (value if isinstance(value, tuple) else (str(value),)))

@@ -1,0 +1,207 @@
+"""Changes to the texts that are made only when asked for; each is counted and its rows are listed."""
+
+from __future__ import annotations
+
+import html
+import re
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from chainrule.core.recipe import Clean
+from chainrule.core.report import Finding
+from chainrule.data.flaws import agree, count_rows, finding
+from chainrule.data.table import Table
+
+# Elements of the HTML standard. Only these are taken for tags: "<USER>" or "a < b" stay as they are.
+_BLOCKS = frozenset(
+    [
+        "address",
+        "article",
+        "aside",
+        "blockquote",
+        "body",
+        "br",
+        "button",
+        "canvas",
+        "caption",
+        "center",
+        "col",
+        "colgroup",
+        "dd",
+        "details",
+        "dialog",
+        "div",
+        "dl",
+        "dt",
+        "fieldset",
+        "figcaption",
+        "figure",
+        "footer",
+        "form",
+        "frame",
+        "frameset",
+        "h1",
+        "h2",
+        "h3",
+        "h4",
+        "h5",
+        "h6",
+        "head",
+        "header",
+        "hr",
+        "html",
+        "iframe",
+        "img",
+        "input",
+        "legend",
+        "li",
+        "link",
+        "main",
+        "map",
+        "menu",
+        "meta",
+        "nav",
+        "noscript",
+        "object",
+        "ol",
+        "optgroup",
+        "option",
+        "p",
+        "param",
+        "picture",
+        "pre",
+        "script",
+        "section",
+        "select",
+        "source",
+        "style",
+        "svg",
+        "table",
+        "tbody",
+        "td",
+        "template",
+        "textarea",
+        "tfoot",
+        "th",
+        "thead",
+        "title",
+        "tr",
+        "track",
+        "ul",
+        "video",
+        "audio",
+    ]
+)
+_INLINE = frozenset(
+    [
+        "a",
+        "abbr",
+        "acronym",
+        "b",
+        "bdi",
+        "bdo",
+        "big",
+        "cite",
+        "code",
+        "data",
+        "del",
+        "dfn",
+        "em",
+        "font",
+        "i",
+        "ins",
+        "kbd",
+        "label",
+        "mark",
+        "q",
+        "rp",
+        "rt",
+        "ruby",
+        "s",
+        "samp",
+        "small",
+        "span",
+        "strike",
+        "strong",
+        "sub",
+        "summary",
+        "sup",
+        "time",
+        "tt",
+        "u",
+        "var",
+        "wbr",
+    ]
+)
+_UNSEEN = re.compile(r"<!--.*?-->|<(script|style)\b[^<>]*>.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
+_TAG = re.compile(r"</?([a-zA-Z][a-zA-Z0-9]*)(?:\s[^<>]*|/)?>")
+_WHITE = re.compile(r"\s+")
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """Texts after cleaning.
+
+    Attributes:
+        inputs: field -> texts, as many as before.
+        findings: one "cleaned" finding for each kind of change that was asked for.
+    """
+
+    inputs: dict[str, list[str]]
+    findings: list[Finding]
+
+
+def clean_texts(inputs: dict[str, list[str]], options: Clean, table: Table, split: str | None) -> Cleaned:
+    """Apply the changes asked for to every text: HTML first, then Unicode NFKC, then white space."""
+    steps: list[tuple[bool, str, Callable[[str], str]]] = [
+        (options.html, "HTML tags or entities removed", remove_html),
+        (options.unicode_nfkc, "Unicode normalised (NFKC)", lambda text: unicodedata.normalize("NFKC", text)),
+        (options.white_space, "white space collapsed", collapse_white_space),
+    ]
+    findings = []
+    for wanted, what, change in steps:
+        if not wanted:
+            continue
+        after = {name: [change(text) for text in texts] for name, texts in inputs.items()}
+        changed = [
+            int(table.rows[index])
+            for index in range(len(table))
+            if any(after[name][index] != inputs[name][index] for name in inputs)
+        ]
+        message = f"{count_rows(len(changed), split)} {agree(len(changed), 'were changed')}: {what}."
+        findings.append(finding("cleaned", "info", message, split=split, file=table.file, rows=changed))
+        inputs = after
+    return Cleaned(inputs, findings)
+
+
+def exact_duplicates(row_hashes: np.ndarray, table: Table, split: str | None) -> tuple[np.ndarray, Finding]:
+    """A mask of the rows to keep: the first of each group with equal inputs and equal target."""
+    keep = np.zeros(len(row_hashes), dtype=bool)
+    keep[np.unique(row_hashes, return_index=True)[1]] = True
+    removed = table.rows[~keep]
+    message = (
+        f"{count_rows(len(removed), split)} {agree(len(removed), 'were left out')}: exact duplicates of an earlier row."
+    )
+    return keep, finding("cleaned", "info", message, split=split, file=table.file, rows=removed)
+
+
+def remove_html(text: str) -> str:
+    """Text without HTML elements and with entities resolved. Elements that break a line leave a space behind."""
+    if "<" in text:
+        text = _TAG.sub(_instead, _UNSEEN.sub(" ", text))
+    return html.unescape(text) if "&" in text else text
+
+
+def collapse_white_space(text: str) -> str:
+    """Text without white space at its ends and with single spaces inside; includes the ideographic space."""
+    return _WHITE.sub(" ", text).strip()
+
+
+def _instead(match: re.Match[str]) -> str:
+    name = match[1].lower()
+    if name in _INLINE:
+        return ""
+    return " " if name in _BLOCKS else match[0]

@@ -1,0 +1,156 @@
+"""Which column holds which field of the task: named by the user, recorded at training, or known by convention."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from chainrule.core.task import FieldSpec, Task
+from chainrule.data.flaws import shorten
+from chainrule.errors import DataError, Problem, Where
+
+_PAIR = ("text_a", "text_b")
+
+
+def find_fields(
+    columns: Sequence[str],
+    task: Task,
+    *,
+    named: Mapping[str, str],
+    recorded: Mapping[str, str] | None = None,
+    with_target: bool = True,
+    file: str | None = None,
+) -> dict[str, str]:
+    """Map the task's fields to columns.
+
+    A column named by the user wins; then the one recorded when the model was trained, if it is there; then the
+    field's aliases, in their order and whatever their case. A task whose text fields are all optional takes either
+    `text` alone, or `text_a` and `text_b` together.
+
+    Args:
+        columns: the column names there are.
+        named: field -> column, as the user asked.
+        recorded: field -> column of an earlier training; it also decides between one text and a pair.
+        with_target: whether the label is needed. Predicting does not need it.
+
+    Raises:
+        DataError: a named column does not exist, a field's column cannot be found, or the choice is ambiguous.
+    """
+    problems = _check_named(columns, task, named, recorded or {}, file)
+    if problems:
+        raise DataError("The columns of the data do not fit the task.", problems)
+    found = {spec.name: _find(spec, columns, named, recorded or {}) for spec in task.fields}
+    inputs, problems = _inputs(task, found, named, recorded, (columns, file))
+    if with_target and found[task.target.name] is None:
+        problems.append(_missing([task.target], columns, file))
+    chosen = [name for name in inputs if found[name] is not None]
+    target = [task.target.name] if with_target else []
+    mapping = {name: column for name in [*chosen, *target] if (column := found[name]) is not None}
+    for column in sorted({column for column in mapping.values() if list(mapping.values()).count(column) > 1}):
+        names = " and ".join(name for name, other in mapping.items() if other == column)
+        got = f"the column {column!r} for {names}"
+        problems.append(Problem("a column of its own for each field", got, _naming(names.split(" and ")), Where(file)))
+    if problems:
+        raise DataError("The columns of the data do not fit the task.", problems)
+    return mapping
+
+
+def check_columns(columns: Sequence[str], fields: Mapping[str, str], file: str | None) -> list[Problem]:
+    """Problems of a further split in which a column found in the first one is missing."""
+    return [
+        Problem(
+            f"the column {column!r} as in the other splits",
+            _list(columns),
+            "Name the columns alike.",
+            Where(file, field=name),
+        )
+        for name, column in fields.items()
+        if column not in columns
+    ]
+
+
+def _find(spec: FieldSpec, columns: Sequence[str], named: Mapping[str, str], recorded: Mapping[str, str]) -> str | None:
+    for mapping in (named, recorded):
+        if mapping.get(spec.name) in columns:
+            return mapping[spec.name]
+    folded: dict[str, str] = {}
+    for column in columns:
+        folded.setdefault(column.casefold(), column)
+    for alias in (spec.name, *spec.aliases):
+        if alias in columns:
+            return alias
+        if alias.casefold() in folded:
+            return folded[alias.casefold()]
+    return None
+
+
+def _inputs(
+    task: Task,
+    found: Mapping[str, str | None],
+    named: Mapping[str, str],
+    recorded: Mapping[str, str] | None,
+    place: tuple[Sequence[str], str | None],
+) -> tuple[list[str], list[Problem]]:
+    """The names of the input fields to use."""
+    columns, file = place
+    specs = {spec.name: spec for spec in task.inputs}
+    required = [spec.name for spec in task.inputs if spec.required]
+    alternatives = [[name for name in specs if name not in _PAIR], [name for name in specs if name in _PAIR]]
+    alternatives = [names for names in alternatives if names]
+    if required:
+        wanted = list(specs) if recorded is None else [name for name in specs if name in recorded] or list(specs)
+    else:
+        by_hand = [names for names in alternatives if any(name in named for name in names)]
+        before = [names for names in alternatives if any(name in (recorded or {}) for name in names)]
+        complete = [names for names in alternatives if all(found[name] is not None for name in names)]
+        possible = before or by_hand or complete
+        if len(possible) > 1:
+            got = " and ".join(", ".join(f"{name} ({found[name]!r})" for name in names) for names in possible)
+            todo = _naming([name for names in possible for name in names][:1])
+            return [], [Problem("either one text or a pair of texts", f"both: {got}", todo, Where(file))]
+        wanted = possible[0] if possible else []
+    missing = [specs[name] for name in (required or wanted) if found[name] is None]
+    if missing:
+        return wanted, [_missing([spec], columns, file) for spec in missing]
+    if not wanted:
+        return [], [_missing(list(specs.values()), columns, file)]
+    return wanted, []
+
+
+def _check_named(
+    columns: Sequence[str], task: Task, named: Mapping[str, str], recorded: Mapping[str, str], file: str | None
+) -> list[Problem]:
+    problems = []
+    known = [spec.name for spec in task.fields]
+    for name, column in named.items():
+        where = Where(file=file, field=name)
+        if name not in known:
+            got = f"{name!r}"
+            problems.append(Problem(f"a field of {task.name}: {', '.join(known)}", got, "Name one of these.", where))
+        elif column not in columns and recorded.get(name) != column:
+            problems.append(Problem(f"the column {column!r}", _list(columns), _naming([name]), where))
+    return problems
+
+
+def _missing(specs: Sequence[FieldSpec], columns: Sequence[str], file: str | None) -> Problem:
+    wanted = " or ".join(
+        f"{spec.name} (also called {', '.join(spec.aliases)})" if spec.aliases else spec.name for spec in specs
+    )
+    if len(specs) > 1:
+        wanted = "either text, or text_a and text_b" if len(specs) == 3 else wanted
+    todo = _naming([spec.name for spec in specs])
+    if len(columns) == 1:
+        separator = next((mark for mark in (";", "\t", "|") if mark in columns[0]), None)
+        if separator is not None:
+            todo = f"The cells seem to be separated by {separator!r}: save the file with commas, or with tabs as .tsv."
+    field = specs[0].name if len(specs) == 1 else None
+    return Problem(f"a column for {wanted}", _list(columns), todo, Where(file=file, field=field))
+
+
+def _naming(names: Sequence[str]) -> str:
+    flags = " ".join(f"--{name.replace('_', '-')} COLUMN" for name in names)
+    return f"Say which column it is: {flags}."
+
+
+def _list(columns: Sequence[str]) -> str:
+    shown = ", ".join(shorten(column) for column in columns[:30])
+    return f"the column{'' if len(columns) == 1 else 's'} {shown}" + (" …" if len(columns) > 30 else "")

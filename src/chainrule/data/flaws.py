@@ -1,0 +1,140 @@
+"""What is wrong with single rows, and how that is told to a person."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from chainrule.core.report import Finding
+from chainrule.errors import Problem
+
+MAX_ROWS = 50
+MAX_PROBLEMS = 1_000
+
+
+@dataclass(frozen=True)
+class Flaw:
+    """A row that was noticed. One with a `problem` cannot be used; one without is only worth telling.
+
+    Attributes:
+        kind: a key of `KINDS`.
+        row: 1-based data row number (for "blank-line": the line).
+    """
+
+    kind: str
+    row: int
+    problem: Problem | None = None
+
+
+# kind -> (severity of a row without a problem, what the rows do, what to do about it)
+KINDS: dict[str, tuple[str, str, str]] = {
+    "ragged-row": (
+        "error",
+        "have more or fewer cells than the header",
+        "Put quotes around cells that hold the separator.",
+    ),
+    "broken-quote": ("error", "have a lone or misplaced quote", 'Write a quote inside a quoted cell twice ("").'),
+    "broken-json": ("error", "are not JSON objects", "Write one object per row."),
+    "wrong-encoding": ("error", "have bytes or characters that are not UTF-8 text", "Save the data as UTF-8."),
+    "nul-byte": ("error", "hold NUL bytes", "Remove the NUL bytes; the file may be damaged, or not text at all."),
+    "empty-text": ("error", "have no text", "Fill in or remove these rows, or pass --on-bad-row skip."),
+    "missing-label": ("error", "have no label", "Label or remove these rows, or pass --on-bad-row skip."),
+    "bad-label": ("error", "have a list of labels that cannot be read", 'Join labels by "|" or write a JSON list.'),
+    "unknown-label": ("error", "have a label that train never shows", "Correct the label, or add such rows to train."),
+    "not-a-number": ("error", "have a target that is not a number", "Write plain numbers such as 3.5."),
+    "blank-line": ("info", "are blank and were passed over", ""),
+    "literal-quotes": ("warning", "have unpaired quotes, which were read as plain characters", "Look at these rows."),
+    "swallowed-rows": (
+        "warning",
+        "have a quoted cell over several lines that look like rows of their own",
+        "Look for a lone quote at the start of a cell: it may have swallowed the rows after it.",
+    ),
+    "replacement-character": (
+        "warning",
+        "hold U+FFFD (�), the trace of an earlier wrong decoding",
+        "Look at these rows; the original text may still be somewhere.",
+    ),
+    "label-white-space": (
+        "warning",
+        "have white space around a label; the label was taken without it",
+        "Remove the white space.",
+    ),
+    "no-label": ("info", "have no label at all, which is allowed here", ""),
+}
+
+
+def count_rows(count: int, split: str | None, noun: str = "row") -> str:
+    """ "1 row of train", "1,204 rows"."""
+    words = f"{count:,} {noun}" + ("" if count == 1 else "s")
+    return f"{words} of {split}" if split else words
+
+
+def agree(count: int, phrase: str) -> str:
+    """Put the verb that starts `phrase` ("have …", "are …", "hold …") into the singular for a count of one."""
+    if count != 1:
+        return phrase
+    verb, _, rest = phrase.partition(" ")
+    return f"{ {'have': 'has', 'are': 'is', 'were': 'was'}.get(verb, verb + 's') } {rest}".strip()
+
+
+def summarise(
+    flaws: Sequence[Flaw], *, split: str | None, file: str | None, on_bad_row: str
+) -> tuple[list[Finding], list[Problem]]:
+    """Findings by kind, and the problems row by row.
+
+    With `on_bad_row` "skip" the unusable rows become "skipped" warnings that say which rows and why, and no problems
+    are left.
+    """
+    findings: list[Finding] = []
+    problems: list[Problem] = []
+    by_kind: dict[tuple[str, bool], list[Flaw]] = {}
+    for flaw in flaws:
+        by_kind.setdefault((flaw.kind, flaw.problem is not None), []).append(flaw)
+    for (kind, unusable), found in by_kind.items():
+        rows = [flaw.row for flaw in found]
+        told = _told(kind, len(set(rows)), split, skipped=unusable and on_bad_row == "skip")
+        name, severity, message, todo = told
+        if severity == "error" and not unusable:
+            raise ValueError(f"a flaw of kind {kind!r} needs a problem")
+        if severity == "error":
+            problems += [flaw.problem for flaw in found if flaw.problem is not None]
+        findings.append(finding(name, severity, message, todo=todo, split=split, file=file, rows=rows))
+    return findings, problems
+
+
+def _told(kind: str, count: int, split: str | None, *, skipped: bool) -> tuple[str, str, str, str]:
+    severity, phrase, todo = KINDS[kind]
+    rows = count_rows(count, split, "line" if kind == "blank-line" else "row")
+    if not skipped:
+        return kind, severity, f"{rows} {agree(count, phrase)}.", todo
+    words = "was skipped: it" if count == 1 else "were skipped: they"
+    return "skipped", "warning", f"{rows} {words} {agree(count, phrase)}.", ""
+
+
+def finding(
+    kind: str,
+    severity: str,
+    message: str,
+    *,
+    todo: str = "",
+    split: str | None = None,
+    file: str | None = None,
+    rows: Iterable[int] = (),
+) -> Finding:
+    """A Finding about `rows`: counted in full, the first `MAX_ROWS` listed in order."""
+    distinct = sorted({int(row) for row in rows})
+    return Finding(
+        kind=kind,
+        severity=severity,
+        message=message,
+        todo=todo,
+        split=split,
+        file=file,
+        count=len(distinct),
+        rows=tuple(distinct[:MAX_ROWS]),
+    )
+
+
+def shorten(text: str, limit: int = 60) -> str:
+    """A piece of the user's text for a message: one line, quoted, at most `limit` characters."""
+    return repr(text if len(text) <= limit else text[:limit] + "…")

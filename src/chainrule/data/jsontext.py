@@ -1,0 +1,163 @@
+"""JSON Lines and JSON arrays of objects."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from chainrule.data.encodings import encoding_problem, refuse_wide
+from chainrule.data.flaws import Flaw, shorten
+from chainrule.data.table import Table, array_of
+from chainrule.errors import DataError, Problem, Where
+
+_ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+Item = tuple[int, int | None, "dict[str, Any] | None", "Problem | None", str]  # row, line, object, problem, kind
+
+
+def read_json_lines(path: Path, shown: str, chunk_rows: int | None) -> Iterator[tuple[Table, list[Flaw]]]:
+    """Yield tables of up to `chunk_rows` good rows (None: all in one), each with the flaws met on the way.
+
+    A key that some objects lack is a missing value in those rows.
+    """
+    items = _lines(path, shown)
+    while batch := list(islice(items, chunk_rows)):
+        yield _table(batch, shown)
+
+
+def read_json(path: Path, shown: str, chunk_rows: int | None) -> Iterator[tuple[Table, list[Flaw]]]:
+    """Read a `.json` file: an array of objects, or (by content) JSON Lines under the wrong name.
+
+    Raises:
+        DataError: the file is neither.
+    """
+    raw = path.read_bytes()
+    refuse_wide(raw[:4096], shown)
+    raw = raw.removeprefix(codecs.BOM_UTF8)
+    if raw.lstrip()[:1] == b"{" and _parse(raw.lstrip().split(b"\n", 1)[0], Where())[1] is None:
+        yield from read_json_lines(path, shown, chunk_rows)
+        return
+    values = _array(raw, shown)
+    items = (_item(value, row, Where(file=shown, row=row)) for row, value in enumerate(values, start=1))
+    while batch := list(islice(items, chunk_rows)):
+        yield _table(batch, shown)
+
+
+def objects_table(objects: Sequence[dict[str, Any]], shown: str, rows: np.ndarray, lines: np.ndarray | None) -> Table:
+    """Objects as columns: all keys in order of first appearance, missing where an object lacks one."""
+    names = list(dict.fromkeys(key for item in objects for key in item))
+    arrays = [array_of([item.get(name) for item in objects]) for name in names]
+    return Table(shown, pa.table(arrays, names=names), rows, lines)
+
+
+def has_surrogate(value: Any) -> bool:
+    """Whether any text inside a nested value has half of a surrogate pair, which no encoding can write."""
+    if isinstance(value, str):
+        return _SURROGATE.search(value) is not None
+    if isinstance(value, dict):
+        return any(has_surrogate(key) or has_surrogate(item) for key, item in value.items())
+    return isinstance(value, list | tuple) and any(has_surrogate(item) for item in value)
+
+
+def surrogate_problem(where: Where) -> Problem:
+    """The problem of a text with half of a surrogate pair."""
+    return Problem(
+        where=where,
+        expected="text that can be written as UTF-8",
+        got=r"half of a surrogate pair, such as \ud83d without its second half",
+        todo="Write the data again from its source; a text was probably cut in the middle of a character.",
+    )
+
+
+def _lines(path: Path, shown: str) -> Iterator[Item]:
+    row = 0
+    with path.open("rb") as file:
+        refuse_wide(file.peek(4096), shown)
+        for number, raw in enumerate(file, start=1):
+            line = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
+            if not line.strip():
+                yield number, number, None, None, "blank-line"
+                continue
+            row += 1
+            where = Where(file=shown, row=row, line=number)
+            value, problem, kind = _parse(line, where)
+            if problem is not None:
+                yield row, number, None, problem, kind
+            elif _ESCAPED_SURROGATE.search(line) is None:
+                yield _checked_object(value, row, where)
+            else:
+                yield _item(value, row, where)
+
+
+def _parse(raw: bytes, where: Where) -> tuple[Any, Problem | None, str]:
+    try:
+        return json.loads(raw.decode("utf-8"), object_pairs_hook=_unique), None, ""
+    except UnicodeDecodeError:
+        return None, encoding_problem(where, raw), "wrong-encoding"
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        shown = shorten(raw.decode("utf-8").strip(), 40)
+        problem = Problem("a JSON object", f"{shown} ({reason})", "Correct or remove this row.", where)
+        return None, problem, "broken-json"
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} stands twice in one object")
+    return result
+
+
+def _item(value: Any, row: int, where: Where) -> Item:
+    if has_surrogate(value):
+        return row, where.line, None, surrogate_problem(where), "wrong-encoding"
+    return _checked_object(value, row, where)
+
+
+def _checked_object(value: Any, row: int, where: Where) -> Item:
+    if isinstance(value, dict):
+        return row, where.line, value, None, ""
+    kinds = {list: "an array", str: "a string", bool: "true or false", type(None): "null"}
+    got = f"{kinds.get(type(value), 'a number')}: {shorten(json.dumps(value, ensure_ascii=False), 40)}"
+    problem = Problem('a JSON object such as {"text": "…", "label": "…"}', got, "Correct or remove this row.", where)
+    return row, where.line, None, problem, "broken-json"
+
+
+def _table(batch: Sequence[Item], shown: str) -> tuple[Table, list[Flaw]]:
+    flaws = [Flaw(kind, row, problem) for row, _, value, problem, kind in batch if value is None]
+    good = [(row, line, value) for row, line, value, _, _ in batch if value is not None]
+    rows = np.array([row for row, _, _ in good], np.int64)
+    has_lines = any(line is not None for _, line, _, _, _ in batch)
+    lines = np.array([line for _, line, _ in good], np.int64) if has_lines else None
+    return objects_table([value for _, _, value in good], shown, rows, lines), flaws
+
+
+def _array(raw: bytes, shown: str) -> list[Any]:
+    todo = "Write an array of objects, or JSON Lines (one object per line, .jsonl)."
+    where = Where(file=shown)
+    got = ""
+    try:
+        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
+        if isinstance(value, list):
+            return value
+        got = "an object" if isinstance(value, dict) else "a single value"
+    except UnicodeDecodeError:
+        raise DataError(f"{shown} is not UTF-8 text.", [encoding_problem(where, raw)]) from None
+    except json.JSONDecodeError as error:
+        where = Where(file=shown, line=error.lineno)
+        got = "an empty file" if not raw.strip() else f"broken JSON ({error.msg}, column {error.colno})"
+    except (ValueError, RecursionError) as error:
+        got = "JSON nested too deeply" if isinstance(error, RecursionError) else f"broken JSON ({error})"
+    problem = Problem('a JSON array of objects such as [{"text": "…", "label": "…"}]', got, todo, where)
+    raise DataError(f"{shown} cannot be read as JSON.", [problem])

@@ -1,0 +1,363 @@
+"""The front door: from a source to splits with texts, targets and a report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from chainrule.core.recipe import Data
+from chainrule.core.report import CheckReport, Finding
+from chainrule.core.task import Task
+from chainrule.data.check import check_splits, share, summary
+from chainrule.data.fields import check_columns, find_fields
+from chainrule.data.flaws import MAX_PROBLEMS, agree, count_rows, finding, summarise
+from chainrule.data.read import SPLITS, Reading, read
+from chainrule.data.rows import Rows, prepare
+from chainrule.data.split import TRAIN, Cut, cut_rows, strata_of_numbers
+from chainrule.data.table import Table
+from chainrule.data.targets import encode_targets, label_names, unknown_labels
+from chainrule.errors import DataError, Problem, Where
+
+
+@dataclass(frozen=True)
+class Split:
+    """Usable rows of one split.
+
+    Attributes:
+        table: all columns of these rows, and their places in the file.
+        inputs: field -> (n,) texts.
+        targets: int64 (n,) of label indexes, float32 (n, labels) of 0 and 1, or float64 (n,); None without labels.
+        hashes: (n,) uint64 of the inputs.
+    """
+
+    table: Table
+    inputs: dict[str, list[str]]
+    targets: np.ndarray | None
+    hashes: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def take(self, indices: np.ndarray) -> Split:
+        """The rows at `indices`, in that order."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        inputs = {name: [texts[index] for index in chosen] for name, texts in self.inputs.items()}
+        targets = None if self.targets is None else self.targets[chosen]
+        return Split(self.table.take(chosen), inputs, targets, self.hashes[chosen])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Splits ready for a task, with everything that was noticed about them.
+
+    Attributes:
+        splits: "train", "validation" and perhaps "test".
+        labels: sorted label names found in train; for a number the name of its field.
+        fields: the task's field -> column.
+        cut: how the splits were made, where they were not given.
+        fingerprint: split (or "all") -> SHA-256 of its file.
+    """
+
+    splits: dict[str, Split]
+    labels: tuple[str, ...]
+    fields: dict[str, str]
+    report: CheckReport
+    cut: Cut | None
+    fingerprint: dict[str, str]
+
+    def require_ok(self) -> None:
+        """Raise DataError with every problem if the report has errors."""
+        if self.report.ok:
+            return
+        errors = [found.message for found in self.report.findings if found.severity == "error"]
+        raise DataError("The data cannot be used: " + " ".join(errors), self.report.problems)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Rows to evaluate on.
+
+    Attributes:
+        name: the split they are, or "all" for a whole new file.
+    """
+
+    split: Split
+    name: str
+    findings: tuple[Finding, ...]
+    fingerprint: dict[str, str]
+
+
+def load(source: Any, spec: Data, task: Task, *, recorded: Cut | None = None) -> Dataset:
+    """Read, find the fields, clean, cut and check.
+
+    Rows that cannot be used do not raise: they are in the report, and `Dataset.require_ok` raises.
+
+    Args:
+        recorded: a cut made before, used again where these are the same rows.
+
+    Raises:
+        DataError: nothing can be read, there is no train split, or a column cannot be found.
+    """
+    reading = read(source, on_bad_row=spec.on_bad_row)
+    tables, notes = _known_splits(reading)
+    first = next(iter(tables.values()))
+    fields = find_fields(first.names, task, named=spec.fields, file=first.file)
+    tables, unlabelled = _same_columns(tables, fields, task)
+    findings, problems = [*reading.findings, *notes, *unlabelled], list(reading.problems)
+    rows: dict[str, Rows] = {}
+    for name, table in tables.items():
+        split = None if name == "all" else name
+        done = prepare(table, fields, task, split=split, clean=spec.clean, on_bad_row=spec.on_bad_row)
+        rows[name] = done.rows
+        findings += done.findings
+        problems += done.problems
+    splits, cut, wrong = _cut(rows, spec, task, reading.fingerprint, recorded)
+    problems += wrong
+    findings += [_too_few(wrong)] if wrong else []
+    labels = (task.target.name,) if task.target.kind == "number" else label_names(splits[TRAIN].values)
+    for name in splits:
+        splits[name], told, wrong = _drop_unknown(splits[name], labels, task, name, spec.on_bad_row)
+        findings += told
+        problems += wrong
+    told, wrong = check_splits(splits, labels, task)
+    report = CheckReport(
+        task=task.name,
+        source=_describe(source),
+        fields=fields,
+        splits={name: summary(part, labels, task) for name, part in splits.items()},
+        labels=labels,
+        findings=tuple(_by_severity([*findings, *told])),
+        problems=tuple([*problems, *wrong][:MAX_PROBLEMS]),
+        cut=None
+        if cut is None
+        else {"sha256": cut.sha256, "rows": {name: len(rows) for name, rows in cut.hashes.items()}},
+    )
+    done_splits = {name: _finish(part, labels, task) for name, part in splits.items()}
+    return Dataset(done_splits, labels, fields, report, cut, reading.fingerprint)
+
+
+def load_labelled(  # noqa: PLR0913  (what an artifact knows about its training, by name)
+    source: Any,
+    split: str | None,
+    spec: Data,
+    task: Task,
+    *,
+    fields: Mapping[str, str],
+    labels: Sequence[str],
+    recorded_cut: Cut | None,
+    known_hashes: Mapping[str, np.ndarray],
+) -> Labelled:
+    """Rows with targets for evaluating an artifact.
+
+    The same single file as at training gives the split of the recorded cut; a new single file gives all its rows; a
+    folder gives the named split. Rows whose inputs the model has seen are reported.
+
+    Args:
+        split: the split asked for; None means "test" where there is one.
+        spec: `fields` holds what the user named now; a column recorded at training need not be named again.
+        fields: field -> column as recorded at training.
+        labels: label names of the artifact, in its order.
+        known_hashes: split name -> input hashes of the rows used in training.
+
+    Raises:
+        DataError: nothing can be read, there is no such split, or rows cannot be used (with `on_bad_row` "stop").
+    """
+    reading = read(source, on_bad_row=spec.on_bad_row)
+    findings, problems = list(reading.findings), list(reading.problems)
+    wanted = split or "test"
+    name = wanted if wanted in reading.tables else "all" if "all" in reading.tables else TRAIN
+    if name not in reading.tables or (
+        name == TRAIN != wanted and (recorded_cut is None or wanted not in recorded_cut.hashes)
+    ):
+        raise _no_split(wanted, reading)
+    table = reading.tables[name]
+    mapping = find_fields(table.names, task, named=spec.fields, recorded=fields, file=table.file)
+    shown = None if name == "all" else name
+    done = prepare(table, mapping, task, split=shown, clean=spec.clean, on_bad_row=spec.on_bad_row)
+    findings += done.findings
+    problems += done.problems
+    rows, name, told = _recorded_part(done.rows, name, split, recorded_cut, reading)
+    findings += told
+    rows, told, wrong = _drop_unknown(rows, labels, task, name, spec.on_bad_row)
+    findings += told
+    problems += wrong
+    if not len(rows) and not problems:
+        problems.append(Problem("rows to evaluate on", "none", "Check the data.", Where(file=table.file)))
+    if problems:
+        errors = [found.message for found in findings if found.severity == "error"]
+        raise DataError("The data cannot be used: " + " ".join(errors), problems[:MAX_PROBLEMS])
+    findings += _seen_before(rows, name, known_hashes)
+    return Labelled(_finish(rows, labels, task), name, tuple(_by_severity(findings)), reading.fingerprint)
+
+
+def _recorded_part(
+    rows: Rows, name: str, asked: str | None, cut: Cut | None, reading: Reading
+) -> tuple[Rows, str, list[Finding]]:
+    """The rows of the recorded cut, or all of them."""
+    wanted = asked or "test"
+    if name == wanted and (name != TRAIN or cut is None or "all" in reading.tables):
+        return rows, name, []
+    if cut is not None and cut.matches(reading.fingerprint.get(name), rows.row_hashes):
+        if wanted not in cut.hashes:
+            raise _no_split(wanted, reading, tuple(cut.hashes))
+        return rows.take(cut.apply(rows.row_hashes)[wanted]), wanted, []
+    if name == TRAIN == wanted:
+        return rows, name, []
+    if name != "all" or wanted != "test":
+        raise _no_split(wanted, reading)
+    message = (
+        f"A file without splits that is not the one the model was trained on: all its {len(rows):,} rows are used."
+    )
+    return rows, name, [finding("whole-file", "info", message, file=rows.table.file)]
+
+
+def _seen_before(rows: Rows, name: str, known_hashes: Mapping[str, np.ndarray]) -> list[Finding]:
+    findings = []
+    for used, hashes in known_hashes.items():
+        seen = np.isin(rows.hashes, hashes)
+        count = int(seen.sum())
+        if not count or used == name:
+            continue
+        doing = "was trained on" if used == TRAIN else f"was chosen by ({used})"
+        noun = "text" if len(rows.inputs) == 1 else "pair of texts"
+        rows_of = f"{count_rows(count, None)} of {len(rows):,} ({share(count, len(rows))})"
+        message = f"{rows_of} {agree(count, 'have')} the same {noun} as rows the model {doing}."
+        todo = "The score is too good by what it remembers: evaluate on rows it has not seen."
+        findings.append(
+            finding(
+                "shared-between-splits",
+                "warning",
+                message,
+                todo=todo,
+                split=name,
+                file=rows.table.file,
+                rows=rows.table.rows[seen],
+            )
+        )
+    return findings
+
+
+def _known_splits(reading: Reading) -> tuple[dict[str, Table], list[Finding]]:
+    if "all" in reading.tables:
+        return {"all": reading.tables["all"]}, []
+    if TRAIN not in reading.tables:
+        file = next(iter(reading.tables.values())).file
+        got = f"only {', '.join(reading.tables)}"
+        problem = Problem("a train split", got, "Add a train file, or give a single file to be cut.", Where(file))
+        raise DataError("There is nothing to train on.", [problem])
+    tables = {name: reading.tables[name] for name in SPLITS if name in reading.tables}
+    others = [name for name in reading.tables if name not in SPLITS]
+    if not others:
+        return tables, []
+    return tables, [finding("ignored-split", "info", f"Splits that are not used: {', '.join(others)}.")]
+
+
+def _same_columns(
+    tables: dict[str, Table], fields: Mapping[str, str], task: Task
+) -> tuple[dict[str, Table], list[Finding]]:
+    """Refuse splits with other columns; a test split without labels is only set aside."""
+    problems = []
+    kept = dict(tables)
+    notes = []
+    target = task.target.name
+    for name, table in tables.items():
+        missing = check_columns(table.names, fields, table.file)
+        unlabelled = [problem for problem in missing if problem.where.field == target]
+        if name == "test" and (
+            (missing and missing == unlabelled) or (not missing and len(table) and not any(table.texts(fields[target])))
+        ):
+            message = "test has no labels: it is not used, and nothing can be measured on it."
+            notes.append(finding("unlabelled-split", "warning", message, split=name, file=table.file))
+            del kept[name]
+        else:
+            problems += missing
+    if problems:
+        raise DataError("The columns of the splits differ.", problems)
+    return kept, notes
+
+
+def _cut(
+    rows: dict[str, Rows], spec: Data, task: Task, fingerprint: Mapping[str, str], recorded: Cut | None
+) -> tuple[dict[str, Rows], Cut | None, list[Problem]]:
+    """Cut a single file three ways, or validation out of train; leave given splits alone."""
+    if "all" in rows:
+        source, fractions = "all", {"test": spec.test_fraction, "validation": spec.validation_fraction}
+    elif "validation" not in rows:
+        source, fractions = TRAIN, {"validation": spec.validation_fraction}
+    else:
+        return rows, None, []
+    whole = rows[source]
+    if recorded is not None and recorded.matches(fingerprint.get(source), whole.row_hashes):
+        parts: dict[str, np.ndarray] | None = recorded.apply(whole.row_hashes)
+    else:
+        parts = cut_rows(whole.hashes, _strata(whole, task), fractions)
+    if parts is None:
+        problem = Problem(
+            f"at least {len(fractions) + 1} rows with different texts, to cut {' and '.join(reversed(fractions))} from",
+            f"{len(np.unique(whole.hashes))}",
+            "Add rows, or give a folder with train, validation and test files.",
+            Where(file=whole.table.file),
+        )
+        return (
+            {TRAIN: whole, **{name: part for name, part in rows.items() if name not in ("all", TRAIN)}},
+            None,
+            [problem],
+        )
+    given = {name: part for name, part in rows.items() if name != source}
+    made = {name: whole.take(indices) for name, indices in parts.items()}
+    splits = {name: (made | given)[name] for name in SPLITS if name in made | given}
+    hashes = {name: np.sort(part.row_hashes) for name, part in made.items()}
+    return splits, Cut(fingerprint.get(source), hashes), []
+
+
+def _strata(rows: Rows, task: Task) -> np.ndarray:
+    if task.target.kind == "number":
+        return strata_of_numbers(np.array(rows.values, dtype=np.float64))
+    firsts = [(value[0] if value else "") if isinstance(value, tuple) else str(value) for value in rows.values]
+    order = {name: code for code, name in enumerate(sorted(set(firsts)))}
+    return np.array([order[name] for name in firsts], dtype=np.int64)
+
+
+def _too_few(problems: Sequence[Problem]) -> Finding:
+    message = f"Too few different rows to cut: {problems[0].got} where {problems[0].expected} are needed."
+    return finding("too-few-rows", "error", message, todo=problems[0].todo, file=problems[0].where.file)
+
+
+def _drop_unknown(
+    rows: Rows, labels: Sequence[str], task: Task, name: str, on_bad_row: str
+) -> tuple[Rows, list[Finding], list[Problem]]:
+    if task.target.kind == "number":
+        return rows, [], []
+    good, flaws = unknown_labels(rows.values, labels, rows.table, task.target.name)
+    if not flaws:
+        return rows, [], []
+    split = None if name == "all" else name
+    findings, problems = summarise(flaws, split=split, file=rows.table.file, on_bad_row=on_bad_row)
+    return rows.take(np.flatnonzero(good)), findings, problems
+
+
+def _finish(rows: Rows, labels: Sequence[str], task: Task) -> Split:
+    targets = encode_targets(rows.values, task.target.kind, labels)
+    return Split(rows.table, rows.inputs, targets, rows.hashes)
+
+
+def _by_severity(findings: Sequence[Finding]) -> list[Finding]:
+    order = {"error": 0, "warning": 1, "info": 2}
+    return sorted(findings, key=lambda found: order[found.severity])
+
+
+def _describe(source: Any) -> str:
+    if isinstance(source, Mapping):
+        return ", ".join(f"{name}: {_describe(value)}" for name, value in source.items())
+    return str(source) if isinstance(source, str) or hasattr(source, "__fspath__") else type(source).__name__
+
+
+def _no_split(wanted: str, reading: Reading, names: Sequence[str] = ()) -> DataError:
+    there = [name for name in (names or reading.tables) if name != "all"]
+    got = f"only {', '.join(there)}" if there else "a single file that is not the one the model was trained on"
+    file = next(iter(reading.tables.values())).file
+    todo = "Choose another --split." if there else "Leave --split out to use all rows."
+    return DataError(f"The data has no split {wanted!r}.", [Problem(f"a split named {wanted}", got, todo, Where(file))])

@@ -1,0 +1,111 @@
+"""Cutting rows into splits: by hashes, so that the same row falls on the same side wherever it stands."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+TRAIN = "train"
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A cut that was made, so that it can be made again.
+
+    Attributes:
+        sha256: of the file that was cut.
+        hashes: split name -> (n,) uint64 hashes of its rows (inputs and target), sorted.
+    """
+
+    sha256: str | None
+    hashes: dict[str, np.ndarray]
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The hashes by split name, to be stored."""
+        return dict(self.hashes)
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray], sha256: str | None) -> Cut:
+        """The opposite of `arrays`."""
+        return cls(sha256, {name: np.asarray(values, dtype=np.uint64) for name, values in arrays.items()})
+
+    def matches(self, sha256: str | None, row_hashes: np.ndarray) -> bool:
+        """Whether these are the rows that were cut: the same file, or the same set of rows."""
+        if sha256 is not None and sha256 == self.sha256:
+            return True
+        known = np.unique(np.concatenate([*self.hashes.values(), np.array([], np.uint64)]))
+        return bool(len(known)) and np.array_equal(known, np.unique(row_hashes))
+
+    def apply(self, row_hashes: np.ndarray) -> dict[str, np.ndarray]:
+        """Split name -> positions of its rows, in order. Rows that were not there when it was cut are in none."""
+        return {name: np.flatnonzero(np.isin(row_hashes, hashes)) for name, hashes in self.hashes.items()}
+
+
+def hash_texts(columns: Sequence[Sequence[str]]) -> np.ndarray:
+    """(n,) uint64: a BLAKE2b hash of each row's texts, the same on every machine."""
+    digests = bytearray()
+    for cells in zip(*columns, strict=True):
+        digests += hashlib.blake2b("\0".join(cells).encode("utf-8"), digest_size=8).digest()
+    return np.frombuffer(bytes(digests), dtype="<u8").astype(np.uint64)
+
+
+def strata_of_numbers(values: np.ndarray, bins: int = 10) -> np.ndarray:
+    """(n,) int64: the quantile bin of each number, so that a cut keeps the spread of the targets."""
+    edges = np.unique(np.quantile(values, np.linspace(0, 1, bins + 1)[1:-1])) if len(values) else np.array([])
+    return np.searchsorted(edges, values, side="left").astype(np.int64)
+
+
+def cut_rows(hashes: np.ndarray, strata: np.ndarray, fractions: Mapping[str, float]) -> dict[str, np.ndarray] | None:
+    """Cut rows into the named parts and "train", keeping rows with equal hashes together.
+
+    Within each stratum the groups are ordered by hash and each part takes its share from the front; shares that are
+    not whole rows are rounded by largest remainder, and every stratum leaves at least one group in train.
+
+    Args:
+        hashes: (n,) uint64 of the inputs.
+        strata: (n,) int64 of what each part should have in the same proportions.
+        fractions: part name -> share of all rows.
+
+    Returns:
+        part name -> positions in ascending order; None if there are too few different rows to fill every part.
+    """
+    groups, inverse, sizes = np.unique(hashes, return_inverse=True, return_counts=True)
+    stratum = np.full(len(groups), np.iinfo(np.int64).max)
+    np.minimum.at(stratum, inverse, strata)
+    codes, stratum = np.unique(stratum, return_inverse=True)
+    rows = np.bincount(stratum, weights=sizes, minlength=len(codes))
+    queues = [np.flatnonzero(stratum == code) for code in range(len(codes))]  # np.unique sorted them by hash
+    part = np.zeros(len(groups), dtype=np.int64)
+    for number, fraction in enumerate(fractions.values(), start=1):
+        for code, quota in enumerate(_quotas(rows, fraction)):
+            _take(part, queues[code], sizes, quota, number)
+        if not (part == number).any():
+            spare = [queue for queue in queues if (part[queue] == 0).sum() > 1]
+            if not spare:
+                return None
+            queue = max(spare, key=lambda queue: int((part[queue] == 0).sum()))
+            part[queue[part[queue] == 0][0]] = number
+    of_row = part[inverse]
+    return {name: np.flatnonzero(of_row == number) for number, name in enumerate([TRAIN, *fractions])}
+
+
+def _quotas(rows: np.ndarray, fraction: float) -> np.ndarray:
+    exact = rows * fraction
+    quotas = np.floor(exact).astype(np.int64)
+    short = max(1, round(float(rows.sum()) * fraction)) - int(quotas.sum())
+    quotas[np.argsort(-(exact - quotas), kind="stable")[: max(short, 0)]] += 1
+    return quotas
+
+
+def _take(part: np.ndarray, queue: np.ndarray, sizes: np.ndarray, quota: int, number: int) -> None:
+    free = queue[part[queue] == 0]
+    taken = 0
+    for group in free[:-1]:  # the last one stays in train
+        if taken >= quota:
+            break
+        if taken + sizes[group] <= quota:
+            part[group] = number
+            taken += int(sizes[group])
