@@ -1,0 +1,135 @@
+"""The model card: README.md of an artifact, in the form the Hugging Face hub reads.
+
+Text of the user (labels, names, paths) stands in two languages of its own here: YAML, where the YAML library quotes it,
+and Markdown, where every value that is put into the template is escaped unless it is marked as safe.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from pathlib import PurePosixPath
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from chainrule.core.artifact import Manifest
+from chainrule.core.report import EvaluationReport
+from chainrule.evaluation.languages import named
+from chainrule.evaluation.numbers import SHARES, count_text, metric_text
+
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
+_SPECIAL = re.compile(r"([\\`*_\[\]<>|~#&{}!])")
+_SPACE = re.compile(r"[\s\x00-\x1f\x7f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]+")
+
+
+def model_card(manifest: Manifest, evaluation: EvaluationReport | None) -> str:
+    """The text of README.md for an artifact.
+
+    Args:
+        manifest: the artifact's chainrule.json.
+        evaluation: what the numbers are taken from; None leaves the numbers of validation that the manifest has.
+
+    Returns:
+        YAML front matter as the hub expects it, and Markdown.
+    """
+    front = yaml.safe_dump(_front_matter(manifest, evaluation), sort_keys=False, allow_unicode=True, width=100)
+    return _template().render(
+        front=Markup(front),
+        manifest=manifest,
+        task=named("task", manifest.task).en,
+        base=_base_name(manifest),
+        rows=_metric_rows(manifest, evaluation),
+        evaluation=evaluation,
+        measured=_measured_on(evaluation),
+        strategy=_strategy(manifest),
+        plain="transformers" in manifest.loads_in,
+    )
+
+
+def markdown(value: object) -> str:
+    """A value as literal Markdown text on one line: nothing in it is markup, a link, or a new table cell."""
+    if isinstance(value, Markup):
+        return str(value)
+    text = _SPECIAL.sub(r"\\\1", _SPACE.sub(" ", str(value)).strip())
+    return text.replace("\\<", "&lt;").replace("\\>", "&gt;").replace("://", "&#58;//").replace("www.", "www&#46;")
+
+
+def _front_matter(manifest: Manifest, evaluation: EvaluationReport | None) -> dict[str, Any]:
+    front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-classification"}
+    if _HUB_ID.match(manifest.base_model):
+        front["base_model"] = manifest.base_model
+    front["tags"] = ["chainrule", manifest.task]
+    front["metrics"] = [name for name in _ordered(manifest, evaluation) if name != "loss"]
+    if evaluation is not None:
+        dataset = {"name": _data_name(evaluation.data), "type": "custom"}
+        if evaluation.split:
+            dataset["split"] = evaluation.split
+        metrics = [
+            {"type": name, "value": round(estimate.value, 6), "name": named("metric", name).en}
+            for name, estimate in evaluation.metrics.items()
+        ]
+        result = {
+            "task": {"type": "text-classification", "name": manifest.task},
+            "dataset": dataset,
+            "metrics": metrics,
+        }
+        front["model-index"] = [{"name": f"{_base_name(manifest)}-{manifest.task}", "results": [result]}]
+    return front
+
+
+def _metric_rows(manifest: Manifest, evaluation: EvaluationReport | None) -> list[tuple[str, str, str]]:
+    rows = []
+    for name in _ordered(manifest, evaluation):
+        shown = named("metric", name).en
+        label = f"{shown}, %" if name in SHARES else shown
+        if evaluation is None:
+            rows.append((label, metric_text(name, manifest.metrics[name], unit=False), "–"))
+            continue
+        estimate = evaluation.metrics[name]
+        low, high = (metric_text(name, value, unit=False) for value in (estimate.low, estimate.high))
+        rows.append((label, metric_text(name, estimate.value, unit=False), f"{low} to {high}"))
+    return rows
+
+
+def _ordered(manifest: Manifest, evaluation: EvaluationReport | None) -> list[str]:
+    names = manifest.metrics if evaluation is None else evaluation.metrics
+    return sorted(names, key=lambda name: (name != manifest.primary_metric, name == "loss", name))
+
+
+def _measured_on(evaluation: EvaluationReport | None) -> str:
+    if evaluation is None:
+        return "the validation split"
+    split = f"the {evaluation.split} split" if evaluation.split else "all rows"
+    return f"{split} of {_data_name(evaluation.data)} ({count_text(evaluation.rows)} rows)"
+
+
+def _strategy(manifest: Manifest) -> str:
+    strategy = manifest.recipe.get("strategy")
+    return str(strategy.get("name", "")) if isinstance(strategy, dict) else str(strategy or "")
+
+
+def _base_name(manifest: Manifest) -> str:
+    name = manifest.base_model
+    return name if _HUB_ID.match(name) else _data_name(name)
+
+
+def _data_name(path: str) -> str:
+    """The last part of a path: a card is made to be handed on, folders of this machine are not."""
+    return PurePosixPath(path.replace("\\", "/")).name or path
+
+
+@lru_cache(maxsize=1)
+def _template() -> Any:
+    environment = Environment(
+        loader=PackageLoader("chainrule.evaluation", "templates"),
+        autoescape=False,  # not HTML: `finalize` escapes every value for Markdown
+        finalize=markdown,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("model_card.md")

@@ -1,0 +1,385 @@
+"""The parts of the report below the verdict: curves, errors, classes, the data check, the recipe, the environment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from chainrule.evaluation.charts import Line, bar, heat_map, line_chart, scatter, smooth, thin
+from chainrule.evaluation.judgement import mapping, quote
+from chainrule.evaluation.languages import Words, both, named, say
+from chainrule.evaluation.numbers import LOWER_IS_BETTER, SHARES, count_text, finite, metric_text
+from chainrule.evaluation.record import Curve, Record
+
+MATRIX_CLASSES = 20
+TABLE_ROWS = 20
+PROBLEMS = 20
+TREND_POINTS = 300
+
+
+def curves(record: Record) -> list[dict[str, Any]]:
+    """The charts of training: {"title", "chart", "legend": [(kind, Words)]} each."""
+    progress = record.progress
+    unit = _x_unit(record)
+    found = []
+    if progress.loss.value:
+        found.append(_loss(record, unit))
+    metric = progress.metrics.get(record.primary_metric)
+    if metric and metric.value:
+        found.append(_validation(record, metric, unit))
+    rate = progress.learning_rate
+    if rate.value:
+        x, y = thin(rate.x(unit), rate.value, TREND_POINTS)
+        about = say("alt.rate", high=f"{max(rate.value):.3g}", last=f"{rate.value[-1]:.3g}")
+        chart = line_chart([Line(x, y, "smooth")], about=about, x_name=say(f"chart.{unit}"), from_zero=True)
+        found.append({"title": say("chart.rate"), "chart": chart, "legend": []})
+    return found
+
+
+def errors(record: Record) -> dict[str, Any]:
+    """Where the model errs: a heat map, a scatter, or a table of the most frequent mistakes; empty if unknown."""
+    detail = mapping(record.evaluation.get("detail"))
+    found: dict[str, Any] = dict.fromkeys(("heat_map", "confusions", "several", "scatter", "sample", "residuals"))
+    labels = [str(label) for label in _list(detail.get("labels"))]
+    matrix = _matrix(mapping(detail.get("confusion")).get("matrix"), len(labels))
+    if matrix and len(labels) <= MATRIX_CLASSES:
+        right = sum(row[index] for index, row in enumerate(matrix))
+        about = say(
+            "alt.confusion", classes=len(labels), right=count_text(right), rows=count_text(sum(map(sum, matrix)))
+        )
+        names = (say("chart.true"), say("chart.predicted"))
+        found["heat_map"] = heat_map(matrix, labels, about=about, names=names)
+    confusions = [mapping(item) for item in _list(detail.get("confusions"))]
+    if confusions or "confusions" in detail:
+        several = detail.get("kind") == "classes"
+        found["confusions"] = {
+            "several": several,
+            "about": say("confusions.several") if several else None,
+            "rows": [_confusion(item, confusions) for item in confusions[: 8 if found["heat_map"] else TABLE_ROWS]],
+        }
+        if not several and not found["heat_map"] and confusions:
+            found["confusions"]["about"] = say(
+                "confusions.about", classes=len(labels), shown=min(len(confusions), TABLE_ROWS)
+            )
+    found |= _regression(detail)
+    per_row = mapping(detail.get("labels_per_row"))
+    if per_row:
+        values = {key: f"{finite(per_row.get(key)) or 0.0:.2f}" for key in ("targets", "predicted")}
+        found["several"] = say("several.about", empty=count_text(detail.get("rows_without_prediction")), **values)
+    return found if any(found.values()) else {}
+
+
+def classes(record: Record) -> dict[str, Any]:
+    """The per-class table: {"rows": [...], "worst": [...]}; `worst` only where there are many classes."""
+    raw = [mapping(item) for item in _list(mapping(record.evaluation.get("detail")).get("per_class"))]
+    if not raw:
+        return {}
+    most = max((finite(item.get("support")) or 0.0) for item in raw) or 1.0
+    rows = [
+        {
+            "label": str(item.get("label", "")),
+            "scores": [metric_text("f1", item.get(key), unit=False) for key in ("precision", "recall", "f1")],
+            "bar": bar(finite(item.get("f1")) or 0.0, "bar"),
+            "support": count_text(item.get("support")),
+            "support_bar": bar((finite(item.get("support")) or 0.0) / most, "quiet", 60),
+            "f1": finite(item.get("f1")) or 0.0,
+            "seen": (finite(item.get("support")) or 0.0) > 0,
+        }
+        for item in raw
+    ]
+    if len(rows) <= TABLE_ROWS:
+        return {"rows": rows, "worst": []}
+    worst = sorted((row for row in rows if row["seen"]), key=lambda row: row["f1"])[:10]
+    return {"rows": rows, "worst": worst}
+
+
+def data_check(record: Record) -> dict[str, Any]:
+    """What the check found: facts, findings with row numbers, splits, label counts; empty if there was no check."""
+    check = record.check
+    if not check:
+        return {}
+    facts = [(say("check.source"), both(short_path(check.get("source", ""))))]
+    fields = mapping(check.get("fields"))
+    if fields:
+        pairs = [f"{name} ← {column}" if name != column else str(column) for name, column in fields.items()]
+        facts.append((say("check.fields"), both(", ".join(pairs))))
+    if finite(check.get("max_length")) is not None:
+        facts.append((say("check.max_length"), say("check.tokens", count=count_text(check["max_length"]))))
+    problems = [mapping(item) for item in _list(check.get("problems"))]
+    return {
+        "facts": facts,
+        "findings": findings(check.get("findings")),
+        "evaluated": findings(record.evaluation.get("findings")),
+        "problems": [(_place(item), say("check.problem", **_told(item))) for item in problems[:PROBLEMS]],
+        "more": max(0, len(problems) - PROBLEMS),
+        "splits": _splits(mapping(check.get("splits"))),
+        "balance": _balance(mapping(check.get("splits"))),
+    }
+
+
+def findings(raw: Any) -> list[dict[str, Any]]:
+    """Findings for a person, the severe ones first."""
+    order = {"error": 0, "warning": 1}
+    found = sorted((mapping(item) for item in _list(raw)), key=lambda item: order.get(str(item.get("severity")), 2))
+    return [
+        {
+            "severity": str(item.get("severity", "info")),
+            "severity_name": named("severity", item.get("severity", "info")),
+            "title": named("finding", item.get("kind", "")),
+            "count": count_text(item["count"]) if item.get("count") else "",
+            "split": named("split", item["split"]) if item.get("split") else None,
+            "message": str(item.get("message", "")),
+            "todo": str(item.get("todo", "")),
+            "rows": _rows(item),
+        }
+        for item in found
+    ]
+
+
+def recipe(record: Record) -> dict[str, Any]:
+    """The resolved recipe by section: {"groups": [(name, [(key, value, decided)])], "resolved": bool}; or empty."""
+    source = record.resolved or record.asked
+    if not source:
+        return {}
+    asked = dict(_flat(record.asked)) if record.resolved else {}
+    groups: dict[str, list[tuple[str, str, bool]]] = {}
+    for key, value in _flat(source):
+        group, _, rest = key.partition(".")
+        decided = (
+            bool(asked) and value is not None and key in asked and asked[key] in (None, "auto") and asked[key] != value
+        )
+        groups.setdefault(group if rest else "", []).append((rest or group, _shown(value), decided))
+    return {"groups": sorted(groups.items(), key=lambda item: item[0] == ""), "resolved": bool(record.resolved)}
+
+
+def environment(record: Record) -> list[tuple[Words, str]]:
+    """What the run ran on, name and value."""
+    known = [(key.removeprefix("packages."), value) for key, value in _flat(record.environment) if value is not None]
+    return [(named("environment", key), _shown(value)) for key, value in known]
+
+
+def usage(record: Record) -> list[tuple[Words, str]]:
+    """Commands to use the model, title and text; empty as long as there is none."""
+    if not record.finished:
+        return []
+    name = quote(record.name)
+    found = [(say("use.predict"), f"chainrule predict {name} new.csv --out labelled.csv")]
+    if "text_b" not in mapping(record.check.get("fields")):
+        found.append((say("use.text"), f'chainrule predict {name} --text "…"'))
+    found.append((say("use.evaluate"), f"chainrule evaluate {name} other.csv"))
+    if "transformers" in _list(record.manifest.get("loads_in") or ["transformers"]):
+        folder = repr(record.name.rstrip("/") + "/artifact")
+        found.append(
+            (
+                say("use.plain"),
+                "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n"
+                f"tokenizer = AutoTokenizer.from_pretrained({folder})\n"
+                f"model = AutoModelForSequenceClassification.from_pretrained({folder})",
+            )
+        )
+    return found
+
+
+def row_list(rows: Iterable[int]) -> str:
+    """Row numbers with runs joined: 3, 7–9, 12."""
+    parts: list[list[int]] = []
+    for row in sorted(set(rows)):
+        if parts and row == parts[-1][1] + 1:
+            parts[-1][1] = row
+        else:
+            parts.append([row, row])
+    return ", ".join(str(a) if a == b else f"{a}, {b}" if b == a + 1 else f"{a}–{b}" for a, b in parts)
+
+
+def short_path(path: object) -> str:
+    """A path as shown in a file that may be handed on: of an absolute one only the last two parts."""
+    text = str(path)
+    absolute = text.startswith(("/", "~")) or text[1:3] in (":\\", ":/")
+    parts = text.replace("\\", "/").rstrip("/").split("/")
+    return "…/" + "/".join(parts[-2:]) if absolute and len(parts) > 3 else text
+
+
+def _x_unit(record: Record) -> str:
+    known = [record.progress.loss, *record.progress.metrics.values()]
+    epochs = [curve.epoch[-1] for curve in known if curve.epoch]
+    return "epoch" if epochs and max(epochs) >= 1 and all(curve.has_epochs for curve in known) else "step"
+
+
+def _loss(record: Record, unit: str) -> dict[str, Any]:
+    loss = record.progress.loss
+    trend_x, trend = loss.x(unit), smooth(loss.value)
+    stride = max(1, len(trend) // TREND_POINTS)
+    lines = [
+        Line(*thin(loss.x(unit), loss.value), "raw"),
+        Line([*trend_x[::stride], trend_x[-1]], [*trend[::stride], trend[-1]], "smooth"),
+    ]
+    legend = [("raw", say("chart.raw")), ("smooth", say("chart.smooth"))]
+    valid = record.progress.metrics.get("loss")
+    if valid and valid.value and record.task != "regression":
+        lines.append(Line(valid.x(unit), valid.value, "valid", dots=True))
+        legend.append(("valid", say("chart.valid")))
+    about = say("alt.loss", first=f"{trend[0]:.3g}", last=f"{trend[-1]:.3g}", steps=count_text(loss.step[-1]))
+    chart = line_chart(lines, about=about, x_name=say(f"chart.{unit}"), from_zero=True)
+    return {"title": say("chart.loss"), "chart": chart, "legend": legend}
+
+
+def _validation(record: Record, metric: Curve, unit: str) -> dict[str, Any]:
+    name = record.primary_metric
+    best = _best(metric, record.progress.best, name)
+    mark = (metric.x(unit)[best], metric.value[best], say("chart.best", value=metric_text(name, metric.value[best])))
+    title = say("chart.metric", metric=named("metric", name))
+    title = Words(
+        title.en[:1].upper() + title.en[1:] + (", %" if name in SHARES else ""),
+        title.zh + ("（%）" if name in SHARES else ""),
+    )
+    about = say(
+        "alt.metric", metric=named("metric", name), list=", ".join(metric_text(name, v) for v in metric.value[:40])
+    )
+    line = Line(metric.x(unit), metric.value, "smooth", dots=len(metric.value) <= 60)
+    chart = line_chart(
+        [line], about=about, x_name=say(f"chart.{unit}"), scale=100.0 if name in SHARES else 1.0, mark=mark
+    )
+    return {"title": title, "chart": chart, "legend": [("ring", say("chart.kept"))]}
+
+
+def _best(metric: Curve, marked: Sequence[float], name: str) -> int:
+    if marked and marked[0] in metric.step:
+        return metric.step.index(marked[0])
+    choose = min if name in LOWER_IS_BETTER else max
+    return metric.value.index(choose(metric.value))
+
+
+def _matrix(raw: Any, size: int) -> list[list[float]]:
+    rows = [[finite(value) or 0.0 for value in _list(row)] for row in _list(raw)]
+    return rows if size and len(rows) == size and all(len(row) == size for row in rows) else []
+
+
+def _confusion(item: Mapping[str, Any], every: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    most = max((finite(other.get("count")) or 0.0) for other in every) or 1.0
+    return {
+        "target": str(item.get("target", "")),
+        "predicted": str(item.get("predicted", "")),
+        "count": count_text(item.get("count")),
+        "share": metric_text("recall", item.get("share")),
+        "bar": bar((finite(item.get("count")) or 0.0) / most, "bar", 60),
+    }
+
+
+def _regression(detail: Mapping[str, Any]) -> dict[str, Any]:
+    sample = mapping(detail.get("scatter"))
+    pairs = [
+        (x, y)
+        for x, y in zip(
+            map(finite, _list(sample.get("targets"))), map(finite, _list(sample.get("predictions"))), strict=False
+        )
+        if x is not None and y is not None
+    ]
+    if not pairs:
+        return {}
+    rows = count_text(detail.get("rows") or len(pairs))
+    names = (say("chart.true"), say("chart.predicted"))
+    chart = scatter([x for x, _ in pairs], [y for _, y in pairs], about=say("alt.scatter", rows=rows), names=names)
+    shown = count_text(len(pairs))
+    note = say("chart.sample", shown=shown, rows=rows) if shown != rows else None
+    return {"scatter": chart, "sample": note, "residuals": _residuals(mapping(detail.get("residuals")))}
+
+
+def _residuals(raw: Mapping[str, Any]) -> list[tuple[Words, Words]]:
+    found = [
+        (say(f"residuals.{key}"), both(metric_text("rmse", raw[key])))
+        for key in ("mean_absolute", "mean")
+        if finite(raw.get(key)) is not None
+    ]
+    quantiles = mapping(raw.get("quantiles"))
+    for key, low, high in (("half", "0.25", "0.75"), ("most", "0.05", "0.95")):
+        if finite(quantiles.get(low)) is not None and finite(quantiles.get(high)) is not None:
+            ends = {"low": metric_text("rmse", quantiles[low]), "high": metric_text("rmse", quantiles[high])}
+            found.append((say(f"residuals.{key}"), say("residuals.range", **ends)))
+    return found
+
+
+def _rows(item: Mapping[str, Any]) -> Words | None:
+    rows = [int(row) for row in map(finite, _list(item.get("rows"))) if row is not None]
+    if not rows:
+        return None
+    more = int(finite(item.get("count")) or 0) - len(rows)
+    if more > 0:
+        return say("check.rows.more", rows=row_list(rows), more=f"{more:,}")
+    return say("check.rows", rows=row_list(rows))
+
+
+def _place(problem: Mapping[str, Any]) -> str:
+    where = mapping(problem.get("where"))
+    parts = [short_path(where["file"])] if where.get("file") else []
+    parts += [f"{key} {where[key]}" for key in ("row", "line", "field") if where.get(key) is not None]
+    return ", ".join(parts)
+
+
+def _told(problem: Mapping[str, Any]) -> dict[str, str]:
+    return {key: str(problem.get(key, "")) for key in ("expected", "got", "todo")}
+
+
+def _splits(splits: Mapping[str, Any]) -> dict[str, Any]:
+    total = sum(finite(mapping(split).get("rows")) or 0.0 for split in splits.values()) or 1.0
+    lengths = list(dict.fromkeys(key for split in splits.values() for key in mapping(mapping(split).get("lengths"))))
+    rows = [
+        {
+            "name": named("split", name),
+            "rows": count_text(mapping(split).get("rows")),
+            "bar": bar((finite(mapping(split).get("rows")) or 0.0) / total, "quiet"),
+            "file": short_path(mapping(split).get("file") or ""),
+            "lengths": [_length(mapping(mapping(split).get("lengths")).get(key)) for key in lengths],
+        }
+        for name, split in splits.items()
+    ]
+    return {"lengths": [named("length", key) for key in lengths], "rows": rows} if rows else {}
+
+
+def _length(value: Any) -> str:
+    number = finite(value)
+    return "–" if number is None else f"{number:,.0f}" if number >= 10 or number == int(number) else f"{number:.1f}"
+
+
+def _balance(splits: Mapping[str, Any]) -> dict[str, Any]:
+    counts = {name: mapping(mapping(split).get("labels")) for name, split in splits.items()}
+    counts = {name: labels for name, labels in counts.items() if labels}
+    if not counts:
+        return {}
+    first = next(iter(counts.values()))
+    labels = list(dict.fromkeys([*first, *(label for other in counts.values() for label in other)]))
+    labels.sort(key=lambda label: -(finite(first.get(label)) or 0.0))
+    most = max((finite(first.get(label)) or 0.0) for label in labels) or 1.0
+    rows = [
+        {
+            "label": str(label),
+            "bar": bar((finite(first.get(label)) or 0.0) / most, "bar"),
+            "counts": [count_text(other.get(label, 0)) for other in counts.values()],
+        }
+        for label in labels
+    ]
+    return {"splits": [named("split", name) for name in counts], "rows": rows, "folded": len(rows) > TABLE_ROWS}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{path}.")
+        else:
+            yield path, value
+
+
+def _shown(value: Any) -> str:
+    if value is None or value in ({}, []):
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list):
+        return ", ".join(_shown(item) for item in value)
+    return short_path(value)
+
+
+def _list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else []
