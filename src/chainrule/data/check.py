@@ -25,6 +25,10 @@ def check_splits(splits: Mapping[str, Rows], labels: Sequence[str], task: Task) 
     noun = _noun(splits["train"])
     for name, rows in splits.items():
         findings += [*_duplicates(rows, name, noun), *_conflicts(rows, name, noun)]
+        if not len(rows) and name != "train":
+            found, problem = _no_rows(rows, name)
+            findings.append(found)
+            problems.append(problem)
     findings += shared_between(splits, noun)
     one, wrong = _one_class(splits["train"], labels, task)
     findings += one
@@ -169,9 +173,9 @@ def _conflicts(rows: Rows, name: str, noun: str) -> list[Finding]:
 def _one_class(train: Rows, labels: Sequence[str], task: Task) -> tuple[list[Finding], list[Problem]]:
     where = Where(file=train.table.file, field=task.target.name)
     if not len(train):
-        message, expected, got = "No row of train can be used.", "rows to train on", "none that can be used"
-        kind, todo = "no-rows", "Correct the rows named above."
-    elif task.target.kind == "number" and len(set(train.values)) == 1:
+        found, problem = _no_rows(train, "train")
+        return [found], [problem]
+    if task.target.kind == "number" and len(set(train.values)) == 1:
         message = f"All {len(train):,} rows of train have the same target, {train.values[0]}."
         kind, expected, got, todo = "one-class", "different targets", f"only {train.values[0]}", "Check the column."
     elif task.target.kind != "number" and len(labels) < (2 if task.target.kind == "class" else 1):
@@ -183,6 +187,12 @@ def _one_class(train: Rows, labels: Sequence[str], task: Task) -> tuple[list[Fin
         return [], []
     found = finding(kind, "error", message, todo=todo, split="train", file=train.table.file)
     return [found], [Problem(expected, got, todo, where)]
+
+
+def _no_rows(rows: Rows, name: str) -> tuple[Finding, Problem]:
+    todo = "Correct the rows that were named."
+    found = finding("no-rows", "error", f"No row of {name} can be used.", todo=todo, split=name, file=rows.table.file)
+    return found, Problem(f"rows of {name}", "none that can be used", todo, Where(file=rows.table.file))
 
 
 def _class_sizes(train: Rows, labels: Sequence[str]) -> list[Finding]:

@@ -103,6 +103,10 @@ def _inputs(
         before = [names for names in alternatives if any(name in (recorded or {}) for name in names)]
         complete = [names for names in alternatives if all(found[name] is not None for name in names)]
         possible = before or by_hand or complete
+        if before and any(names not in before for names in by_hand):
+            got = f"a column named for {', '.join(name for names in by_hand for name in names if name in named)}"
+            expected = f"columns for {' and '.join(before[0])}, which this model was trained on"
+            return [], [Problem(expected, got, _naming(before[0]), Where(file))]
         if len(possible) > 1:
             got = " and ".join(", ".join(f"{name} ({found[name]!r})" for name in names) for names in possible)
             todo = _naming([name for names in possible for name in names][:1])

@@ -29,13 +29,13 @@ class Split:
     Attributes:
         table: all columns of these rows, and their places in the file.
         inputs: field -> (n,) texts.
-        targets: int64 (n,) of label indexes, float32 (n, labels) of 0 and 1, or float64 (n,); None without labels.
+        targets: int64 (n,) of label indexes, float32 (n, labels) of 0 and 1, or float64 (n,).
         hashes: (n,) uint64 of the inputs.
     """
 
     table: Table
     inputs: dict[str, list[str]]
-    targets: np.ndarray | None
+    targets: np.ndarray
     hashes: np.ndarray
 
     def __len__(self) -> int:
@@ -45,8 +45,7 @@ class Split:
         """The rows at `indices`, in that order."""
         chosen = np.asarray(indices, dtype=np.int64)
         inputs = {name: [texts[index] for index in chosen] for name, texts in self.inputs.items()}
-        targets = None if self.targets is None else self.targets[chosen]
-        return Split(self.table.take(chosen), inputs, targets, self.hashes[chosen])
+        return Split(self.table.take(chosen), inputs, self.targets[chosen], self.hashes[chosen])
 
 
 @dataclass(frozen=True)

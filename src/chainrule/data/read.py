@@ -122,7 +122,7 @@ def split_files(folder: Path, shown: str) -> tuple[dict[str, list[str]], list[Fi
             continue
         split = _SPLIT_NAMES.get(_SHARD.sub("", path.stem.lower()))
         if split is None:
-            others.append(path.name)
+            others += [path.name] if ending != ".json" else []  # such as meta.json, dataset_info.json
         else:
             found.setdefault(split, []).append(os.path.join(shown, path.name))  # noqa: PTH118  (as the user wrote it)
     doubtful = [

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from chainrule.core.recipe import Clean
 from chainrule.core.report import Finding
 from chainrule.core.task import Task
+from chainrule.data.clean import clean_texts
 from chainrule.data.fields import find_fields
 from chainrule.data.flaws import MAX_PROBLEMS, Flaw, summarise
 from chainrule.data.read import chunks, read
@@ -40,21 +42,22 @@ class Inputs:
     fields: dict[str, str]
     findings: tuple[Finding, ...]
     chunk_rows: int
+    clean: Clean
 
     def __len__(self) -> int:
         return self.rows
 
     def __iter__(self) -> Iterator[tuple[Table, dict[str, list[str]]]]:
-        for table, _ in _pieces(self.source, self.chunk_rows):
-            inputs, flaws = _texts(_with_columns(table, self.columns), self.fields)
+        for piece, _ in _pieces(self.source, self.chunk_rows):
+            table = _with_columns(piece, self.columns)
+            inputs, flaws = _texts(table, self.fields, self.clean)
             bad = {flaw.row for flaw in flaws if flaw.problem is not None}
-            whole = _with_columns(table, self.columns)
             if bad:
                 keep = np.array([i for i, row in enumerate(table.rows.tolist()) if row not in bad], dtype=np.int64)
-                whole = whole.take(keep)
+                table = table.take(keep)
                 inputs = {name: [texts[index] for index in keep] for name, texts in inputs.items()}
-            if len(whole):
-                yield whole, inputs
+            if len(table):
+                yield table, inputs
 
 
 def stream(path: str | os.PathLike[str], chunk_rows: int = 1_024) -> Iterator[Table]:
@@ -79,6 +82,7 @@ def load_inputs(
     *,
     named: Mapping[str, str] | None = None,
     on_bad_row: str = "stop",
+    clean: Clean | None = None,
 ) -> Inputs:
     """Rows to predict. The whole source is checked once before anything is handed out.
 
@@ -86,6 +90,7 @@ def load_inputs(
         source: a CSV, TSV, JSONL, JSON or Parquet file, a DataFrame or a Dataset.
         fields: field -> column as recorded when the model was trained.
         named: field -> column as the user asked now.
+        clean: the changes to texts that were made for training.
 
     Raises:
         DataError: the source cannot be read, has no rows, lacks a column, or (with `on_bad_row` "stop") has rows
@@ -94,6 +99,7 @@ def load_inputs(
     if not isinstance(source, str | os.PathLike):
         reading = read(source, on_bad_row=on_bad_row)
         source = reading
+    clean = clean or Clean()
     columns: dict[str, None] = {}
     flaws: list[Flaw] = []
     mapping: dict[str, str] | None = None
@@ -106,7 +112,7 @@ def load_inputs(
             mapping = find_fields(table.names, task, named=named or {}, recorded=fields, with_target=False, file=file)
         flaws += found
         if mapping is not None:
-            more = _texts(_with_columns(table, tuple(columns)), mapping)[1]
+            more = _texts(_with_columns(table, tuple(columns)), mapping, clean)[1]
             flaws += more
             rows += len(table) - len({flaw.row for flaw in more if flaw.problem is not None})
     findings, problems = summarise(flaws, split=None, file=file, on_bad_row=on_bad_row)
@@ -115,7 +121,7 @@ def load_inputs(
     if problems:
         message = " ".join(found.message for found in findings if found.severity == "error")
         raise DataError(f"The data cannot be predicted: {message or 'it has no rows.'}", problems[:MAX_PROBLEMS])
-    return Inputs(source, rows, tuple(columns), mapping or {}, tuple(findings), chunk_rows)
+    return Inputs(source, rows, tuple(columns), mapping or {}, tuple(findings), chunk_rows, clean)
 
 
 def _pieces(source: Any, chunk_rows: int) -> Iterator[tuple[Table, list[Flaw]]]:
@@ -127,9 +133,10 @@ def _pieces(source: Any, chunk_rows: int) -> Iterator[tuple[Table, list[Flaw]]]:
             yield table.take(np.arange(start, min(start + chunk_rows, len(table)))), []
 
 
-def _texts(table: Table, fields: Mapping[str, str]) -> tuple[dict[str, list[str]], list[Flaw]]:
+def _texts(table: Table, fields: Mapping[str, str], clean: Clean) -> tuple[dict[str, list[str]], list[Flaw]]:
     raw = {name: table.texts(column) for name, column in fields.items()}
     inputs = {name: [text or "" for text in texts] for name, texts in raw.items()}
+    inputs = clean_texts(inputs, clean, table, None).inputs
     return inputs, text_flaws(table, raw, inputs)
 
 

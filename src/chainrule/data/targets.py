@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -30,10 +31,13 @@ def read_targets(table: Table, field: str, column: str, kind: FieldKind) -> tupl
         cells = table.columns.column(column).to_pylist()
     else:
         cells = table.texts(column)
+    parse: Callable[[Any], tuple[Value | None, _Found]] = {"class": _class, "classes": _classes}.get(kind, _number)
+    if not _is_list(table.columns.column(column).type):
+        parse = cache(parse)  # few different labels, many rows
     values: list[Value | None] = []
     flaws: list[Flaw] = []
     for index, cell in enumerate(cells):
-        value, found = _class(cell) if kind == "class" else _classes(cell) if kind == "classes" else _number(cell)
+        value, found = parse(cell)
         values.append(value)
         if isinstance(found, str):
             flaws.append(Flaw(found, int(table.rows[index])))
