@@ -11,9 +11,9 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from transformers.utils import logging as transformers_logging
 
 from chainrule.core.recipe import Structure
-from chainrule.errors import ModelError, Problem, Where
-from chainrule.models.catalog import model_folder
-from chainrule.system.hub import hub_error
+from chainrule.errors import ChainruleError, ModelError, Problem, Where
+from chainrule.models.catalog import MODELS, model_folder
+from chainrule.system.hub import hub_error, unreachable
 
 LONGEST = 512
 
@@ -50,7 +50,7 @@ def load_tokenizer(name: str) -> Any:
     """
     place = locate(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place)
+        tokenizer = AutoTokenizer.from_pretrained(place, **_reach(place))
     except (OSError, ValueError, KeyError) as error:
         raise _load_error(name, place, error) from error
     if tokenizer.pad_token is None:
@@ -109,7 +109,7 @@ def _load(factory: Any, name: str, place: str, **options: Any) -> Any:
     transformers_logging.set_verbosity_error()  # a fresh head is expected, not worth a table of missing keys
     transformers_logging.disable_progress_bar()
     try:
-        return factory.from_pretrained(place, dtype=torch.float32, use_safetensors=True, **options)
+        return factory.from_pretrained(place, dtype=torch.float32, use_safetensors=True, **_reach(place), **options)
     except (OSError, ValueError, KeyError) as error:
         raise _load_error(name, place, error) from error
     finally:
@@ -118,7 +118,7 @@ def _load(factory: Any, name: str, place: str, **options: Any) -> Any:
 
 def _config(name: str, place: str) -> Any:
     try:
-        return AutoConfig.from_pretrained(place)
+        return AutoConfig.from_pretrained(place, **_reach(place))
     except (OSError, ValueError, KeyError) as error:
         raise _load_error(name, place, error) from error
 
@@ -135,9 +135,14 @@ def _set_first(config: Any, names: Sequence[str], value: float | None) -> None:
         setattr(config, name, value)
 
 
-def _load_error(name: str, place: str, error: Exception) -> ModelError:
+def _reach(place: str) -> dict[str, bool]:
+    """For a hub name when the hub cannot be reached: only what was loaded before, without minutes of retries."""
+    return {"local_files_only": True} if not Path(place).is_dir() and unreachable() else {}
+
+
+def _load_error(name: str, place: str, error: Exception) -> ChainruleError:
     if not Path(place).is_dir():
-        return hub_error(name, error)
+        return hub_error(name, error, tuple(MODELS))
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return _unusable(name, "a Hugging Face model folder with safetensors weights", reason, "Check the folder's files.")
 
