@@ -23,13 +23,14 @@ from types import TracebackType
 
 import platformdirs
 from pypi_simple import DistributionPackage, NoSuchProjectError, PyPISimple, UnsupportedContentTypeError
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from chainrule.errors import AssetError, OutputError, Problem, Where
 from chainrule.system.archives import unpack
+from chainrule.system.connections import reason, without_secrets
 from chainrule.system.files import atomic_folder, atomic_path, sha256
-from chainrule.system.package_index import Settings, pip_settings, reason, without_secrets
+from chainrule.system.package_index import Settings, pip_settings
+from chainrule.system.progress import console
 
 CONNECT_SECONDS, READ_SECONDS = 10.0, 60.0
 ATTEMPTS = 2
@@ -141,7 +142,11 @@ def _download(asset: Asset, target: Path) -> None:
     for endpoint in settings.endpoints:
         try:
             _download_from(endpoint, settings, asset, target)
-        except (OSError, ValueError, NoSuchProjectError, UnsupportedContentTypeError) as error:
+        except NoSuchProjectError:
+            failures.append(f"{without_secrets(endpoint)}: no package {asset.package}")
+        except (OSError, ValueError, UnsupportedContentTypeError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the disk, not the network: requests' errors carry no errno
             failures.append(f"{without_secrets(endpoint)}: {reason(error)}")
         else:
             return
@@ -179,18 +184,18 @@ class _Bar:
 
     def __init__(self, filename: str, size: int) -> None:
         self._size, self._seen = size, 0
-        console = Console(stderr=True)
+        terminal = console()
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             DownloadColumn(),
             TransferSpeedColumn(),
             TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
+            console=terminal,
+            disable=not terminal.is_terminal,
         )
-        if not console.is_terminal:
-            console.print(f"Downloading {filename} ({size / 1e6:.1f} MB)", highlight=False, soft_wrap=True)
+        if not terminal.is_terminal:
+            terminal.print(f"Downloading {filename} ({size / 1e6:.1f} MB)")
         self._task = self._progress.add_task(filename, total=size)
 
     def __enter__(self) -> _Bar:

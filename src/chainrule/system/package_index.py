@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import configparser
 import os
-import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import platformdirs
-from pypi_simple import PYPI_SIMPLE_ENDPOINT, NoSuchProjectError
+from pypi_simple import PYPI_SIMPLE_ENDPOINT
 
 from chainrule.errors import AssetError, Problem, Where
 
@@ -44,49 +43,6 @@ def pip_settings() -> Settings:
     addresses = [values.get("index-url", PYPI_SIMPLE_ENDPOINT), *values.get("extra-index-url", "").split()]
     endpoints = tuple(dict.fromkeys(a for a in addresses if urlsplit(a).scheme in ("http", "https")))
     return Settings(endpoints, values.get("cert") or os.environ.get("SSL_CERT_FILE"))
-
-
-def without_secrets(address: str) -> str:
-    """The address without the user name and password it may carry."""
-    parts = urlsplit(address)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-
-
-def reason(error: BaseException) -> str:
-    """Why a connection failed, in a few words: the innermost cause that says something."""
-    if isinstance(error, NoSuchProjectError):
-        return "the index has no such package"
-    response = getattr(error, "response", None)
-    if response is not None:
-        return f"HTTP status {response.status_code}"
-    chain = list(_causes(error))
-    for cause in reversed(chain):
-        if isinstance(cause, socket.gaierror):
-            return "its address cannot be found (no network, or no name service)"
-        if isinstance(cause, OSError) and cause.errno is not None and cause.strerror:
-            return cause.strerror.strip().lower()
-    if any("timeout" in type(cause).__name__.lower() for cause in chain):
-        return "no answer in time"
-    first = str(error).strip().splitlines()
-    return without_secrets_in_text(first[0])[:200] if first else type(error).__name__
-
-
-def without_secrets_in_text(text: str) -> str:
-    """A message in which every word that is an address has lost its user name and password."""
-    return " ".join(without_secrets(word) if "://" in word and "@" in word else word for word in text.split())
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    waiting = [error]
-    while waiting:
-        current = waiting.pop(0)
-        if id(current) in seen:
-            continue
-        seen.add(id(current))
-        yield current
-        inner = [current.__cause__, current.__context__, getattr(current, "reason", None), *current.args]
-        waiting += [item for item in inner if isinstance(item, BaseException)]
 
 
 def _configuration_files() -> Iterator[Path]:
