@@ -28,7 +28,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from chainrule.errors import AssetError, OutputError, Problem, Where
 from chainrule.system.archives import unpack
 from chainrule.system.connections import reason, without_secrets
-from chainrule.system.files import atomic_folder, atomic_path, sha256
+from chainrule.system.files import atomic_folder, atomic_path, output_errors, sha256
 from chainrule.system.package_index import Settings, pip_settings
 from chainrule.system.progress import console
 
@@ -118,21 +118,20 @@ def fetch(asset: Asset) -> Path:
             or CHAINRULE_OFFLINE is set.
     """
     target = asset.download
-    if target.is_file() and sha256(target) == asset.sha256:
-        return target
-    if offline():
-        raise _failure(asset, "CHAINRULE_OFFLINE is set and it is not in the cache")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(target) as temporary:
-            _download(asset, temporary)
-            got = sha256(temporary)
-            if got != asset.sha256:
-                raise _wrong_digest(asset, got)
+        with output_errors(target):
+            if target.is_file() and sha256(target) == asset.sha256:
+                return target
+            if offline():
+                raise _failure(asset, "CHAINRULE_OFFLINE is set and it is not in the cache")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_path(target) as temporary:
+                _download(asset, temporary)
+                got = sha256(temporary)
+                if got != asset.sha256:
+                    raise _wrong_digest(asset, got)
     except OutputError as error:
         raise _cache_error(target, error) from error
-    except PermissionError as error:
-        raise _cache_error(target, OutputError(str(error))) from error
     return target
 
 

@@ -24,4 +24,4 @@ def turn_off_telemetry() -> None:
     os.environ.update(SWITCHES)
     constants = sys.modules.get("huggingface_hub.constants")
     if constants is not None:
-        constants.HF_HUB_DISABLE_TELEMETRY = True
+        vars(constants)["HF_HUB_DISABLE_TELEMETRY"] = True
