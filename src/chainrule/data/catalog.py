@@ -10,6 +10,7 @@ Social Media Text", ICWSM 2014: sentences with the mean rating of 20 or more peo
     text    the sentence, exactly as in the source (also its HTML entities and doubled apostrophes)
     label   negative below −0.5, positive above 0.5, neutral from −0.5 to 0.5: see `label_of`
     score   the mean rating, digit for digit as in the source; the target for regression
+            (for 199 of the 4,200 tweets the source's table of single ratings gives another mean; no label differs)
 
 The techsupport set has JSON lines {"prompt": question, "completion": answer}. Of its 1,050 pairs only 10 differ:
 it is small talk for trying things out, and a fine case for the check for duplicates.
