@@ -12,7 +12,7 @@ from chainrule.core.task import Task
 from chainrule.data.flaws import agree, count_rows, finding, shorten
 from chainrule.data.rows import Rows
 from chainrule.data.table import Table
-from chainrule.data.targets import Value
+from chainrule.data.targets import Value, names_of
 from chainrule.errors import Problem, Where
 
 IMBALANCE = 10
@@ -24,7 +24,7 @@ def check_splits(splits: Mapping[str, Rows], labels: Sequence[str], task: Task) 
     problems: list[Problem] = []
     noun = _noun(splits["train"])
     for name, rows in splits.items():
-        findings += [*_duplicates(rows, name, noun), *_conflicts(rows, name, noun)]
+        findings += [*_duplicates(rows, name, noun), *_conflicts(rows, name, noun, task)]
         if not len(rows) and name != "train":
             found, problem = _no_rows(rows, name)
             findings.append(found)
@@ -143,7 +143,7 @@ def _duplicates(rows: Rows, name: str, noun: str) -> list[Finding]:
     ]
 
 
-def _conflicts(rows: Rows, name: str, noun: str) -> list[Finding]:
+def _conflicts(rows: Rows, name: str, noun: str, task: Task) -> list[Finding]:
     if not rows.values:
         return []
     _, inverse = np.unique(rows.hashes, return_inverse=True)
@@ -154,9 +154,10 @@ def _conflicts(rows: Rows, name: str, noun: str) -> list[Finding]:
     if not count:
         return []
     groups = int((variants > 1).sum())
+    what = "number" if task.target.kind == "number" else "label"
     shared = f"{groups:,} {noun if groups == 1 else 'pairs of texts' if noun != 'text' else 'texts'}"
-    message = f"{count_rows(count, name)} share {shared} with different labels."
-    todo = "Decide for one label, or remove these rows."
+    message = f"{count_rows(count, name)} share {shared} with different {what}s."
+    todo = f"Decide for one {what}, or remove these rows."
     return [
         finding(
             "conflicting-labels",
@@ -205,7 +206,7 @@ def _class_sizes(train: Rows, labels: Sequence[str]) -> list[Finding]:
         rows = [
             row
             for row, value in zip(train.table.rows.tolist(), train.values, strict=True)
-            if wanted.intersection(value if isinstance(value, tuple) else (str(value),))
+            if wanted.intersection(names_of(value))
         ]
         shown = ", ".join(shorten(label) for label in rare[:10]) + (", …" if len(rare) > 10 else "")
         message = f"{count_rows(len(rare), None, 'label')} {agree(len(rare), 'have')} a single row in train: {shown}."
@@ -227,4 +228,4 @@ def _class_sizes(train: Rows, labels: Sequence[str]) -> list[Finding]:
 
 
 def _count(values: Sequence[Value]) -> Counter[str]:
-    return Counter(name for value in values for name in (value if isinstance(value, tuple) else (str(value),)))
+    return Counter(name for value in values for name in names_of(value))

@@ -137,7 +137,7 @@ _INLINE = frozenset(
     ]
 )
 _UNSEEN = re.compile(r"<!--.*?-->|<(script|style)\b[^<>]*>.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
-_TAG = re.compile(r"</?([a-zA-Z][a-zA-Z0-9]*)(?:\s[^<>]*|/)?>")
+_TAG = re.compile(r"""</?([a-zA-Z][a-zA-Z0-9]*)(?:[\s/](?:[^<>"']|"[^"]*"|'[^']*')*)?>""")
 _WHITE = re.compile(r"\s+")
 
 

@@ -51,7 +51,7 @@ def read_delimited(path: Path, shown: str, delimiter: str, chunk_rows: int) -> I
             table, found, row = _table(batch, header, lines, shown, row)
             yield table, flaws + found
             flaws = []
-        if row == 0 and flaws:
+        if row == 0:
             yield _table([], header, lines, shown, 0)[0], flaws
 
 

@@ -136,12 +136,14 @@ def _check_named(
 
 
 def _missing(specs: Sequence[FieldSpec], columns: Sequence[str], file: str | None) -> Problem:
-    wanted = " or ".join(
-        f"{spec.name} (also called {', '.join(spec.aliases)})" if spec.aliases else spec.name for spec in specs
+    names = [spec.name for spec in specs]
+    wanted, todo = (
+        "either text, or text_a and text_b",
+        "Say which they are: --text COLUMN, or --text-a COLUMN --text-b COLUMN.",
     )
-    if len(specs) > 1:
-        wanted = "either text, or text_a and text_b" if len(specs) == 3 else wanted
-    todo = _naming([spec.name for spec in specs])
+    if len(specs) == 1:
+        others = ", ".join(alias for alias in specs[0].aliases if alias != names[0])
+        wanted, todo = names[0] + (f" (also found as {others})" if others else ""), _naming(names)
     if len(columns) == 1:
         separator = next((mark for mark in (";", "\t", "|") if mark in columns[0]), None)
         if separator is not None:

@@ -42,7 +42,7 @@ KINDS: dict[str, tuple[str, str, str]] = {
     "bad-label": ("error", "have a list of labels that cannot be read", 'Join labels by "|" or write a JSON list.'),
     "unknown-label": ("error", "have a label that train never shows", "Correct the label, or add such rows to train."),
     "not-a-number": ("error", "have a target that is not a number", "Write plain numbers such as 3.5."),
-    "blank-line": ("info", "are blank and were passed over", ""),
+    "blank-line": ("info", "are blank (not counted as rows)", ""),
     "literal-quotes": ("warning", "have unpaired quotes, which were read as plain characters", "Look at these rows."),
     "swallowed-rows": (
         "warning",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from chainrule.errors import DataError, Problem, Where
 from chainrule.system.extras import require
 
+CONNECT_SECONDS = 10
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(:[\w.-]+)?")
 
 
@@ -27,8 +29,12 @@ def read_hub(name: str) -> dict[str, Any]:
     datasets = require(
         "datasets", extra="hub", purpose=f"{name!r} is not a file or folder here; loading it from the hub"
     )
+    hub = require("huggingface_hub", extra="hub", purpose=f"Loading {name!r} from the hub")
     path, _, configuration = name.partition(":")
     try:
+        # One request first: without a connection, loading would try for half a minute.
+        with suppress(hub.errors.OfflineModeIsEnabled):
+            hub.HfApi().dataset_info(path, timeout=CONNECT_SECONDS)
         loaded = datasets.load_dataset(path, configuration or None)
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
@@ -37,7 +43,7 @@ def read_hub(name: str) -> dict[str, Any]:
             expected="a file, a folder, a catalog name or a data set on the Hugging Face hub",
             got=f"nothing at that path, and the hub gave: {reason}",
             todo="Check the name and the connection. Without the hub: a local file or folder, or a name of "
-            "`chainrule show catalog`.",
+            "`chainrule show catalog`. HF_HUB_OFFLINE=1 uses what was downloaded before.",
         )
         raise DataError(f"There is no data at {name}, here or on the hub.", [problem]) from error
     return dict(loaded)

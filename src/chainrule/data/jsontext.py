@@ -42,11 +42,10 @@ def read_json(path: Path, shown: str, chunk_rows: int | None) -> Iterator[tuple[
     """
     raw = path.read_bytes()
     refuse_wide(raw[:4096], shown)
-    raw = raw.removeprefix(codecs.BOM_UTF8)
-    if raw.lstrip()[:1] == b"{" and _parse(raw.lstrip().split(b"\n", 1)[0], Where())[1] is None:
+    values = _array(raw.removeprefix(codecs.BOM_UTF8), shown)
+    if values is None:
         yield from read_json_lines(path, shown, chunk_rows)
         return
-    values = _array(raw, shown)
     items = (_item(value, row, Where(file=shown, row=row)) for row, value in enumerate(values, start=1))
     while batch := list(islice(items, chunk_rows)):
         yield _table(batch, shown)
@@ -105,6 +104,8 @@ def _parse(raw: bytes, where: Where) -> tuple[Any, Problem | None, str]:
         return None, encoding_problem(where, raw), "wrong-encoding"
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        if isinstance(error, json.JSONDecodeError):
+            reason = f"{error.msg}, character {error.pos + 1}"
         shown = shorten(raw.decode("utf-8").strip(), 40)
         problem = Problem("a JSON object", f"{shown} ({reason})", "Correct or remove this row.", where)
         return None, problem, "broken-json"
@@ -143,7 +144,8 @@ def _table(batch: Sequence[Item], shown: str) -> tuple[Table, list[Flaw]]:
     return objects_table([value for _, _, value in good], shown, rows, lines), flaws
 
 
-def _array(raw: bytes, shown: str) -> list[Any]:
+def _array(raw: bytes, shown: str) -> list[Any] | None:
+    """The array in a file, or None where objects follow one another without one."""
     todo = "Write an array of objects, or JSON Lines (one object per line, .jsonl)."
     where = Where(file=shown)
     got = ""
@@ -155,6 +157,8 @@ def _array(raw: bytes, shown: str) -> list[Any]:
     except UnicodeDecodeError:
         raise DataError(f"{shown} is not UTF-8 text.", [encoding_problem(where, raw)]) from None
     except json.JSONDecodeError as error:
+        if raw.lstrip()[:1] == b"{" and error.msg == "Extra data":
+            return None
         where = Where(file=shown, line=error.lineno)
         got = "an empty file" if not raw.strip() else f"broken JSON ({error.msg}, column {error.colno})"
     except (ValueError, RecursionError) as error:

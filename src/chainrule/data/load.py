@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +17,9 @@ from chainrule.data.fields import check_columns, find_fields
 from chainrule.data.flaws import MAX_PROBLEMS, agree, count_rows, finding, summarise
 from chainrule.data.read import SPLITS, Reading, read
 from chainrule.data.rows import Rows, prepare
-from chainrule.data.split import TRAIN, Cut, cut_rows, strata_of_numbers
+from chainrule.data.split import TRAIN, Cut, cut_rows, keep_labels_in_train, strata_of_numbers
 from chainrule.data.table import Table
-from chainrule.data.targets import encode_targets, label_names, unknown_labels
+from chainrule.data.targets import encode_targets, label_names, names_of, unknown_labels
 from chainrule.errors import DataError, Problem, Where
 
 
@@ -293,10 +294,12 @@ def _cut(
         parts: dict[str, np.ndarray] | None = recorded.apply(whole.row_hashes)
     else:
         parts = cut_rows(whole.hashes, _strata(whole, task), fractions)
+        if parts is not None and task.target.kind != "number":
+            parts = keep_labels_in_train(parts, whole.hashes, [names_of(value) for value in whole.values])
     if parts is None:
         problem = Problem(
-            f"at least {len(fractions) + 1} rows with different texts, to cut {' and '.join(reversed(fractions))} from",
-            f"{len(np.unique(whole.hashes))}",
+            f"rows enough to cut {' and '.join(reversed(fractions))} from, with every label left in train",
+            f"{count_rows(len(np.unique(whole.hashes)), None, 'different row')}",
             "Add rows, or give a folder with train, validation and test files.",
             Where(file=whole.table.file),
         )
@@ -315,13 +318,14 @@ def _cut(
 def _strata(rows: Rows, task: Task) -> np.ndarray:
     if task.target.kind == "number":
         return strata_of_numbers(np.array(rows.values, dtype=np.float64))
-    firsts = [(value[0] if value else "") if isinstance(value, tuple) else str(value) for value in rows.values]
-    order = {name: code for code, name in enumerate(sorted(set(firsts)))}
-    return np.array([order[name] for name in firsts], dtype=np.int64)
+    # By a row's rarest label, so that rare labels are spread first, as Sechidis, Tsoumakas and Vlahavas (2011) do.
+    counts = Counter(name for value in rows.values for name in names_of(value))
+    order = {name: code for code, name in enumerate(sorted(counts, key=lambda name: (counts[name], name)))}
+    return np.array([min((order[name] for name in names_of(value)), default=-1) for value in rows.values], np.int64)
 
 
 def _too_few(problems: Sequence[Problem]) -> Finding:
-    message = f"Too few different rows to cut: {problems[0].got} where {problems[0].expected} are needed."
+    message = f"Too few rows to cut into splits: {problems[0].got}."
     return finding("too-few-rows", "error", message, todo=problems[0].todo, file=problems[0].where.file)
 
 

@@ -73,7 +73,7 @@ def read(source: Any, *, on_bad_row: str = "stop") -> Reading:
         )
         raise DataError("The data is of a kind that cannot be read.", [problem])
     shown, path = os.fspath(source), Path(source)
-    if path.is_dir():
+    if _is_folder(path, shown):
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             return read(read_saved(path), on_bad_row=on_bad_row)
         files, others = split_files(path, shown)
@@ -235,17 +235,25 @@ def _named(source: Mapping[Any, Any]) -> dict[str, Any]:
     return result
 
 
+def _is_folder(path: Path, shown: str) -> bool:
+    try:
+        if path.is_dir():
+            next(path.iterdir(), None)
+            return True
+    except PermissionError:
+        raise _failure(shown, "a folder you may read", "no permission to read it", "Change its permissions.") from None
+    except OSError as error:  # a name that no file can have
+        raise _failure(shown, "a path", error.strerror or str(error), "Check the path.") from None
+    return False
+
+
 def _readable(path: Path, shown: str) -> str:
     """The standard ending of a file that is there."""
-    try:
-        if not path.exists():
-            raise _failure(
-                shown, "a file, a folder, a catalog name or a hub name", "nothing at that path", "Check the path."
-            )
-    except (OSError, ValueError) as error:  # a name that no file can have
-        raise _failure(shown, "a path", f"{error}", "Check the path.") from None
-    if path.is_dir():
+    if _is_folder(path, shown):
         raise _failure(shown, "a file", "a folder", "Give the path of one file.")
+    if not path.exists():
+        expected = "a file, a folder, a catalog name or a hub name"
+        raise _failure(shown, expected, "nothing at that path", "Check the path.")
     if not path.is_file():
         raise _failure(shown, "an ordinary file", "a device or a pipe", "Save the data to a file first.")
     ending = _file_ending(path)

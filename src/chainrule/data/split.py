@@ -92,6 +92,32 @@ def cut_rows(hashes: np.ndarray, strata: np.ndarray, fractions: Mapping[str, flo
     return {name: np.flatnonzero(of_row == number) for number, name in enumerate([TRAIN, *fractions])}
 
 
+def keep_labels_in_train(
+    parts: dict[str, np.ndarray], hashes: np.ndarray, names: Sequence[Sequence[str]]
+) -> dict[str, np.ndarray] | None:
+    """Move rows into train until every label occurs there: the group with the smallest hash, label by label.
+
+    Args:
+        parts: what `cut_rows` returned.
+        names: the labels of each row.
+
+    Returns:
+        The parts, or None if one of them is empty then.
+    """
+    part = np.zeros(len(hashes), dtype=np.int64)
+    for number, indices in enumerate(parts.values()):
+        part[indices] = number
+    first = list(parts).index(TRAIN)
+    seen = {name for index in np.flatnonzero(part == first).tolist() for name in names[index]}
+    for index in np.argsort(hashes, kind="stable").tolist():
+        if not seen.issuperset(names[index]):
+            group = np.flatnonzero(hashes == hashes[index])
+            part[group] = first
+            seen.update(name for member in group.tolist() for name in names[member])
+    moved = {name: np.flatnonzero(part == number) for number, name in enumerate(parts)}
+    return moved if all(len(indices) for indices in moved.values()) else None
+
+
 def _quotas(rows: np.ndarray, fraction: float) -> np.ndarray:
     exact = rows * fraction
     quotas = np.floor(exact).astype(np.int64)

@@ -50,7 +50,7 @@ def read_targets(table: Table, field: str, column: str, kind: FieldKind) -> tupl
 
 def label_names(values: Iterable[Value]) -> tuple[str, ...]:
     """All labels, sorted; numbers by their size and before words ("2" before "10" before "a")."""
-    names = {name for value in values for name in (value if isinstance(value, tuple) else (str(value),))}
+    names = {name for value in values for name in names_of(value)}
     return tuple(sorted(names, key=_order))
 
 
@@ -81,8 +81,7 @@ def unknown_labels(
     flaws = []
     some = ", ".join(labels[:8]) + (f", … ({len(labels)} in all)" if len(labels) > 8 else "")
     for index, value in enumerate(values):
-        names = value if isinstance(value, tuple) else (str(value),)
-        strange = [name for name in names if name not in known]
+        strange = [name for name in names_of(value) if name not in known]
         if strange:
             good[index] = False
             got = ", ".join(shorten(name) for name in strange)
@@ -90,6 +89,11 @@ def unknown_labels(
             problem = Problem(f"a label that was in train: {some}", got, todo, table.where(index, field))
             flaws.append(Flaw("unknown-label", int(table.rows[index]), problem))
     return good, flaws
+
+
+def names_of(value: Value) -> tuple[str, ...]:
+    """The labels of a value: several, or the one it is."""
+    return value if isinstance(value, tuple) else (str(value),)
 
 
 def target_text(value: Value) -> str:
