@@ -11,6 +11,7 @@ import yaml
 
 import chainrule
 from chainrule.core.recipe import Recipe, parse_recipe
+from chainrule.data.flaws import KINDS
 from chainrule.strategies import STRATEGIES
 from chainrule.tasks import TASKS
 
@@ -116,6 +117,7 @@ def test_shelves_are_documented(folder: str, repository: Path) -> None:
     tasks = (repository / folder / "tasks.md").read_text(encoding="utf-8")
     data = (repository / folder / "data.md").read_text(encoding="utf-8")
     assert [name for name in STRATEGIES if f"| `{name}` |" not in recipe] == []
+    assert [kind for kind in KINDS if f"`{kind}`" not in data] == []
     for task in TASKS.values():
         assert f"| `{task.name}` |" in tasks
         assert re.search(rf"\| `{task.name}` \|[^|]*\|[^|]*\| {task.primary_metric} \|", tasks)
