@@ -1,3 +1,21 @@
 """Chainrule: fine-tune pretrained models on an ordinary computer, and know whether it helped."""
 
-__version__ = "0.1.0"
+from chainrule.api import check, evaluate, predict, show, train
+from chainrule.core.artifact import Artifact, Run
+from chainrule.core.recipe import Recipe, read_recipe
+from chainrule.errors import ChainruleError
+from chainrule.version import __version__
+
+__all__ = [
+    "Artifact",
+    "ChainruleError",
+    "Recipe",
+    "Run",
+    "__version__",
+    "check",
+    "evaluate",
+    "predict",
+    "read_recipe",
+    "show",
+    "train",
+]

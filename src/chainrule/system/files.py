@@ -87,7 +87,7 @@ def output_errors(path: Path) -> Iterator[None]:
             todo="Choose another --out, or change the folder's permissions.",
         )
         raise OutputError(f"No permission to write {path}.", [problem]) from error
-    except (FileNotFoundError, NotADirectoryError) as error:
+    except (FileNotFoundError, NotADirectoryError, FileExistsError) as error:
         problem = Problem(
             where=Where(file=str(path)),
             expected="an output path inside a folder",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from chainrule.core.recipe import unknown_name
 from chainrule.core.task import Task
 from chainrule.tasks import multi_label_classification, regression, text_classification
@@ -20,3 +22,15 @@ def find_task(name: str) -> Task:
     if name not in TASKS:
         raise unknown_name("task", name, tuple(TASKS))
     return TASKS[name]
+
+
+def describe(task: Task) -> dict[str, Any]:
+    """What `show tasks` tells of a task."""
+    fields = {field.name: {"kind": field.kind, "columns": list(field.aliases)} for field in task.fields}
+    return {
+        "name": task.name,
+        "summary": task.summary,
+        "default_model": task.default_model,
+        "primary_metric": task.primary_metric,
+        "fields": fields,
+    }

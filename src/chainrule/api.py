@@ -1,0 +1,269 @@
+"""The verbs: each is one import and one call. Importing this module loads nothing heavy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from chainrule.core.artifact import Artifact, Run
+from chainrule.core.recipe import Data, Recipe, merge, parse_recipe, read_recipe
+from chainrule.core.report import CheckReport, EvaluationReport
+from chainrule.errors import Problem, RecipeError, Where
+from chainrule.system.progress import Display, Quiet
+from chainrule.system.telemetry import turn_off_telemetry
+
+Rows = Any  # a path, a name, a pandas frame, a datasets.Dataset, or a dict of split -> one of these
+
+
+def check(
+    source: Rows,
+    *,
+    task: str = "text-classification",
+    fields: Mapping[str, str] | None = None,
+    model: str | None = None,
+    max_length: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> CheckReport:
+    """Look at labelled data before anything is trained on it.
+
+    Args:
+        source: a file, a folder with split files, a data frame, a dataset, a catalog or hub name.
+        fields: task field -> column, where the columns' names do not say it.
+        model: also count tokens with this model's tokenizer.
+        max_length: tell which rows are longer than this many tokens.
+        settings: dotted keys of the recipe's `data` section, e.g. {"data.on_bad_row": "skip"}.
+
+    Raises:
+        DataError: the source cannot be read at all. Wrong rows are in the report.
+    """
+    turn_off_telemetry()
+    from chainrule.data.load import load
+    from chainrule.tasks import find_task
+
+    known = find_task(task)
+    changes = {
+        "data.source": _shown(source),
+        "task": task,
+        "model": {"name": model or known.default_model, "max_length": max_length},
+        **_field_changes(fields),
+        **(settings or {}),
+    }
+    recipe = parse_recipe(merge({}, changes))
+    dataset = load(_place(source), recipe.data, known)
+    if model is None and max_length is None:
+        return dataset.report
+    from chainrule.tasks.prepare import with_tokens
+
+    return with_tokens(dataset, recipe).report
+
+
+def train(
+    source: Rows | None = None,
+    *,
+    recipe: Recipe | str | Path | None = None,
+    out: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    display: Display | None = None,
+) -> Run:
+    """Fine-tune a pretrained model and judge it against cheap baselines.
+
+    Args:
+        source: as in `check`; None takes the recipe's `data.source`.
+        recipe: a Recipe, or the path of a recipe file; None starts from the defaults.
+        out: the run folder to make; by default runs/<model>-<data>, numbered if it exists.
+        settings: dotted recipe keys that override the recipe, e.g. {"task": "regression", "training.epochs": 5}.
+
+    Raises:
+        UserError: the recipe, the data, the model or the output path is wrong.
+    """
+    turn_off_telemetry()
+    chosen = make_recipe(source, recipe, settings or {})
+    from chainrule.training.run import train_recipe
+
+    place = _place(chosen.data.source if source is None else source)
+    folder = Path(out) if out is not None else _free_folder(chosen)
+    return train_recipe(chosen, place, folder, display or Quiet())
+
+
+def evaluate(
+    model: str | Path | Run | Artifact,
+    source: Rows | None = None,
+    *,
+    split: str | None = None,
+    limit: int | None = None,
+    fields: Mapping[str, str] | None = None,
+    display: Display | None = None,
+) -> EvaluationReport:
+    """Score a fine-tuned model and its baselines on the same rows, and say whether it is better.
+
+    Args:
+        model: a run folder or an artifact folder.
+        source: labelled data; None takes what the run was trained on.
+        split: "test" by default.
+        limit: look at the first rows only.
+
+    Raises:
+        UserError: no such model, or the data is wrong.
+    """
+    turn_off_telemetry()
+    from chainrule.evaluation.artifact import evaluate_artifact, keep_report
+    from chainrule.evaluation.report import write_report
+
+    artifact = _artifact(model)
+    data = _run_source(artifact) if source is None else source
+    spec = Data(source=_shown(data), fields=dict(fields or {}))
+    report = evaluate_artifact(artifact, _place(data), spec, split=split, limit=limit, display=display or Quiet())
+    if keep_report(artifact, report) is not None and artifact.run_folder is not None:
+        write_report(artifact.run_folder)
+    return report
+
+
+def predict(
+    model: str | Path | Run | Artifact,
+    source: Rows | None = None,
+    *,
+    text: str | Sequence[str] | Mapping[str, Sequence[str]] | None = None,
+    out: str | Path | None = None,
+    fields: Mapping[str, str] | None = None,
+    display: Display | None = None,
+) -> list[dict[str, Any]] | int:
+    """Label new rows.
+
+    Args:
+        source: a file; its columns are kept and predicted_label and predicted_score put beside them.
+        text: one text, several, or {"text_a": […], "text_b": […]} instead of a file.
+        out: where to write; the file appears whole or not at all.
+
+    Returns:
+        The rows, or their number when they were written to `out`.
+
+    Raises:
+        UserError: no such model, the input cannot be read, or the output exists.
+    """
+    turn_off_telemetry()
+    from chainrule.inference.predict import load_predictor
+    from chainrule.inference.rows import open_rows, predict_file, predict_texts, predicted_chunks
+
+    if (source is None) == (text is None):
+        problem = Problem(expected="a file or a text", got="neither or both", todo="Give one of the two.")
+        raise RecipeError("Nothing to predict, or two things at once.", [problem])
+    artifact = _artifact(model)
+    predictor = load_predictor(artifact)
+    if text is not None:
+        texts = [text] if isinstance(text, str) else text
+        return predict_texts(predictor, texts if isinstance(texts, Mapping) else {"text": list(texts)})
+    if out is not None:
+        return predict_file(predictor, source, Path(out), fields or {}, display or Quiet())
+    chunks = predicted_chunks(predictor, open_rows(predictor, source, fields or {}))
+    return [row for _, rows in chunks for row in rows]
+
+
+def show(what: str | Path) -> dict[str, Any]:
+    """Look at a run or artifact folder, or at "catalog", "strategies" or "tasks".
+
+    Raises:
+        UserError: there is no such thing.
+    """
+    turn_off_telemetry()
+    if what == "catalog":
+        from chainrule.data.catalog import list_datasets
+        from chainrule.models.catalog import list_models
+
+        return {"models": list_models(), "data": list_datasets()}
+    if what == "strategies":
+        from chainrule.strategies import STRATEGIES
+
+        return {"strategies": [{"name": name, "summary": entry.summary} for name, entry in STRATEGIES.items()]}
+    if what == "tasks":
+        from chainrule.tasks import TASKS, describe
+
+        return {"tasks": [describe(task) for task in TASKS.values()]}
+    return _show_folder(Path(what))
+
+
+def make_recipe(source: Any, recipe: Recipe | str | Path | None, settings: Mapping[str, Any]) -> Recipe:
+    """The recipe that `train` will carry out: the given one, or the defaults, with `settings` on top.
+
+    Raises:
+        RecipeError: unknown keys, values out of range, or nothing that says where the rows are.
+    """
+    changes = dict(settings)
+    if source is not None:
+        changes["data.source"] = _shown(source)
+    if isinstance(recipe, Recipe):
+        chosen = recipe.replace(changes)
+    elif recipe is not None:
+        chosen = read_recipe(Path(recipe), changes)
+    else:
+        changes.setdefault("task", "text-classification")
+        if not any(key == "model" or key.startswith("model.name") for key in changes):
+            changes = {"model": "minilm", **changes}
+        chosen = parse_recipe(merge({}, changes))
+    if chosen.data.source is None:
+        problem = Problem(
+            where=Where(field="data.source"),
+            expected="a file, a folder, or a catalog or hub name",
+            got="nothing",
+            todo="Name the data: chainrule train DATA …",
+        )
+        raise RecipeError("The recipe does not say where the rows are.", [problem])
+    return chosen
+
+
+def _field_changes(fields: Mapping[str, str] | None) -> dict[str, str]:
+    return {f"data.fields.{name}": column for name, column in (fields or {}).items()}
+
+
+def _place(source: Any) -> Any:
+    """The file behind a catalog name; everything else as it is."""
+    if isinstance(source, str) and not Path(source).exists():
+        from chainrule.data.catalog import dataset_file
+
+        return dataset_file(source) or source
+    return source
+
+
+def _shown(source: Any) -> str:
+    return str(source) if isinstance(source, str | Path) else type(source).__name__
+
+
+def _artifact(model: str | Path | Run | Artifact) -> Artifact:
+    if isinstance(model, Artifact):
+        return model
+    return model.artifact if isinstance(model, Run) else Artifact.read(Path(model))
+
+
+def _run_source(artifact: Artifact) -> str:
+    folder = artifact.run_folder
+    recipe = read_recipe(folder / "recipe.yaml") if folder else None
+    if recipe is None or recipe.data.source is None:
+        problem = Problem(expected="labelled data", got="nothing", todo="Name it: chainrule evaluate MODEL DATA")
+        raise RecipeError("This artifact does not lie in its run, so the data must be named.", [problem])
+    return recipe.data.source
+
+
+def _free_folder(recipe: Recipe) -> Path:
+    names = (Path(name).stem for name in (recipe.model.name, recipe.data.source or "data"))
+    base = Path("runs") / "-".join(names)
+    free, number = base, 2
+    while free.exists():
+        free, number = base.with_name(f"{base.name}-{number}"), number + 1
+    return free
+
+
+def _show_folder(path: Path) -> dict[str, Any]:
+    if (path / "recipe.yaml").is_file():
+        run = Run(path)
+        finished = (path / "artifact").is_dir()
+        evaluations = {
+            file.stem: _read_json(file) for file in sorted((path / "evaluations").glob("*.json")) if file.is_file()
+        }
+        report = str(path / "report.html") if (path / "report.html").is_file() else None
+        return {"finished": finished, "summary": run.summary, "evaluations": evaluations, "report": report}
+    return {"artifact": Artifact.read(path).manifest.model_dump(mode="json")}
+
+
+def _read_json(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))

@@ -1,0 +1,81 @@
+"""How the commands speak: results on stdout, everything else on stderr, one JSON document with --json."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from chainrule.core.recipe import parse_setting
+from chainrule.system.progress import Display, Quiet, Terminal
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Set any key of the recipe; repeatable.")
+]
+Text = Annotated[str | None, typer.Option(help="The column that holds the text.")]
+TextA = Annotated[str | None, typer.Option(help="The column that holds the first text of a pair.")]
+TextB = Annotated[str | None, typer.Option(help="The column that holds the second text of a pair.")]
+Label = Annotated[str | None, typer.Option(help="The column that holds the label.")]
+Score = Annotated[str | None, typer.Option(help="The column that holds the number to predict.")]
+
+
+def display() -> Display:
+    """Progress for people: stderr, always, so that stdout holds results alone."""
+    return Terminal()
+
+
+def quiet() -> Display:
+    """No progress at all."""
+    return Quiet()
+
+
+def fields_of(task: str, columns: Mapping[str, str | None]) -> dict[str, str]:
+    """The named columns by field; `--label` names the target of every task."""
+    named = {name: column for name, column in columns.items() if column is not None}
+    target = {"multi-label-classification": "labels", "regression": "score"}.get(task)
+    if target and "label" in named:
+        named.setdefault(target, named.pop("label"))
+    return named
+
+
+def settings_of(flags: Mapping[str, Any], assignments: list[str] | None) -> dict[str, Any]:
+    """Dotted recipe keys: the flags that were given, then every --set in order."""
+    settings = {key: value for key, value in flags.items() if value is not None}
+    return settings | dict(parse_setting(text) for text in assignments or [])
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout; numbers that JSON does not know become null."""
+    sys.stdout.write(json.dumps(_finite(value), ensure_ascii=False, indent=2, default=str) + "\n")
+
+
+def print_line(text: str = "") -> None:
+    """A line of the result on stdout."""
+    Console(highlight=False, soft_wrap=True).print(text, markup=False)
+
+
+def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """A table of the result on stdout."""
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console(highlight=False, markup=False).print(table, markup=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

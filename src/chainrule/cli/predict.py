@@ -1,0 +1,54 @@
+"""chainrule predict"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from chainrule import api
+from chainrule.cli.output import Json, display, print_json, print_line
+
+
+def predict(
+    model: Annotated[Path, typer.Argument(help="A run folder or an artifact folder.")],
+    source: Annotated[str | None, typer.Argument(help="A file of rows: CSV, TSV, JSONL, JSON or Parquet.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write: .csv, .tsv or .jsonl.")] = None,
+    text: Annotated[list[str] | None, typer.Option(help="A text to label instead of a file; repeatable.")] = None,
+    text_a: Annotated[str | None, typer.Option(help="The first text of a pair, instead of a file.")] = None,
+    text_b: Annotated[str | None, typer.Option(help="The second text of a pair, instead of a file.")] = None,
+    column: Annotated[
+        list[str] | None, typer.Option(metavar="FIELD=COLUMN", help="The column that holds a field, e.g. text=review.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Label new rows: the file's columns with predicted_label and predicted_score beside them."""
+    texts: Any = text or None
+    if text_a is not None and text_b is not None:
+        texts = {"text_a": [text_a], "text_b": [text_b]}
+    fields = dict(_field(pair) for pair in column or [])
+    result = api.predict(model, source, text=texts, out=out, fields=fields, display=display())
+    if isinstance(result, int):
+        if as_json:
+            print_json({"rows": result, "out": str(out)})
+        else:
+            print_line(f"{result:,} rows written to {out}")
+    elif as_json:
+        print_json({"predictions": result})
+    elif texts is not None:
+        for row in result:
+            print_line("\t".join(str(value) for value in row.values()))
+    else:
+        writer = csv.DictWriter(sys.stdout, list(result[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(result)
+
+
+def _field(pair: str) -> tuple[str, str]:
+    field, equals, column = pair.partition("=")
+    if not equals:
+        raise typer.BadParameter(f"{pair!r} is not FIELD=COLUMN, e.g. text=review", param_hint="--column")
+    return field, column

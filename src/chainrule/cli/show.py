@@ -1,0 +1,48 @@
+"""chainrule show"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from chainrule import api
+from chainrule.cli.output import Json, print_json, print_line, print_table
+
+
+def show(
+    what: Annotated[str, typer.Argument(help="A run or artifact folder, or: catalog, strategies, tasks.")],
+    as_json: Json = False,
+) -> None:
+    """Look at a run, an artifact, or at what there is to choose from."""
+    result = api.show(what)
+    if as_json:
+        print_json(result)
+    elif what in ("catalog", "strategies", "tasks"):
+        for title, rows in result.items():
+            _print_rows(title, rows)
+    else:
+        _print_folder(result)
+
+
+def _print_rows(title: str, rows: list[dict[str, Any]]) -> None:
+    columns = [name for name in rows[0] if not isinstance(rows[0][name], dict)]
+    shown = [["" if row[name] is None else str(row[name]) for name in columns] for row in rows]
+    print_table(title, [name.replace("_", " ") for name in columns], shown)
+
+
+def _print_folder(result: dict[str, Any]) -> None:
+    if "artifact" in result:
+        manifest = result["artifact"]
+        for key in ("task", "base_model", "labels", "max_length", "metrics", "loads_in"):
+            print_line(f"{key}: {manifest[key]}")
+        return
+    summary = result["summary"]
+    if not result["finished"]:
+        print_line("This run has not finished: it has no artifact.")
+    for key, value in summary.items():
+        print_line(f"{key}: {value}")
+    for split, report in result["evaluations"].items():
+        print_line(f"{split}: {report['verdict']['text']}")
+    if result["report"]:
+        print_line(f"report: {result['report']}")

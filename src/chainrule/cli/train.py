@@ -1,0 +1,83 @@
+"""chainrule train"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from chainrule import api
+from chainrule.cli.output import (
+    Json,
+    Label,
+    Score,
+    Set,
+    Text,
+    TextA,
+    TextB,
+    display,
+    fields_of,
+    print_json,
+    print_line,
+    settings_of,
+)
+from chainrule.core.artifact import Run
+
+
+def train(
+    data: Annotated[str | None, typer.Argument(help="A file, a folder, or a catalog or hub name.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="A recipe file; flags override it.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder to make.")] = None,
+    model: Annotated[str | None, typer.Option(help="A catalog name, a folder or a hub name.")] = None,
+    task: Annotated[str | None, typer.Option(help="What a row means; see `chainrule show tasks`.")] = None,
+    strategy: Annotated[str | None, typer.Option(help="full, partial, head; see `chainrule show strategies`.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="How often every row is seen.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Train no longer than about this.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Decides everything random.")] = None,
+    text: Text = None,
+    text_a: TextA = None,
+    text_b: TextB = None,
+    label: Label = None,
+    score: Score = None,
+    max_length: Annotated[int | None, typer.Option(help="Tokens a row may have.")] = None,
+    on_bad_row: Annotated[str | None, typer.Option(help="stop (the default) or skip.")] = None,
+    track: Annotated[list[str] | None, typer.Option(help="tensorboard or mlflow; repeatable.")] = None,
+    assignments: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune a pretrained model and say whether it is better than what comes for free."""
+    columns = {"text": text, "text_a": text_a, "text_b": text_b, "label": label, "score": score}
+    named = fields_of(task or "", columns)
+    flags: dict[str, Any] = {
+        "task": task,
+        "model.name": model,
+        "model.max_length": max_length,
+        "strategy": strategy,
+        "training.epochs": epochs,
+        "training.minutes": minutes,
+        "training.track": track or None,
+        "data.on_bad_row": on_bad_row,
+        "seed": seed,
+        **{f"data.fields.{name}": column for name, column in named.items()},
+    }
+    run = api.train(data, recipe=recipe, out=out, settings=settings_of(flags, assignments), display=display())
+    if as_json:
+        print_json(run.summary)
+    else:
+        _print(run)
+
+
+def _print(run: Run) -> None:
+    summary = run.summary
+    name = summary["primary_metric"]
+    print_line(f"Trained {summary['trained_parameters']:,} parameters ({summary['strategy']}) of {summary['model']}")
+    print_line(
+        f"{summary['steps']} steps in {summary['seconds']:.0f} s (all in all {summary['seconds_total']:.0f} s), "
+        f"peak memory {summary['peak_memory_mb']:.0f} MB"
+    )
+    print_line(f"validation {name} {summary['metrics'][name]:.4f} (step {summary['best_step']}, kept as the best)")
+    print_line(f"verdict on validation: {summary['verdict']}")
+    print_line(f"model: {summary['artifact']}")
+    print_line(f"report: {run.path / 'report.html'}")
+    print_line(f"next: chainrule evaluate {run.path} DATA --split test")

@@ -1,0 +1,116 @@
+"""Judge an artifact on labelled data: its own recorded test rows, another split, or new rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from chainrule.core.artifact import Artifact
+from chainrule.core.recipe import Data
+from chainrule.core.report import EvaluationReport
+from chainrule.core.task import Predictions
+from chainrule.data.load import Labelled, load_labelled
+from chainrule.data.split import Cut
+from chainrule.errors import DataError
+from chainrule.evaluation.baselines import Baselines
+from chainrule.evaluation.compare import judge
+from chainrule.inference.predict import Predictor, load_predictor
+from chainrule.system.files import write_json
+from chainrule.system.progress import Display
+
+ROWS = "rows.safetensors"
+
+
+def evaluate_artifact(
+    artifact: Artifact, source: Any, spec: Data, *, split: str | None, limit: int | None, display: Display
+) -> EvaluationReport:
+    """Score an artifact and its baselines on the same rows, and say whether it is better.
+
+    Args:
+        split: the split to read; None means "test" where there is one, and all rows of a new single file.
+        limit: use the first rows only.
+
+    Raises:
+        DataError: the rows are wrong, or there is no such split.
+    """
+    predictor = load_predictor(artifact)
+    rows = _read(artifact, predictor, source, spec, split)
+    findings = list(rows.findings)
+    part = rows.split if limit is None else rows.split.take(np.arange(min(limit, len(rows.split))))
+    inputs, targets = part.inputs, part.targets
+    if targets is None:
+        raise DataError("The rows to evaluate on have no labels.")
+    encoded = predictor.encode(inputs, targets)
+    with display.bar("evaluating", len(encoded)) as bar:
+        predictions = predictor.predict(encoded, bar)
+    baselines = _baselines(artifact)
+    scores: dict[str, Predictions] = baselines.predict(inputs) if baselines else {}
+    metrics, baseline_metrics, verdict, detail = judge(
+        predictor.task,
+        targets,
+        predictions,
+        scores,
+        chosen=baselines.best if baselines else None,
+        labels=artifact.manifest.labels,
+    )
+    return EvaluationReport(
+        artifact=artifact.path.name if artifact.run_folder is None else artifact.run_folder.name,
+        task=predictor.task.name,
+        data=spec.source or type(source).__name__,
+        split=rows.name,
+        metrics=metrics,
+        primary_metric=predictor.task.primary_metric,
+        baselines=baseline_metrics,
+        verdict=verdict,
+        rows=len(targets),
+        limit=limit,
+        detail=detail,
+        findings=tuple(findings),
+    )
+
+
+def keep_report(artifact: Artifact, report: EvaluationReport) -> Path | None:
+    """Write the report into the artifact's run folder; a part of the rows is not kept. Returns where."""
+    run = artifact.run_folder
+    if run is None or report.limit is not None:
+        return None
+    folder = run / "evaluations"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{report.split or 'new-data'}.json"
+    write_json(path, report.as_dict())
+    return path
+
+
+def recorded_rows(artifact: Artifact) -> tuple[Cut | None, dict[str, np.ndarray]]:
+    """The recorded cut, and the input hashes of each split the model was made with."""
+    file = artifact.path / ROWS
+    if not file.is_file():
+        return None, {}
+    arrays = load_file(file)
+    seen = {name.removeprefix("seen/"): array for name, array in arrays.items() if name.startswith("seen/")}
+    cut = {name.removeprefix("cut/"): array for name, array in arrays.items() if name.startswith("cut/")}
+    sha256 = artifact.manifest.data.get("cut_sha256")
+    return (Cut.from_arrays(cut, sha256) if cut else None), seen
+
+
+def _read(artifact: Artifact, predictor: Predictor, source: Any, spec: Data, split: str | None) -> Labelled:
+    cut, seen = recorded_rows(artifact)
+    manifest = artifact.manifest
+    return load_labelled(
+        source,
+        split,
+        spec,
+        predictor.task,
+        fields=manifest.fields,
+        labels=manifest.labels,
+        recorded_cut=cut,
+        known_hashes=seen,
+    )
+
+
+def _baselines(artifact: Artifact) -> Baselines | None:
+    folder = artifact.run_folder / "baselines" if artifact.run_folder else None
+    return Baselines.load(folder) if folder is not None and folder.is_dir() else None

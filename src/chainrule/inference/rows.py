@@ -1,0 +1,150 @@
+"""Predictions in words, one dictionary a row, and streams of them into files."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from chainrule.core.task import Predictions
+from chainrule.data.stream import Inputs, load_inputs
+from chainrule.errors import DataError, OutputError, Problem, Where
+from chainrule.inference.predict import Predictor
+from chainrule.system.files import atomic_path, refuse_existing
+from chainrule.system.progress import Display
+
+CHUNK_ROWS = 2048
+LABEL, SCORE = "predicted_label", "predicted_score"
+
+Row = dict[str, Any]
+Writer = Callable[[Sequence[str], Sequence[Row]], None]
+
+
+def predict_texts(predictor: Predictor, inputs: Mapping[str, Sequence[str]]) -> list[Row]:
+    """Predictions for texts in memory.
+
+    Args:
+        inputs: the fields the model was trained on, e.g. {"text": […]} or {"text_a": […], "text_b": […]}.
+
+    Raises:
+        DataError: other fields than the model was trained on.
+    """
+    wanted = predictor.artifact.manifest.inputs
+    if set(inputs) != set(wanted):
+        problem = Problem(
+            expected=f"the input {' and '.join(wanted)}",
+            got=" and ".join(inputs) or "nothing",
+            todo="This model was trained on " + ("pairs of texts." if len(wanted) == 2 else "single texts."),
+        )
+        raise DataError("The inputs do not fit this model.", [problem])
+    return in_words(predictor, predictor.predict(predictor.encode(inputs)))
+
+
+def predict_file(predictor: Predictor, source: Any, out: Path, fields: Mapping[str, str], display: Display) -> int:
+    """Write the input's columns with the predictions beside them, in pieces: memory does not grow with the rows.
+
+    The output appears whole or not at all; its format follows its ending (.csv, .tsv, .jsonl).
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        DataError: the input cannot be read, or has a column named like a prediction.
+        OutputError: the output exists, cannot be written, or has another ending.
+    """
+    refuse_existing(out)
+    inputs = open_rows(predictor, source, fields)
+    with (
+        display.bar("predicting", len(inputs)) as bar,
+        atomic_path(out) as temporary,
+        _opened(temporary, out) as write,
+    ):
+        for names, rows in predicted_chunks(predictor, inputs):
+            write(names, rows)
+            bar.advance(len(rows))
+    return len(inputs)
+
+
+def open_rows(predictor: Predictor, source: Any, fields: Mapping[str, str]) -> Inputs:
+    """The rows of a source, checked once.
+
+    Raises:
+        DataError: the source cannot be read, or has a column named like a prediction.
+    """
+    inputs = load_inputs(source, predictor.task, predictor.artifact.manifest.fields, CHUNK_ROWS, named=fields)
+    for name in (LABEL, SCORE):
+        if name in inputs.columns:
+            problem = Problem(
+                where=Where(file=str(source), field=name),
+                expected=f"no column {name!r} in the input",
+                got="one",
+                todo="Rename that column: the prediction would overwrite it.",
+            )
+            raise DataError(f"The input has a column {name!r} already.", [problem])
+    return inputs
+
+
+def predicted_chunks(predictor: Predictor, inputs: Inputs) -> Iterator[tuple[list[str], list[Row]]]:
+    """Column names and rows with predictions, chunk by chunk, in the order of the input."""
+    for table, texts in inputs:
+        predicted = predict_texts(predictor, texts)
+        rows = [before | after for before, after in zip(table.columns.to_pylist(), predicted, strict=True)]
+        yield [*table.names, *predicted[0]], rows
+
+
+def in_words(predictor: Predictor, predictions: Predictions) -> list[Row]:
+    """Label names and scores: one label, several joined by "|", or a number."""
+    kind, labels = predictor.task.target.kind, predictor.artifact.manifest.labels
+    if kind == "number":
+        return [{SCORE: float(value)} for value in predictions.values]
+    if kind == "class":
+        pairs = zip(predictions.values, predictions.scores, strict=True)
+        return [{LABEL: labels[int(value)], SCORE: round(float(score), 6)} for value, score in pairs]
+    rows = []
+    for chosen, scores in zip(predictions.values, predictions.scores, strict=True):
+        places = np.flatnonzero(chosen)
+        joined = "|".join(f"{float(scores[place]):.6f}" for place in places)
+        rows.append({LABEL: "|".join(labels[place] for place in places), SCORE: joined})
+    return rows
+
+
+@contextmanager
+def _opened(path: Path, out: Path) -> Iterator[Writer]:
+    if out.suffix not in (".csv", ".tsv", ".jsonl"):
+        problem = Problem(
+            where=Where(file=str(out)),
+            expected="an output that ends in .csv, .tsv or .jsonl",
+            got=out.suffix or "no ending",
+            todo="Choose another --out.",
+        )
+        raise OutputError("The output format is not known.", [problem])
+    with path.open("w", encoding="utf-8", newline="") as file:
+        yield write_json_lines(file) if out.suffix == ".jsonl" else write_delimited(file, out.suffix)
+
+
+def write_delimited(file: TextIO, ending: str) -> Writer:
+    """A writer of CSV or TSV with a header line."""
+    writer = csv.writer(file, delimiter="\t" if ending == ".tsv" else ",", lineterminator="\n")
+    header: list[str] = []
+
+    def write(names: Sequence[str], rows: Sequence[Row]) -> None:
+        if not header:
+            header.extend(names)
+            writer.writerow(header)
+        writer.writerows([row.get(name) for name in header] for row in rows)
+
+    return write
+
+
+def write_json_lines(file: TextIO) -> Writer:
+    """A writer of one JSON object a line."""
+
+    def write(names: Sequence[str], rows: Sequence[Row]) -> None:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+    return write

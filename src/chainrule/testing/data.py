@@ -1,0 +1,80 @@
+"""Made-up rows that can be learned: the words of a text decide its label."""
+
+from __future__ import annotations
+
+import csv
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+GOOD = ("good", "great", "lovely", "brilliant", "warm", "clever")
+BAD = ("bad", "awful", "dull", "broken", "cold", "silly")
+PLAIN = (
+    "the",
+    "a",
+    "film",
+    "book",
+    "room",
+    "phone",
+    "was",
+    "is",
+    "and",
+    "very",
+    "really",
+    "of",
+    "it",
+    "this",
+    "we",
+    "had",
+)
+WORDS = (*GOOD, *BAD, *PLAIN)
+
+
+def sentences(rows: int, *, seed: int = 0, labels: Sequence[str] = ("negative", "positive")) -> list[dict[str, str]]:
+    """Rows with `text` and `label`; the label is what most of the telling words say."""
+    generator = random.Random(seed)
+    made = []
+    for _ in range(rows):
+        side = generator.randrange(2)
+        telling = generator.choices((BAD, GOOD)[side], k=2)
+        words = [*telling, *generator.choices(PLAIN, k=generator.randint(3, 12))]
+        generator.shuffle(words)
+        made.append({"text": " ".join(words), "label": labels[side]})
+    return made
+
+
+def pairs(rows: int, *, seed: int = 0) -> list[dict[str, str]]:
+    """Rows with `text_a`, `text_b` and `label`: same or different in tone."""
+    first, second = sentences(rows, seed=seed), sentences(rows, seed=seed + 1)
+    return [
+        {"text_a": a["text"], "text_b": b["text"], "label": "same" if a["label"] == b["label"] else "different"}
+        for a, b in zip(first, second, strict=True)
+    ]
+
+
+def rated(rows: int, *, seed: int = 0, mean: float = 3.0, scale: float = 1.0) -> list[dict[str, str]]:
+    """Rows with `text` and `score`: the share of good words, in any unit."""
+    generator = random.Random(seed)
+    made = []
+    for row in sentences(rows, seed=seed):
+        side = 1.0 if row["label"] == "positive" else -1.0
+        made.append({"text": row["text"], "score": f"{mean + scale * (side + generator.gauss(0, 0.1)):.4f}"})
+    return made
+
+
+def tagged(rows: int, *, seed: int = 0) -> list[dict[str, str]]:
+    """Rows with `text` and `labels` joined by "|": the tone, and "film" where the word stands in the text."""
+    return [
+        {"text": row["text"], "labels": row["label"] + ("|film" if "film" in row["text"].split() else "")}
+        for row in sentences(rows, seed=seed)
+    ]
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, str]]) -> Path:
+    """Write rows as CSV with a header and return the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return path

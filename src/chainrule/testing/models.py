@@ -1,0 +1,91 @@
+"""Models with two small random layers that train in a second, in every family the loaders must know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import (
+    AutoModel,
+    BertConfig,
+    DistilBertConfig,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+)
+
+from chainrule.testing.data import WORDS
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_LETTERS = tuple("abcdefghijklmnopqrstuvwxyz0123456789.,!?'-")
+_SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+
+
+def tiny_model(folder: Path, family: str = "bert", *, seed: int = 0, positions: int = 64) -> Path:
+    """Write a random model and its tokenizer as a Hugging Face folder and return it.
+
+    Args:
+        family: "bert", "roberta", "distilbert" or "llama".
+        positions: the longest row it takes, in tokens.
+    """
+    tokenizer = tiny_tokenizer(positions, decoder=family == "llama")
+    torch.manual_seed(seed)
+    model = AutoModel.from_config(_CONFIGS[family](len(tokenizer), positions))
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def tiny_tokenizer(positions: int, *, decoder: bool = False) -> PreTrainedTokenizerFast:
+    """A WordPiece tokenizer over the words of `chainrule.testing.data`, letters and common Chinese characters."""
+    chinese = tuple(chr(code) for code in range(0x4E00, 0x4E00 + 64)) + tuple("我你他好不很喜欢讨厌电影酒店的了是")
+    pieces = (*SPECIAL, *dict.fromkeys((*WORDS, *_LETTERS, *(f"##{letter}" for letter in _LETTERS), *chinese)))
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    inner = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    inner.normalizer = normalizers.BertNormalizer()
+    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    inner.decoder = decoders.WordPiece()
+    if not decoder:
+        ends = [("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])]
+        inner.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
+        )
+    names: dict[str, Any] = {"unk_token": "[UNK]", "eos_token": "[SEP]"}
+    if not decoder:
+        names |= {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+    inputs = ["input_ids", "attention_mask"] if decoder else ["input_ids", "token_type_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, model_max_length=positions, model_input_names=inputs, **names
+    )
+
+
+def _bert(vocabulary: int, positions: int) -> Any:
+    return BertConfig(vocab_size=vocabulary, max_position_embeddings=positions, pad_token_id=0, **_SIZES)
+
+
+def _roberta(vocabulary: int, positions: int) -> Any:
+    return RobertaConfig(
+        vocab_size=vocabulary, max_position_embeddings=positions + 2, type_vocab_size=2, pad_token_id=0, **_SIZES
+    )
+
+
+def _distilbert(vocabulary: int, positions: int) -> Any:
+    return DistilBertConfig(
+        vocab_size=vocabulary, max_position_embeddings=positions, dim=32, n_layers=2, n_heads=2, hidden_dim=64
+    )
+
+
+def _llama(vocabulary: int, positions: int) -> Any:
+    return LlamaConfig(vocab_size=vocabulary, max_position_embeddings=positions, num_key_value_heads=2, **_SIZES)
+
+
+_CONFIGS: dict[str, Callable[[int, int], Any]] = {
+    "bert": _bert,
+    "roberta": _roberta,
+    "distilbert": _distilbert,
+    "llama": _llama,
+}

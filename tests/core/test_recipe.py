@@ -1,0 +1,144 @@
+"""Recipes: complete, frozen, no unknown keys, every problem at once."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chainrule.core.recipe import Recipe, merge, parse_recipe, parse_setting, read_recipe
+from chainrule.errors import RecipeError
+
+pytestmark = pytest.mark.unit
+
+MINIMAL = {"task": "text-classification", "model": "minilm"}
+
+
+def messages(error: RecipeError) -> list[str]:
+    return [str(problem) for problem in error.problems]
+
+
+def test_a_minimal_recipe_is_completed_with_defaults() -> None:
+    recipe = parse_recipe(MINIMAL)
+    assert (recipe.task.name, recipe.model.name, recipe.strategy.name) == ("text-classification", "minilm", "full")
+    assert set(Recipe.model_fields) == {
+        "data", "task", "model", "strategy", "structure", "optimizer", "schedule", "loss", "training", "seed",
+    }  # fmt: skip
+
+
+def test_yaml_written_out_reads_back_the_same(tmp_path: Path) -> None:
+    recipe = parse_recipe(MINIMAL | {"data": "reviews.csv", "seed": 7})
+    file = tmp_path / "recipe.yaml"
+    file.write_text(recipe.to_yaml(), encoding="utf-8")
+    assert read_recipe(file) == recipe
+
+
+def test_all_problems_are_reported_at_once() -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(MINIMAL | {"optimiser": "adamw", "optimizer": {"learning_rate": -1.0}, "seed": -3})
+    assert caught.value.message == "The recipe has 3 problems."
+    assert messages(caught.value) == [
+        "field 'optimizer.learning_rate': expected greater than 0, got -1.0. Change 'optimizer.learning_rate'.",
+        "field 'seed': expected greater than or equal to 0, got -3. Change 'seed'.",
+        "field 'optimiser': expected one of the keys data, loss, model, optimizer, schedule, seed, strategy, "
+        "structure, task, training, got the unknown key 'optimiser'. Correct the spelling or remove it.",
+    ]
+
+
+def test_an_unknown_key_below_a_section_lists_the_keys_of_that_section() -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(MINIMAL | {"structure": {"droput": 0.1}})
+    assert messages(caught.value) == [
+        "field 'structure.droput': expected one of the keys attention_dropout, dropout, got the unknown key 'droput'. "
+        "Correct the spelling or remove it."
+    ]
+
+
+def test_a_missing_model_says_what_to_set() -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe({"task": "regression"})
+    assert messages(caught.value) == [
+        "field 'model': expected a value, got nothing. Set 'model' in the recipe or by its flag."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"- a list", "expected a mapping of recipe keys (data, task, model, …), got list."),
+        (b"task: [unclosed", "line 1: expected valid YAML, got expected ',' or ']', but got '<stream end>'."),
+        (b"task: \xff\xfe", "expected UTF-8 text, got undecodable bytes at 6."),
+        (b"a: &x [1]\nb: *x", "line 2: expected valid YAML, got aliases (*name) are not allowed."),
+        (b"task: !!python/object/apply:os.system [id]", "could not determine a constructor for the tag"),
+    ],
+)
+def test_unreadable_recipes_say_what_is_wrong(tmp_path: Path, content: bytes, problem: str) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_bytes(content)
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(file)
+    assert problem in messages(caught.value)[0]
+
+
+def test_a_missing_recipe_file(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(tmp_path / "none.yaml")
+    assert messages(caught.value) == [
+        f"{tmp_path / 'none.yaml'}: expected a recipe file, got no such file. Correct the recipe file."
+    ]
+
+
+def test_deep_nesting_is_refused_not_crashed_on(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("task: " + "[" * 100_000, encoding="utf-8")
+    with pytest.raises(RecipeError):
+        read_recipe(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("optimizer.learning_rate=2e-5", "optimizer.learning_rate", 2e-5),
+        ("strategy.options.top=2", "strategy.options.top", 2),
+        ("training.group_by_length=false", "training.group_by_length", False),
+        ("training.minutes=null", "training.minutes", None),
+        ("data.fields.text=my column", "data.fields.text", "my column"),
+        ("optimizer.options.betas=[0.9, 0.98]", "optimizer.options.betas", [0.9, 0.98]),
+    ],
+)
+def test_settings_are_read_as_yaml(text: str, key: str, value: Any) -> None:
+    assert parse_setting(text) == (key, value)
+
+
+def test_a_setting_without_an_equals_sign() -> None:
+    with pytest.raises(RecipeError, match="Cannot read --set 'epochs'"):
+        parse_setting("epochs")
+
+
+def test_settings_reach_below_a_shorthand() -> None:
+    recipe = parse_recipe(MINIMAL).replace({"strategy": "partial", "strategy.options.top": 1})
+    assert recipe.strategy.name == "partial"
+    assert recipe.strategy.options == {"top": 1}
+
+
+def test_a_setting_cannot_go_below_a_number() -> None:
+    with pytest.raises(RecipeError, match=r"Cannot set 'seed\.low'|Cannot set 'low'"):
+        parse_recipe(MINIMAL | {"seed": 1}).replace({"seed.low": 2})
+
+
+@given(st.dictionaries(st.text(max_size=8), st.recursive(st.none() | st.integers() | st.text(max_size=5), st.lists)))
+def test_any_mapping_is_a_recipe_or_a_recipe_error(values: dict[str, Any]) -> None:
+    with contextlib.suppress(RecipeError):
+        assert parse_recipe(values).task.name
+
+
+@given(st.dictionaries(st.sampled_from(["a", "a.b", "a.b.c", "d"]), st.integers(), max_size=3))
+def test_merge_never_changes_its_input(changes: dict[str, int]) -> None:
+    values: dict[str, Any] = {"a": {"b": {"c": 0}}, "d": {}}
+    with contextlib.suppress(RecipeError):
+        merge(values, changes)
+    assert values == {"a": {"b": {"c": 0}}, "d": {}}
