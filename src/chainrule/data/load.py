@@ -72,8 +72,7 @@ class Dataset:
         """Raise DataError with every problem if the report has errors."""
         if self.report.ok:
             return
-        errors = [found.message for found in self.report.findings if found.severity == "error"]
-        raise DataError("The data cannot be used: " + " ".join(errors), self.report.problems)
+        raise _unusable(self.report.findings, self.report.problems)
 
 
 @dataclass(frozen=True)
@@ -187,8 +186,7 @@ def load_labelled(  # noqa: PLR0913  (what an artifact knows about its training,
     if not len(rows) and not problems:
         problems.append(Problem("rows to evaluate on", "none", "Check the data.", Where(file=table.file)))
     if problems:
-        errors = [found.message for found in findings if found.severity == "error"]
-        raise DataError("The data cannot be used: " + " ".join(errors), problems[:MAX_PROBLEMS])
+        raise _unusable(findings, problems)
     findings += _seen_before(rows, name, known_hashes)
     return Labelled(_finish(rows, labels, task), name, tuple(_by_severity(findings)), reading.fingerprint)
 
@@ -356,6 +354,11 @@ def _describe(source: Any) -> str:
     if isinstance(source, Mapping):
         return ", ".join(f"{name}: {_describe(value)}" for name, value in source.items())
     return str(source) if isinstance(source, str) or hasattr(source, "__fspath__") else type(source).__name__
+
+
+def _unusable(findings: Sequence[Finding], problems: Sequence[Problem]) -> DataError:
+    errors = [found.message for found in findings if found.severity == "error"]
+    return DataError(" ".join(["The data cannot be used:", *errors]), problems[:MAX_PROBLEMS])
 
 
 def _no_split(wanted: str, reading: Reading, names: Sequence[str] = ()) -> DataError:
