@@ -1,0 +1,392 @@
+"""What one could have for free: the most frequent class (or the mean), and TF-IDF with a linear model.
+
+Both are fitted on the rows the model is trained on. The strength of the linear model's regularisation, and the better
+of the two baselines, are chosen on validation by the task's primary metric.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from scipy import sparse
+from scipy.special import expit
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression, Ridge
+
+from chainrule.core.task import Predictions, Task
+from chainrule.errors import ModelError, Problem, Where
+from chainrule.evaluation import ngrams
+from chainrule.evaluation.compare import LOWER_IS_BETTER
+from chainrule.system.files import atomic_path, write_json
+
+Inputs = Mapping[str, Sequence[str]]
+FORMAT_VERSION = 1
+_SEARCH_ROWS = 15_000  # enough to choose C by; the chosen one is fitted on all rows
+_FEWEST_PASSES = 6  # of dual coordinate descent over the rows; with many classes more cost minutes and change little
+_MOST_PASSES = 200
+_VISITS = 200_000_000  # nonzero features visited in one fit, over all passes and classes
+_MAX_JSON = 64_000_000  # bytes
+_CERTAIN = 20.0  # the logit of a class that all or no training rows have
+_TEXT, _ARRAYS = "baselines.json", "baselines.safetensors"
+
+
+class _Constant(NamedTuple):
+    """What is said of every row: a class index (1,), 0/1 (labels,) or the mean (1,), and the share of rows it fits."""
+
+    values: np.ndarray
+    shares: np.ndarray
+
+
+class _Linear(NamedTuple):
+    """Coefficients (outputs, features) and intercepts (outputs,), float32; one output for two classes and numbers."""
+
+    coefficients: np.ndarray
+    intercepts: np.ndarray
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """The two fitted baselines of a run.
+
+    Attributes:
+        kind: "class", "classes" or "number".
+        fields: names of the input fields, in order.
+        best: the baseline that was better on validation.
+        strength: the C that was chosen (for numbers 1/alpha).
+        scores: each baseline's primary metric on validation; empty where there was no validation.
+        constant: the constant prediction.
+        grams: the n-grams of TF-IDF.
+        linear: the linear model on them.
+    """
+
+    kind: str
+    fields: tuple[str, ...]
+    best: str
+    strength: float
+    scores: dict[str, float]
+    constant: _Constant
+    grams: ngrams.NGrams
+    linear: _Linear
+
+    def predict(self, inputs: Inputs) -> dict[str, Predictions]:
+        """Each baseline's predictions by its name: "majority" ("mean" for numbers) and "tfidf".
+
+        Args:
+            inputs: texts by input field, n each.
+
+        Raises:
+            KeyError: a field is missing.
+        """
+        columns = [list(inputs[field]) for field in self.fields]
+        features = ngrams.transform(self.grams, columns)
+        constant = _constant_predictions(self.kind, self.constant, len(columns[0]))
+        linear = _decode(self.kind, _logits(features, self.linear))
+        return {constant_name(self.kind): constant, "tfidf": linear}
+
+    def save(self, folder: Path) -> None:
+        """Write `baselines.json` and `baselines.safetensors` into `folder`, which is made if need be."""
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_path(folder / _ARRAYS) as temporary:
+            save_file(_arrays(self), temporary)
+        text = {
+            "format_version": FORMAT_VERSION,
+            "kind": self.kind,
+            "fields": list(self.fields),
+            "best": self.best,
+            "strength": self.strength,
+            "scores": self.scores,
+            "outputs": len(self.linear.intercepts),
+            "constants": len(self.constant.values),
+            "words": list(self.grams.words),
+            "characters": list(self.grams.characters),
+        }
+        write_json(folder / _TEXT, text)
+
+    @classmethod
+    def load(cls, folder: Path) -> Baselines:
+        """Read what `save` wrote. Nothing in the files is run, and sizes are checked before anything is allocated.
+
+        Raises:
+            ModelError: a file is missing, broken, or does not fit the other.
+        """
+        text = _read_text(folder / _TEXT)
+        arrays = _read_arrays(folder / _ARRAYS, text)
+        grams = ngrams.NGrams(
+            words=tuple(text["words"]),
+            characters=tuple(text["characters"]),
+            word_idf=arrays["word_idf"],
+            character_idf=arrays["character_idf"],
+        )
+        return cls(
+            kind=text["kind"],
+            fields=tuple(text["fields"]),
+            best=text["best"],
+            strength=float(text["strength"]),
+            scores={name: float(score) for name, score in text["scores"].items()},
+            constant=_Constant(arrays["constant"], arrays["shares"]),
+            grams=grams,
+            linear=_Linear(arrays["coefficients"], arrays["intercepts"]),
+        )
+
+
+def fit_baselines(
+    task: Task,
+    labels: Sequence[str],
+    train: tuple[Inputs, np.ndarray],
+    validation: tuple[Inputs, np.ndarray],
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> Baselines:
+    """Fit both baselines on the training rows and choose between them on the validation rows.
+
+    Args:
+        task: names the input fields, the kind of target, the metrics and the primary one.
+        labels: names of the classes, in index order.
+        train: texts by field, and targets: class indexes (n,), a 0/1 matrix (n, labels) or numbers (n,); n ≥ 1.
+        validation: the same; without rows the middle strength is taken and TF-IDF counts as the better one.
+        seed: of the order in which the linear model visits the rows.
+        progress: is told what is being done, in one line each time.
+    """
+    tell = progress or (lambda line: None)
+    kind, fields = task.target.kind, tuple(field.name for field in task.inputs)
+    targets, truth = np.asarray(train[1]), np.asarray(validation[1])
+    columns = [list(train[0][field]) for field in fields]
+    grams = ngrams.fit([text for column in columns for text in column], _outputs(kind, len(labels)))
+    features = ngrams.transform(grams, columns)
+    judged = ngrams.transform(grams, [list(validation[0][field]) for field in fields])
+    tell(f"TF-IDF: {features.shape[1]:,} features of {features.shape[0]:,} rows")
+
+    def fit(strength: float, rows: np.ndarray) -> _Linear:
+        return _fit(kind, features[rows], targets[rows], (strength, len(labels), seed))
+
+    def score(predictions: Predictions) -> float:
+        return float(task.measure(truth, predictions)[task.primary_metric])
+
+    strength = _middle(kind)
+    if len(truth):
+        some = np.random.default_rng(seed).permutation(len(targets))[:_SEARCH_ROWS]
+
+        def attempt(strength: float) -> float:
+            found = score(_decode(kind, _logits(judged, fit(strength, some))))
+            tell(f"TF-IDF: {task.primary_metric} {found:.4f} on validation with strength {strength:g}")
+            return found
+
+        strength = _search(task, attempt)
+    linear = fit(strength, np.arange(len(targets)))
+    constant = _constant(kind, targets, len(labels))
+    scores, best = {}, "tfidf"
+    if len(truth):
+        scores["tfidf"] = score(_decode(kind, _logits(judged, linear)))
+        scores[constant_name(kind)] = score(_constant_predictions(kind, constant, len(truth)))
+        best = "tfidf" if _better(task, scores["tfidf"], scores[constant_name(kind)]) else constant_name(kind)
+    return Baselines(kind, fields, best, strength, scores, constant, grams, linear)
+
+
+def _search(task: Task, attempt: Callable[[float], float]) -> float:
+    """Walk from the middle strength in factors of four towards the better score: three attempts, four at most."""
+    middle = _middle(task.target.kind)
+    tried = {strength: attempt(strength) for strength in (middle, middle * 4)}
+    step = 4.0 if _better(task, tried[middle * 4], tried[middle]) else 0.25
+    strength = middle * 16 if step > 1 else middle / 4
+    while len(tried) < 4:
+        tried[strength] = attempt(strength)
+        if not _better(task, tried[strength], tried[strength / step]):
+            break
+        strength *= step
+    return next(s for s in sorted(tried) if not any(_better(task, other, tried[s]) for other in tried.values()))
+
+
+def _middle(kind: str) -> float:
+    """The strength that the search starts from."""
+    return 0.25 if kind == "number" else 4.0
+
+
+def constant_name(kind: str) -> str:
+    """The constant baseline's name for a kind of target: "mean" for numbers, otherwise "majority"."""
+    return "mean" if kind == "number" else "majority"
+
+
+def _better(task: Task, score: float, than: float) -> bool:
+    return score < than if task.primary_metric in LOWER_IS_BETTER else score > than
+
+
+def _outputs(kind: str, labels: int) -> int:
+    return 1 if kind == "number" or (kind == "class" and labels <= 2) else labels
+
+
+def _constant(kind: str, targets: np.ndarray, labels: int) -> _Constant:
+    if kind == "number":
+        return _Constant(np.array([targets.mean(dtype=np.float64)]), np.ones(1))
+    if kind == "class":
+        counts = np.bincount(targets.astype(np.int64), minlength=labels)
+        return _Constant(np.array([counts.argmax()], dtype=np.float64), np.array([counts.max() / len(targets)]))
+    shares = targets.mean(axis=0, dtype=np.float64)
+    return _Constant((shares > 0.5).astype(np.float64), np.maximum(shares, 1 - shares))
+
+
+def _constant_predictions(kind: str, constant: _Constant, rows: int) -> Predictions:
+    if kind == "classes":
+        values = np.tile(constant.values.astype(np.uint8), (rows, 1))
+        return Predictions(values=values, scores=np.tile(constant.shares, (rows, 1)))
+    values = np.full(rows, constant.values[0], dtype=np.int64 if kind == "class" else np.float64)
+    return Predictions(values=values, scores=np.full(rows, constant.shares[0]))
+
+
+def _fit(kind: str, features: sparse.csr_matrix, targets: np.ndarray, settings: tuple[float, int, int]) -> _Linear:
+    strength, labels, seed = settings
+    if kind == "number":
+        model = Ridge(alpha=1 / strength, solver="lsqr", tol=1e-3, max_iter=300)
+        model.fit(features, np.asarray(targets, dtype=np.float64))
+        coefficients, intercepts = model.coef_.reshape(1, -1), np.array([model.intercept_])
+        return _Linear(coefficients.astype(np.float32), intercepts.astype(np.float32))
+    outputs = _outputs(kind, labels)
+    wide = features.astype(np.float64)
+    passes = min(_MOST_PASSES, max(_FEWEST_PASSES, _VISITS // max(1, wide.nnz * outputs)))
+    coefficients = np.zeros((outputs, features.shape[1]), dtype=np.float32)
+    intercepts = np.zeros(outputs, dtype=np.float32)
+    for output in range(outputs):
+        if kind == "classes":
+            answers = np.asarray(targets)[:, output] > 0.5
+        else:
+            answers = np.asarray(targets) == (1 if outputs == 1 else output)
+        if answers.all() or not answers.any():
+            intercepts[output] = _CERTAIN if answers.all() else -_CERTAIN
+            continue
+        model = LogisticRegression(
+            C=strength, solver="liblinear", dual=True, tol=0.1, max_iter=passes, random_state=seed
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # a bounded number of passes is meant
+            model.fit(wide, answers)
+        coefficients[output], intercepts[output] = model.coef_[0], model.intercept_[0]
+    return _Linear(coefficients, intercepts)
+
+
+def _logits(features: sparse.csr_matrix, linear: _Linear) -> np.ndarray:
+    logits: np.ndarray = features @ np.ascontiguousarray(linear.coefficients.T) + linear.intercepts
+    return logits
+
+
+def _decode(kind: str, logits: np.ndarray) -> Predictions:
+    if kind == "number":
+        values = logits[:, 0].astype(np.float64)
+        return Predictions(values=values, scores=np.ones(len(values)))
+    shares = expit(logits.astype(np.float64))
+    if kind == "classes":
+        values = (shares > 0.5).astype(np.uint8)
+        return Predictions(values=values, scores=np.where(values == 1, shares, 1 - shares))
+    if shares.shape[1] == 1:
+        shares = np.concatenate([1 - shares, shares], axis=1)
+    values = shares.argmax(axis=1)
+    return Predictions(values=values, scores=shares.max(axis=1) / np.maximum(shares.sum(axis=1), 1e-12))
+
+
+def _arrays(baselines: Baselines) -> dict[str, np.ndarray]:
+    arrays = {
+        "constant": baselines.constant.values,
+        "shares": baselines.constant.shares,
+        "word_idf": baselines.grams.word_idf,
+        "character_idf": baselines.grams.character_idf,
+        "coefficients": baselines.linear.coefficients,
+        "intercepts": baselines.linear.intercepts,
+    }
+    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+
+
+def _shapes(text: dict[str, Any]) -> dict[str, tuple[tuple[int, ...], str]]:
+    words, characters, outputs, constants = (
+        len(text["words"]), len(text["characters"]), text["outputs"], text["constants"]
+    )  # fmt: skip
+    features = words + characters if len(text["fields"]) == 1 else 3 * (words + characters) + 5
+    return {
+        "constant": ((constants,), "float64"),
+        "shares": ((constants,), "float64"),
+        "word_idf": ((words,), "float32"),
+        "character_idf": ((characters,), "float32"),
+        "coefficients": ((outputs, features), "float32"),
+        "intercepts": ((outputs,), "float32"),
+    }
+
+
+def _read_text(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > _MAX_JSON:
+            raise _broken(path, f"at most {_MAX_JSON:,} bytes", f"{path.stat().st_size:,} bytes")
+        text = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise _broken(path, "a file that can be read", error.strerror or str(error)) from error
+    except (ValueError, RecursionError) as error:
+        raise _broken(path, "UTF-8 JSON", str(error)[:200]) from error
+    if not isinstance(text, dict):
+        raise _broken(path, "a JSON object", type(text).__name__)
+    for key, (fits, expected) in _FIELDS.items():
+        if key not in text or not fits(text[key]):
+            raise _broken(path, expected, "nothing" if key not in text else repr(text[key])[:80], key)
+    if text["best"] not in (constant_name(text["kind"]), "tfidf"):
+        raise _broken(path, "the name of a baseline", repr(text["best"])[:80], "best")
+    return text
+
+
+def _names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value) and len(set(value)) == len(value)
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _size(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= 1_000_000
+
+
+_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "format_version": (lambda value: value == FORMAT_VERSION, f"format version {FORMAT_VERSION}"),
+    "kind": (lambda value: value in ("class", "classes", "number"), "class, classes or number"),
+    "fields": (lambda value: _names(value) and len(value) in (1, 2), "one or two names of fields"),
+    "best": (lambda value: isinstance(value, str), "the name of a baseline"),
+    "strength": (_finite, "a number"),
+    "scores": (lambda value: isinstance(value, dict) and all(map(_finite, value.values())), "numbers by name"),
+    "outputs": (_size, "a number of outputs"),
+    "constants": (_size, "a number of constants"),
+    "words": (_names, "a list of different texts"),
+    "characters": (_names, "a list of different texts"),
+}
+
+
+def _read_arrays(path: Path, text: dict[str, Any]) -> dict[str, np.ndarray]:
+    shapes = _shapes(text)
+    room = sum(math.prod(shape) * np.dtype(kind).itemsize for shape, kind in shapes.values()) + 10_000
+    try:
+        size = path.stat().st_size
+        if size > room:
+            raise _broken(path, f"at most {room:,} bytes for the sizes in {_TEXT}", f"{size:,} bytes")
+        arrays: dict[str, np.ndarray] = load_file(path)
+    except OSError as error:
+        raise _broken(path, "a file that can be read", error.strerror or str(error)) from error
+    except SafetensorError as error:
+        raise _broken(path, "a safetensors file", str(error)[:200]) from error
+    for name, (shape, kind) in shapes.items():
+        found = arrays.get(name)
+        if found is None or found.shape != shape or found.dtype != kind or not np.isfinite(found).all():
+            got = "nothing" if found is None else f"{found.dtype} {found.shape}"
+            raise _broken(path, f"{kind} {shape}, all finite", got, name)
+    return arrays
+
+
+def _broken(path: Path, expected: str, got: str, field: str | None = None) -> ModelError:
+    problem = Problem(
+        where=Where(file=str(path), field=field),
+        expected=expected,
+        got=got,
+        todo="Train the run again, or take a copy of it that is whole.",
+    )
+    return ModelError(f"Cannot read the baselines in {path.parent}.", [problem])

@@ -1,0 +1,137 @@
+"""TF-IDF features of one text or a pair: word 1–2-grams and character 1–4-grams, so that text without spaces works too.
+
+Each block is scaled to length 1 per text. A pair has the features of both texts side by side, the products of what
+they share, and a few numbers about how alike they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.preprocessing import normalize
+
+MAX_FEATURES = 120_000  # of one text; two thirds for characters
+_WIDEST = 30_000_000  # coefficients, so that many classes do not fill the memory
+_COMMON = 0.3  # character n-grams in more texts than this say little and cost most of the time
+_ALIKE = 5.0  # weight of the numbers about a pair beside its n-grams, of which a text has length 1 per block
+_SHAPES = {"word": (1, 2), "char": (1, 4)}
+
+
+@dataclass(frozen=True)
+class NGrams:
+    """A vocabulary with its inverse document frequencies.
+
+    Attributes:
+        words, characters: the n-grams, in the order of their columns.
+        word_idf, character_idf: one weight per n-gram, float32.
+    """
+
+    words: tuple[str, ...]
+    characters: tuple[str, ...]
+    word_idf: np.ndarray
+    character_idf: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.words) + len(self.characters)
+
+
+def fit(texts: Sequence[str], outputs: int) -> NGrams:
+    """Choose the n-grams of `texts` and count in how many texts each occurs.
+
+    Args:
+        texts: training texts; for pairs, those of both fields.
+        outputs: how many classes are to be fitted; many classes get fewer features.
+    """
+    room = min(MAX_FEATURES, max(6_000, _WIDEST // outputs))
+    words, word_idf = _vocabulary(texts, "word", room // 3)
+    characters, character_idf = _vocabulary(texts, "char", room - room // 3)
+    return NGrams(words, characters, word_idf, character_idf)
+
+
+def transform(grams: NGrams, inputs: Sequence[Sequence[str]]) -> sparse.csr_matrix:
+    """Features of rows.
+
+    Args:
+        grams: from `fit`.
+        inputs: one or two lists of n texts.
+
+    Returns:
+        (n, width(grams, len(inputs))) float32.
+    """
+    blocks = [(_weighted(texts, grams, "word"), _weighted(texts, grams, "char")) for texts in inputs]
+    parts = [block for pair in blocks for block in pair]
+    if len(inputs) == 2:
+        (word_a, char_a), (word_b, char_b) = blocks
+        shared = [word_a.multiply(word_b), char_a.multiply(char_b)]
+        alike = [_row_sums(product) for product in shared]
+        alike += [_overlap(word_a, word_b), _overlap(char_a, char_b), _length_ratio(inputs[0], inputs[1])]
+        parts += [*shared, sparse.csr_matrix(np.stack(alike, axis=1).astype(np.float32) * _ALIKE)]
+    return sparse.csr_matrix(sparse.hstack(parts, format="csr"), dtype=np.float32)
+
+
+def width(grams: NGrams, fields: int) -> int:
+    """How many columns `transform` gives for one or two fields."""
+    return len(grams) if fields == 1 else 3 * len(grams) + 5
+
+
+def _vocabulary(texts: Sequence[str], analyzer: str, room: int) -> tuple[tuple[str, ...], np.ndarray]:
+    rows = len(texts)
+    counter = CountVectorizer(
+        analyzer=analyzer,
+        ngram_range=_SHAPES[analyzer],
+        min_df=2 if rows >= 100 else 1,
+        max_df=_COMMON if analyzer == "char" and rows >= 100 else 1.0,
+        max_features=room,
+        dtype=np.float32,
+    )
+    try:
+        counts = counter.fit_transform(texts)
+    except ValueError:  # scikit-learn's way to say that no n-gram is left, as in texts of rare emoji alone
+        return (), np.zeros(0, dtype=np.float32)
+    names = counter.get_feature_names_out()
+    seen = np.bincount(counts.indices, minlength=len(names))
+    idf = (np.log((1 + rows) / (1 + seen)) + 1).astype(np.float32)
+    kept = [i for i, name in enumerate(names) if _writable(name)]
+    return tuple(str(names[i]) for i in kept), idf[kept]
+
+
+def _writable(text: str) -> bool:
+    """Whether `text` can be stored as UTF-8; half a surrogate pair cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _weighted(texts: Sequence[str], grams: NGrams, analyzer: str) -> sparse.csr_matrix:
+    names = grams.words if analyzer == "word" else grams.characters
+    idf = grams.word_idf if analyzer == "word" else grams.character_idf
+    if not names or not texts:
+        return sparse.csr_matrix((len(texts), len(names)), dtype=np.float32)
+    vocabulary = {name: i for i, name in enumerate(names)}
+    counter = CountVectorizer(analyzer=analyzer, ngram_range=_SHAPES[analyzer], vocabulary=vocabulary, dtype=np.float32)
+    counts = counter.transform(texts)
+    counts.sort_indices()
+    counts.data = (1 + np.log(counts.data)) * idf[counts.indices]
+    return normalize(counts, copy=False)
+
+
+def _row_sums(matrix: sparse.csr_matrix) -> np.ndarray:
+    return np.asarray(matrix.sum(axis=1), dtype=np.float32).ravel()
+
+
+def _overlap(first: sparse.csr_matrix, second: sparse.csr_matrix) -> np.ndarray:
+    """The share of distinct n-grams that both texts have (Jaccard)."""
+    one, two = first.sign(), second.sign()
+    both = _row_sums(one.multiply(two))
+    return np.asarray(both / np.maximum(_row_sums(one) + _row_sums(two) - both, 1))
+
+
+def _length_ratio(first: Sequence[str], second: Sequence[str]) -> np.ndarray:
+    lengths = np.array([[len(a), len(b)] for a, b in zip(first, second, strict=True)], dtype=np.float32).reshape(-1, 2)
+    return np.asarray((lengths.min(axis=1) + 1) / (lengths.max(axis=1) + 1))
