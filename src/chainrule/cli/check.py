@@ -15,7 +15,6 @@ from chainrule.cli.output import (
     Text,
     TextA,
     TextB,
-    fields_of,
     print_json,
     print_line,
     print_table,
@@ -40,10 +39,9 @@ def check(
 ) -> None:
     """Look at labelled data before anything is trained on it: what is wrong, what is odd, row by row."""
     columns = {"text": text, "text_a": text_a, "text_b": text_b, "label": label, "score": score}
+    fields = {name: column for name, column in columns.items() if column is not None}
     settings = settings_of({"data.on_bad_row": on_bad_row}, assignments)
-    report = api.check(
-        data, task=task, fields=fields_of(task, columns), model=model, max_length=max_length, settings=settings
-    )
+    report = api.check(data, task=task, fields=fields, model=model, max_length=max_length, settings=settings)
     if as_json:
         print_json(report.as_dict())
     else:

@@ -36,15 +36,6 @@ def quiet() -> Display:
     return Quiet()
 
 
-def fields_of(task: str, columns: Mapping[str, str | None]) -> dict[str, str]:
-    """The named columns by field; `--label` names the target of every task."""
-    named = {name: column for name, column in columns.items() if column is not None}
-    target = {"multi-label-classification": "labels", "regression": "score"}.get(task)
-    if target and "label" in named:
-        named.setdefault(target, named.pop("label"))
-    return named
-
-
 def settings_of(flags: Mapping[str, Any], assignments: list[str] | None) -> dict[str, Any]:
     """Dotted recipe keys: the flags that were given, then every --set in order."""
     settings = {key: value for key, value in flags.items() if value is not None}

@@ -17,7 +17,6 @@ from chainrule.cli.output import (
     TextA,
     TextB,
     display,
-    fields_of,
     print_json,
     print_line,
     settings_of,
@@ -48,7 +47,6 @@ def train(
 ) -> None:
     """Fine-tune a pretrained model and say whether it is better than what comes for free."""
     columns = {"text": text, "text_a": text_a, "text_b": text_b, "label": label, "score": score}
-    named = fields_of(task or "", columns)
     flags: dict[str, Any] = {
         "task": task,
         "model.name": model,
@@ -59,7 +57,7 @@ def train(
         "training.track": track or None,
         "data.on_bad_row": on_bad_row,
         "seed": seed,
-        **{f"data.fields.{name}": column for name, column in named.items()},
+        **{f"data.fields.{name}": column for name, column in columns.items()},
     }
     run = api.train(data, recipe=recipe, out=out, settings=settings_of(flags, assignments), display=display())
     if as_json:

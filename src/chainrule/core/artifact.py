@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from chainrule.core.recipe import Clean
 from chainrule.errors import ModelError, Problem, Where
 
 FORMAT_VERSION = 1
@@ -68,6 +69,11 @@ class Artifact:
             )
             raise ModelError(f"The manifest {file} cannot be read.", [problem]) from None
         return cls(path, manifest)
+
+    @property
+    def clean(self) -> Clean:
+        """The changes that were made to the texts before training, and must be made to every other text."""
+        return Clean.model_validate(self.manifest.recipe.get("data", {}).get("clean", {}))
 
     @property
     def run_folder(self) -> Path | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -114,6 +114,10 @@ class Task:
     @property
     def inputs(self) -> tuple[FieldSpec, ...]:
         return tuple(field for field in self.fields if field.is_input)
+
+    def named(self, columns: Mapping[str, str]) -> dict[str, str]:
+        """Columns by field; "label" names the target of every task, whatever its own name."""
+        return {self.target.name if name == "label" else name: column for name, column in columns.items()}
 
     @property
     def target(self) -> FieldSpec:

@@ -156,15 +156,8 @@ class Cleaned:
 
 def clean_texts(inputs: dict[str, list[str]], options: Clean, table: Table, split: str | None) -> Cleaned:
     """Apply the changes asked for to every text: HTML first, then Unicode NFKC, then white space."""
-    steps: list[tuple[bool, str, Callable[[str], str]]] = [
-        (options.html, "HTML tags or entities removed", remove_html),
-        (options.unicode_nfkc, "Unicode normalised (NFKC)", lambda text: unicodedata.normalize("NFKC", text)),
-        (options.white_space, "white space collapsed", collapse_white_space),
-    ]
     findings = []
-    for wanted, what, change in steps:
-        if not wanted:
-            continue
+    for what, change in _changes(options):
         after = {name: [change(text) for text in texts] for name, texts in inputs.items()}
         changed = [
             int(table.rows[index])
@@ -175,6 +168,13 @@ def clean_texts(inputs: dict[str, list[str]], options: Clean, table: Table, spli
         findings.append(finding("cleaned", "info", message, split=split, file=table.file, rows=changed))
         inputs = after
     return Cleaned(inputs, findings)
+
+
+def clean_text(text: str, options: Clean) -> str:
+    """One text with the changes asked for."""
+    for _, change in _changes(options):
+        text = change(text)
+    return text
 
 
 def exact_duplicates(row_hashes: np.ndarray, table: Table, split: str | None) -> tuple[np.ndarray, Finding]:
@@ -198,6 +198,16 @@ def remove_html(text: str) -> str:
 def collapse_white_space(text: str) -> str:
     """Text without white space at its ends and with single spaces inside; includes the ideographic space."""
     return _WHITE.sub(" ", text).strip()
+
+
+def _changes(options: Clean) -> list[tuple[str, Callable[[str], str]]]:
+    """What each change is called, and the function that makes it, in the order they are made."""
+    steps: list[tuple[bool, str, Callable[[str], str]]] = [
+        (options.html, "HTML tags or entities removed", remove_html),
+        (options.unicode_nfkc, "Unicode normalised (NFKC)", lambda text: unicodedata.normalize("NFKC", text)),
+        (options.white_space, "white space collapsed", collapse_white_space),
+    ]
+    return [(what, change) for wanted, what, change in steps if wanted]
 
 
 def _instead(match: re.Match[str]) -> str:

@@ -35,6 +35,7 @@ def find_fields(
     Raises:
         DataError: a named column does not exist, a field's column cannot be found, or the choice is ambiguous.
     """
+    named = task.named(named)
     problems = _check_named(columns, task, named, recorded or {}, file)
     if problems:
         raise DataError("The columns of the data do not fit the task.", problems)

@@ -37,7 +37,7 @@ def evaluate_artifact(
         DataError: the rows are wrong, or there is no such split.
     """
     predictor = load_predictor(artifact)
-    rows = _read(artifact, predictor, source, spec, split)
+    rows = _read(artifact, predictor, source, spec.model_copy(update={"clean": artifact.clean}), split)
     findings = list(rows.findings)
     part = rows.split if limit is None else rows.split.take(np.arange(min(limit, len(rows.split))))
     inputs, targets = part.inputs, part.targets

@@ -157,7 +157,7 @@ def fit_baselines(
         progress: is told what is being done, in one line each time.
     """
     tell = progress or (lambda line: None)
-    kind, fields = task.target.kind, tuple(field.name for field in task.inputs)
+    kind, fields = task.target.kind, tuple(train[0])
     targets, truth = np.asarray(train[1]), np.asarray(validation[1])
     columns = [list(train[0][field]) for field in fields]
     grams = ngrams.fit([text for column in columns for text in column], _outputs(kind, len(labels)))

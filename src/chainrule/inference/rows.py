@@ -12,6 +12,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from chainrule.core.task import Predictions
+from chainrule.data.clean import clean_text
 from chainrule.data.stream import Inputs, load_inputs
 from chainrule.errors import DataError, OutputError, Problem, Where
 from chainrule.inference.predict import Predictor
@@ -26,7 +27,7 @@ Writer = Callable[[Sequence[str], Sequence[Row]], None]
 
 
 def predict_texts(predictor: Predictor, inputs: Mapping[str, Sequence[str]]) -> list[Row]:
-    """Predictions for texts in memory.
+    """Predictions for texts in memory, cleaned as the training texts were.
 
     Args:
         inputs: the fields the model was trained on, e.g. {"text": […]} or {"text_a": […], "text_b": […]}.
@@ -42,7 +43,8 @@ def predict_texts(predictor: Predictor, inputs: Mapping[str, Sequence[str]]) -> 
             todo="This model was trained on " + ("pairs of texts." if len(wanted) == 2 else "single texts."),
         )
         raise DataError("The inputs do not fit this model.", [problem])
-    return in_words(predictor, predictor.predict(predictor.encode(inputs)))
+    clean = predictor.artifact.clean
+    return _predicted(predictor, {name: [clean_text(text, clean) for text in texts] for name, texts in inputs.items()})
 
 
 def predict_file(predictor: Predictor, source: Any, out: Path, fields: Mapping[str, str], display: Display) -> int:
@@ -76,7 +78,10 @@ def open_rows(predictor: Predictor, source: Any, fields: Mapping[str, str]) -> I
     Raises:
         DataError: the source cannot be read, or has a column named like a prediction.
     """
-    inputs = load_inputs(source, predictor.task, predictor.artifact.manifest.fields, CHUNK_ROWS, named=fields)
+    artifact = predictor.artifact
+    inputs = load_inputs(
+        source, predictor.task, artifact.manifest.fields, CHUNK_ROWS, named=fields, clean=artifact.clean
+    )
     for name in (LABEL, SCORE):
         if name in inputs.columns:
             problem = Problem(
@@ -92,9 +97,13 @@ def open_rows(predictor: Predictor, source: Any, fields: Mapping[str, str]) -> I
 def predicted_chunks(predictor: Predictor, inputs: Inputs) -> Iterator[tuple[list[str], list[Row]]]:
     """Column names and rows with predictions, chunk by chunk, in the order of the input."""
     for table, texts in inputs:
-        predicted = predict_texts(predictor, texts)
+        predicted = _predicted(predictor, texts)
         rows = [before | after for before, after in zip(table.columns.to_pylist(), predicted, strict=True)]
         yield [*table.names, *predicted[0]], rows
+
+
+def _predicted(predictor: Predictor, inputs: Mapping[str, Sequence[str]]) -> list[Row]:
+    return in_words(predictor, predictor.predict(predictor.encode(inputs)))
 
 
 def in_words(predictor: Predictor, predictions: Predictions) -> list[Row]:

@@ -19,3 +19,5 @@ def save_model(folder: Path, model: Any, tokenizer: Any, *, max_length: int) -> 
     transformers_logging.disable_progress_bar()
     model.save_pretrained(folder, safe_serialization=True, max_shard_size="100GB")
     tokenizer.save_pretrained(folder)
+    readable = (folder / "config.json").stat().st_mode
+    (folder / WEIGHTS).chmod(readable)  # safetensors makes it readable by its owner alone
