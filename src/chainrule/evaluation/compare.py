@@ -23,6 +23,8 @@ Scores = dict[str, np.ndarray]
 MIN_ROWS = 30  # fewer rows than this get no verdict
 LOWER_IS_BETTER = frozenset({"rmse", "loss"})
 _SHARES = frozenset({"accuracy", "exact_match"})
+_CORRELATIONS = frozenset({"pearson", "spearman"})
+_PERFECT = frozenset({"macro_f1", "micro_f1", "f1"})  # 1 means that all rows are right, and no resample can differ
 _MODEL = ""  # the model's key among the predictors
 
 _WEIGHTED: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], Scores]] = {
@@ -62,9 +64,13 @@ def judge(
         raise ValueError(f"the chosen baseline {chosen!r} is not among {sorted(baselines)}")
     predictors = {_MODEL: model, **baselines}
     points = {name: task.measure(targets, predictions) for name, predictions in predictors.items()}
-    replicates = _replicates(task.target.kind, targets, predictors)
+    replicates, accelerations = _replicates(task.target.kind, targets, predictors)
+    rows = len(targets)
     estimates = {
-        name: {metric: _estimate(metric, value, replicates[name], len(targets)) for metric, value in scores.items()}
+        name: {
+            metric: _estimate(metric, value, rows, replicates[name][metric], accelerations[name][metric])
+            for metric, value in scores.items()
+        }
         for name, scores in points.items()
     }
     numbers = _numbers(task, targets, predictors, chosen, replicates, points)
@@ -74,8 +80,10 @@ def judge(
     return estimates.pop(_MODEL), estimates, verdict, detail
 
 
-def _replicates(kind: str, targets: np.ndarray, predictors: Mapping[str, Predictions]) -> dict[str, Scores]:
-    """Bootstrap scores (R,) of each predictor by metric, all from the same resamples."""
+def _replicates(
+    kind: str, targets: np.ndarray, predictors: Mapping[str, Predictions]
+) -> tuple[dict[str, Scores], dict[str, dict[str, float]]]:
+    """Bootstrap scores (R,) of each predictor by metric, all from the same resamples, and their accelerations."""
     values = [predictions.values for predictions in predictors.values()]
     first, counts = _cells(kind, targets, values)
     names: list[tuple[str, str]] = []
@@ -89,22 +97,26 @@ def _replicates(kind: str, targets: np.ndarray, predictors: Mapping[str, Predict
                 columns.append(scores)
         return np.stack(columns, axis=1)
 
-    found = significance.bootstrap(score, counts)
-    result: dict[str, Scores] = {name: {} for name in predictors}
+    found, accelerated = significance.bootstrap(score, counts), significance.acceleration(score, counts)
+    replicates: dict[str, Scores] = {name: {} for name in predictors}
+    accelerations: dict[str, dict[str, float]] = {name: {} for name in predictors}
     for column, (name, metric) in enumerate(names):
-        result[name][metric] = found[:, column]
-    for name, losses in _loss_replicates(predictors).items():
-        result[name]["loss"] = losses
-    return result
+        replicates[name][metric] = found[:, column]
+        accelerations[name][metric] = float(accelerated[column])
+    for name, (losses, speed) in _loss_replicates(predictors).items():
+        replicates[name]["loss"] = losses
+        accelerations[name]["loss"] = speed
+    return replicates, accelerations
 
 
-def _loss_replicates(predictors: Mapping[str, Predictions]) -> Scores:
+def _loss_replicates(predictors: Mapping[str, Predictions]) -> dict[str, tuple[np.ndarray, float]]:
     losses = {name: item.losses for name, item in predictors.items() if item.losses is not None}
     if not losses:
         return {}
     matrix = np.stack([np.asarray(column, dtype=np.float64) for column in losses.values()], axis=1)
     found = significance.bootstrap(lambda weights: weights @ matrix / len(matrix), np.ones(len(matrix), dtype=np.int64))
-    return dict(zip(losses, found.T, strict=True))
+    speeds = significance.mean_acceleration(matrix)
+    return {name: (found[:, i], float(speeds[i])) for i, name in enumerate(losses)}
 
 
 def _cells(kind: str, targets: np.ndarray, values: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -122,11 +134,14 @@ def _cells(kind: str, targets: np.ndarray, values: Sequence[np.ndarray]) -> tupl
     return first, counts
 
 
-def _estimate(metric: str, value: float, replicates: Scores, rows: int) -> Estimate:
-    if metric in _SHARES:
+def _estimate(metric: str, value: float, rows: int, replicates: np.ndarray, accelerated: float) -> Estimate:
+    """Each score gets the method that covered best in simulation (tests/evaluation/test_coverage.py)."""
+    if metric in _SHARES or (metric in _PERFECT and value == 1.0):
         low, high = significance.proportion_interval(round(value * rows), rows)
+    elif metric in _CORRELATIONS:
+        low, high = significance.interval(replicates, rows)
     else:
-        low, high = significance.interval(replicates[metric], rows)
+        low, high = significance.corrected_interval(value, replicates, rows, accelerated)
     return Estimate(value=value, low=min(low, value), high=max(high, value))
 
 

@@ -39,17 +39,27 @@ class NGrams:
         return len(self.words) + len(self.characters)
 
 
-def fit(texts: Sequence[str], outputs: int) -> NGrams:
-    """Choose the n-grams of `texts` and count in how many texts each occurs.
+def fit(inputs: Sequence[Sequence[str]], outputs: int) -> tuple[NGrams, sparse.csr_matrix]:
+    """Choose the n-grams of the training texts and count in how many texts each occurs.
 
     Args:
-        texts: training texts; for pairs, those of both fields.
+        inputs: one or two lists of n training texts.
         outputs: how many classes are to be fitted; many classes get fewer features.
+
+    Returns:
+        The n-grams, and the features of the training rows as `transform` gives them.
     """
+    texts = [text for column in inputs for text in column]
     room = min(MAX_FEATURES, max(6_000, _WIDEST // outputs))
-    words, word_idf = _vocabulary(texts, "word", room // 3)
-    characters, character_idf = _vocabulary(texts, "char", room - room // 3)
-    return NGrams(words, characters, word_idf, character_idf)
+    words, word_counts, word_idf = _vocabulary(texts, "word", room // 3)
+    characters, character_counts, character_idf = _vocabulary(texts, "char", room - room // 3)
+    grams = NGrams(words, characters, word_idf, character_idf)
+    weighted = _weigh(word_counts, word_idf), _weigh(character_counts, character_idf)
+    rows = len(inputs[0])
+    blocks = [
+        (weighted[0][i * rows : (i + 1) * rows], weighted[1][i * rows : (i + 1) * rows]) for i in range(len(inputs))
+    ]
+    return grams, _join(blocks, inputs)
 
 
 def transform(grams: NGrams, inputs: Sequence[Sequence[str]]) -> sparse.csr_matrix:
@@ -62,15 +72,14 @@ def transform(grams: NGrams, inputs: Sequence[Sequence[str]]) -> sparse.csr_matr
     Returns:
         (n, width(grams, len(inputs))) float32.
     """
-    blocks = [(_weighted(texts, grams, "word"), _weighted(texts, grams, "char")) for texts in inputs]
-    parts = [block for pair in blocks for block in pair]
-    if len(inputs) == 2:
-        (word_a, char_a), (word_b, char_b) = blocks
-        shared = [word_a.multiply(word_b), char_a.multiply(char_b)]
-        alike = [_row_sums(product) for product in shared]
-        alike += [_overlap(word_a, word_b), _overlap(char_a, char_b), _length_ratio(inputs[0], inputs[1])]
-        parts += [*shared, sparse.csr_matrix(np.stack(alike, axis=1).astype(np.float32) * _ALIKE)]
-    return sparse.csr_matrix(sparse.hstack(parts, format="csr"), dtype=np.float32)
+    blocks = [
+        (
+            _weigh(_count(texts, grams.words, "word"), grams.word_idf),
+            _weigh(_count(texts, grams.characters, "char"), grams.character_idf),
+        )
+        for texts in inputs
+    ]
+    return _join(blocks, inputs)
 
 
 def width(grams: NGrams, fields: int) -> int:
@@ -78,7 +87,23 @@ def width(grams: NGrams, fields: int) -> int:
     return len(grams) if fields == 1 else 3 * len(grams) + 5
 
 
-def _vocabulary(texts: Sequence[str], analyzer: str, room: int) -> tuple[tuple[str, ...], np.ndarray]:
+def _join(
+    blocks: Sequence[tuple[sparse.csr_matrix, sparse.csr_matrix]], inputs: Sequence[Sequence[str]]
+) -> sparse.csr_matrix:
+    parts = [block for pair in blocks for block in pair]
+    if len(blocks) == 2:
+        (word_a, char_a), (word_b, char_b) = blocks
+        shared = [word_a.multiply(word_b), char_a.multiply(char_b)]
+        alike = [_row_sums(product) for product in shared]  # the cosines
+        alike += [_overlap(word_a, word_b), _overlap(char_a, char_b), _length_ratio(inputs[0], inputs[1])]
+        parts += [*shared, sparse.csr_matrix(np.stack(alike, axis=1).astype(np.float32) * _ALIKE)]
+    return sparse.csr_matrix(sparse.hstack(parts, format="csr"), dtype=np.float32)
+
+
+def _vocabulary(
+    texts: Sequence[str], analyzer: str, room: int
+) -> tuple[tuple[str, ...], sparse.csr_matrix, np.ndarray]:
+    """The n-grams, their counts in each text, and their inverse document frequencies."""
     rows = len(texts)
     counter = CountVectorizer(
         analyzer=analyzer,
@@ -91,12 +116,14 @@ def _vocabulary(texts: Sequence[str], analyzer: str, room: int) -> tuple[tuple[s
     try:
         counts = counter.fit_transform(texts)
     except ValueError:  # scikit-learn's way to say that no n-gram is left, as in texts of rare emoji alone
-        return (), np.zeros(0, dtype=np.float32)
+        return (), sparse.csr_matrix((rows, 0), dtype=np.float32), np.zeros(0, dtype=np.float32)
     names = counter.get_feature_names_out()
-    seen = np.bincount(counts.indices, minlength=len(names))
-    idf = (np.log((1 + rows) / (1 + seen)) + 1).astype(np.float32)
     kept = [i for i, name in enumerate(names) if _writable(name)]
-    return tuple(str(names[i]) for i in kept), idf[kept]
+    if len(kept) < len(names):
+        counts = counts[:, kept]
+    seen = np.bincount(counts.indices, minlength=len(kept))
+    idf = (np.log((1 + rows) / (1 + seen)) + 1).astype(np.float32)
+    return tuple(str(names[i]) for i in kept), counts, idf
 
 
 def _writable(text: str) -> bool:
@@ -108,17 +135,19 @@ def _writable(text: str) -> bool:
     return True
 
 
-def _weighted(texts: Sequence[str], grams: NGrams, analyzer: str) -> sparse.csr_matrix:
-    names = grams.words if analyzer == "word" else grams.characters
-    idf = grams.word_idf if analyzer == "word" else grams.character_idf
+def _count(texts: Sequence[str], names: Sequence[str], analyzer: str) -> sparse.csr_matrix:
     if not names or not texts:
         return sparse.csr_matrix((len(texts), len(names)), dtype=np.float32)
     vocabulary = {name: i for i, name in enumerate(names)}
     counter = CountVectorizer(analyzer=analyzer, ngram_range=_SHAPES[analyzer], vocabulary=vocabulary, dtype=np.float32)
-    counts = counter.transform(texts)
+    return counter.transform(texts)
+
+
+def _weigh(counts: sparse.csr_matrix, idf: np.ndarray) -> sparse.csr_matrix:
+    """Damped counts times inverse document frequency, each row scaled to length 1."""
     counts.sort_indices()
     counts.data = (1 + np.log(counts.data)) * idf[counts.indices]
-    return normalize(counts, copy=False)
+    return normalize(counts, copy=False) if min(counts.shape) else counts
 
 
 def _row_sums(matrix: sparse.csr_matrix) -> np.ndarray:
