@@ -8,7 +8,6 @@ import traceback
 from types import FrameType
 from typing import Annotated, Any
 
-import click
 import typer
 
 from chainrule.cli import check, evaluate, predict, show, train
@@ -24,6 +23,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+# Typer keeps the exceptions of its parser to itself; this is the parent of one that it does export.
+_ParserError = typer.BadParameter.__mro__[2]
 
 
 class Terminated(BaseException):
@@ -54,16 +57,13 @@ def main(arguments: list[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         code = app(words, standalone_mode=False)
-    except click.exceptions.Exit as stop:
+    except typer.Exit as stop:
         code = stop.exit_code
-    except click.exceptions.NoArgsIsHelpError as error:
-        sys.stdout.write(error.format_message() + "\n")
-        code = 2
-    except click.ClickException as error:
+    except _ParserError as error:
         code = _report(_usage_error(error), words)
     except ChainruleError as error:
         code = _report(error, words)
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         code = _report(ChainruleError("Stopped by Ctrl-C."), words, 130)
     except Terminated:
         code = _report(ChainruleError("Stopped by SIGTERM."), words, 143)
@@ -86,7 +86,7 @@ def _report(error: ChainruleError, words: list[str], code: int | None = None) ->
     return error.exit_code if code is None else code
 
 
-def _usage_error(error: click.ClickException) -> UserError:
+def _usage_error(error: Any) -> UserError:
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "chainrule"
     parameter = getattr(error, "param", None)

@@ -55,8 +55,8 @@ def print_line(text: str = "") -> None:
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """A table of the result on stdout."""
     table = Table(title=title, title_justify="left", header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    for place, column in enumerate(columns):
+        table.add_column(column, overflow="fold", no_wrap=place == 0)
     for row in rows:
         table.add_row(*row)
     Console(highlight=False, markup=False).print(table, markup=False)

@@ -26,9 +26,17 @@ def show(
 
 
 def _print_rows(title: str, rows: list[dict[str, Any]]) -> None:
-    columns = [name for name in rows[0] if not isinstance(rows[0][name], dict)]
-    shown = [["" if row[name] is None else str(row[name]) for name in columns] for row in rows]
+    columns = [name for name in rows[0] if name != "kind" and not isinstance(rows[0][name], dict)]
+    shown = [[_cell(row[name]) for name in columns] for row in rows]
     print_table(title, [name.replace("_", " ") for name in columns], shown)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _print_folder(result: dict[str, Any]) -> None:

@@ -97,6 +97,8 @@ class Task:
     Attributes:
         problem_type: transformers' name for it, written to config.json.
         measure: every metric at once, used for validation and for the point estimates of `evaluate`.
+        best_by_loss: keep the weights with the lowest validation loss instead of the best primary metric. A
+            correlation does not see a wrong level or scale, so it cannot choose the weights of a regression.
     """
 
     name: str
@@ -110,10 +112,16 @@ class Task:
     decode: Decode
     objective: MakeObjective
     prepare_head: PrepareHead | None = None
+    best_by_loss: bool = False
 
     @property
     def inputs(self) -> tuple[FieldSpec, ...]:
         return tuple(field for field in self.fields if field.is_input)
+
+    def rank(self, metrics: Mapping[str, float]) -> tuple[float, float]:
+        """Sorts validation results: the larger, the better the weights."""
+        by_metric, by_loss = metrics[self.primary_metric], -metrics["loss"]
+        return (by_loss, by_metric) if self.best_by_loss else (by_metric, by_loss)
 
     def named(self, columns: Mapping[str, str]) -> dict[str, str]:
         """Columns by field; "label" names the target of every task, whatever its own name."""

@@ -32,4 +32,5 @@ TASK = Task(
     decode=_decode,
     objective=mean_squared_error,
     prepare_head=scale_output,
+    best_by_loss=True,
 )

@@ -122,7 +122,8 @@ def train(job: Job, recipe: Recipe, record: Sink, display: Display) -> Outcome:
                 _evaluate(job, recipe, step.step, record, best)
                 patience = recipe.training.patience
                 if patience is not None and best.worse_in_a_row >= patience and step.step < total:
-                    stopped = f"no better validation {job.task.primary_metric} in {patience} evaluations"
+                    measure = "loss" if job.task.best_by_loss else job.task.primary_metric
+                    stopped = f"no better validation {measure} in {patience} evaluations"
                     break
     trained = count_parameters(job.model, trainable_only=True)
     _restore(job.model, best.weights)
@@ -181,7 +182,7 @@ def _record_step(step: Step, recipe: Recipe, rows: int, record: Sink, bar: Bar, 
         problem = Problem(
             expected="a finite loss and gradient",
             got=f"loss {step.loss}, gradient norm {step.gradient_norm} at step {step.step}",
-            todo=f"Lower the learning rate (it was {step.learning_rate:g}) or set --set training.precision=float32.",
+            todo=f"Lower the learning rate ({recipe.optimizer.learning_rate:g}) or set training.precision=float32.",
         )
         raise DivergedError("Training has diverged.", [problem])
     epoch = step.step / steps_per_epoch(recipe, rows)
@@ -206,7 +207,7 @@ def _evaluate(job: Job, recipe: Recipe, step: int, record: Sink, best: _Best) ->
     began = time.perf_counter()
     predictions = predict_encoded(_forward(job, recipe), job.validation, job.task.decode)
     metrics = job.task.measure(_targets(job.validation), predictions)
-    rank = (metrics[job.task.primary_metric], -metrics["loss"])
+    rank = job.task.rank(metrics)
     better = rank > best.rank
     if better:
         best.step, best.rank, best.metrics, best.predictions = step, rank, metrics, predictions
