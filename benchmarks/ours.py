@@ -1,6 +1,6 @@
 """Chainrule on one workload, one seed, with the settings the peers get. Prints one JSON line.
 
-    python benchmarks/ours.py --model minilm --workload mrpc --seed 0 --set training.precision=float32
+python benchmarks/ours.py --model minilm --workload mrpc --seed 0 --set training.precision=float32
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--model", default="minilm")
     parser.add_argument("--workload", required=True, choices=sorted(WORKLOADS))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--name", default="chainrule")
+    parser.add_argument("--name", default="chainrule", help="how the result is labelled")
     parser.add_argument("--set", action="append", default=[], dest="settings")
     options = parser.parse_args()
     workload = WORKLOADS[options.workload]

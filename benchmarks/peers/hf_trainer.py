@@ -127,7 +127,7 @@ def main() -> None:
     started = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - started
-    result = trainer.predict(Encoded(tokenizer, workload, test, names))  # type: ignore[arg-type]
+    result = trainer.predict(Encoded(tokenizer, workload, test, names))
     logits, labels = np.asarray(result.predictions), np.asarray(result.label_ids)
     if options.predictions:
         options.predictions.write_text("\n".join(map(str, logits.argmax(-1).tolist())), encoding="utf-8")

@@ -26,7 +26,7 @@ app = typer.Typer(
 
 
 # Typer keeps the exceptions of its parser to itself; this is the parent of one that it does export.
-_ParserError = typer.BadParameter.__mro__[2]
+_ParserError: type[Exception] = typer.BadParameter.__mro__[2]
 
 
 class Terminated(BaseException):
@@ -53,7 +53,7 @@ for _verb in (check.check, train.train, evaluate.evaluate, predict.predict, show
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 our fault, 2 wrong input, 3 a gate said no, 130 Ctrl-C, 143 SIGTERM."""
-    words = sys.argv[1:] if arguments is None else arguments
+    words = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     signal.signal(signal.SIGTERM, _terminate)
     try:
         code = app(words, standalone_mode=False)

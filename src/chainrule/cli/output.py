@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -54,9 +55,9 @@ def print_line(text: str = "") -> None:
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """A table of the result on stdout."""
-    table = Table(title=title, title_justify="left", header_style="bold")
+    table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     for place, column in enumerate(columns):
-        table.add_column(column, overflow="fold", no_wrap=place == 0)
+        table.add_column(column, no_wrap=place == 0)
     for row in rows:
         table.add_row(*row)
     Console(highlight=False, markup=False).print(table, markup=False)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from chainrule import api
-from chainrule.cli.output import Json, print_json, print_line, print_table
+from chainrule.cli.output import Json, print_json, print_line
 
 
 def show(
@@ -26,9 +26,14 @@ def show(
 
 
 def _print_rows(title: str, rows: list[dict[str, Any]]) -> None:
-    columns = [name for name in rows[0] if name != "kind" and not isinstance(rows[0][name], dict)]
-    shown = [[_cell(row[name]) for name in columns] for row in rows]
-    print_table(title, [name.replace("_", " ") for name in columns], shown)
+    print_line(f"{title}:")
+    for row in rows:
+        print_line(f"  {row['name']}: {row.get('purpose') or row['summary']}")
+        told = {key: value for key, value in row.items() if key not in ("name", "purpose", "summary", "kind", "fields")}
+        if told:
+            print_line("      " + " · ".join(f"{key.replace('_', ' ')} {_cell(value)}" for key, value in told.items()))
+        for field, about in row.get("fields", {}).items():
+            print_line(f"      {field} ({about['kind']}): column {', '.join(about['columns'])}")
 
 
 def _cell(value: Any) -> str:

@@ -89,6 +89,11 @@ def resolve(job: Job, recipe: Recipe, display: Display) -> Recipe:
     recipe = recipe.replace(changes)
     planned = planned_steps(recipe, len(job.train))
     groups = activate(job.model, job.strategy.phases(job.model, recipe.optimizer, planned)[0])
+    trained = sum(parameter.numel() for group in groups for parameter in group["params"])
+    share = f"{trained:,} of {count_parameters(job.model):,} parameters"
+    display.say(
+        f"Strategy {recipe.strategy.name}: trains {share}, {planned:,} steps of {recipe.training.batch_size} rows."
+    )
     precision = _choose_precision(job, recipe, display)
     recipe = recipe.replace({"training.precision": precision, "training.steps": planned})
     if recipe.training.minutes is not None:

@@ -1,0 +1,96 @@
+"""Chainrule and the Hugging Face Trainer in turn (A B A B …), each run in a process of its own, and their ratio.
+
+Prints a table and writes benchmarks/results/<date>.json. Absolute seconds depend on the machine and on what else it
+does; the ratio of the medians is the result. Needs `pip install -e '.[bench]'` and the folder of data sets.
+
+    python benchmarks/compare.py --workloads trec mrpc --seeds 3
+    python benchmarks/compare.py --quick
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from chainrule.models.catalog import model_folder
+from chainrule.system.device import cpu_flags, physical_cores
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+from workloads import WORKLOADS, Workload
+
+PEERS = ("hf-tuned", "hf-default")
+
+
+def run_one(trainer: str, workload: Workload, seed: int) -> dict[str, Any]:
+    """One training in a fresh process; the last line it prints is its result."""
+    model = str(model_folder("minilm"))
+    common = ["--model", model, "--workload", workload.name, "--seed", str(seed)]
+    if trainer == "chainrule":
+        command = [sys.executable, str(HERE / "ours.py"), *common]
+    else:
+        config = trainer.removeprefix("hf-")
+        command = [sys.executable, str(HERE / "peers" / "hf_trainer.py"), *common, "--config", config]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+    )
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return result
+
+
+def row(workload: Workload, results: list[dict[str, Any]], trainers: list[str]) -> list[str]:
+    """One line of the table: medians of score and seconds, and the ratio of the peer's seconds to ours."""
+    mine = {name: [r for r in results if r["trainer"] == name and r["workload"] == workload.name] for name in trainers}
+    cells = [workload.name, workload.metric]
+    seconds = {}
+    for name in trainers:
+        seconds[name] = median(r["seconds"] for r in mine[name])
+        cells.append(f"{median(r[workload.metric] for r in mine[name]):.4f} in {seconds[name]:.0f} s")
+    return [*cells, *(f"{seconds[name] / seconds['chainrule']:.2f}" for name in trainers if name != "chainrule")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workloads", nargs="+", default=sorted(WORKLOADS), choices=sorted(WORKLOADS))
+    parser.add_argument("--peers", nargs="+", default=["hf-tuned"], choices=PEERS)
+    parser.add_argument("--seeds", type=int, default=3, help="how many seeds, from 0; the same for every trainer")
+    parser.add_argument("--quick", action="store_true", help="trec once: a few minutes")
+    options = parser.parse_args()
+    names, seeds = (["trec"], 1) if options.quick else (options.workloads, options.seeds)
+    trainers = ["chainrule", *options.peers]
+    results = []
+    for name in names:
+        for seed in range(seeds):
+            for trainer in trainers:
+                result = run_one(trainer, WORKLOADS[name], seed)
+                results.append(result)
+                print(json.dumps(result, ensure_ascii=False), file=sys.stderr, flush=True)
+    machine = {
+        "cores": physical_cores(),
+        "cpu_flags": sorted(f for f in cpu_flags() if f.startswith(("amx", "avx512"))),
+    }
+    packages = {package: version(package) for package in ("torch", "transformers", "accelerate", "numpy")}
+    folder = HERE / "results"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{datetime.date.today().isoformat()}.json"
+    document = {"machine": machine, "python": platform.python_version(), "packages": packages, "results": results}
+    path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print("| data | metric | " + " | ".join(trainers) + " | " + " | ".join(f"{p} / ours" for p in options.peers) + " |")
+    print("|" + "---|" * (2 + len(trainers) + len(options.peers)))
+    for name in names:
+        print("| " + " | ".join(row(WORKLOADS[name], results, trainers)) + " |")
+
+
+if __name__ == "__main__":
+    main()
