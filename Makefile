@@ -13,6 +13,9 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3 python; d
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -n 2
 
+BENCH ?= trec
+SEEDS ?= 1
+
 .DEFAULT_GOAL := help
 .PHONY: help install dev quickstart test test-full test-house lint format bench clean
 
@@ -45,6 +48,9 @@ format: $(VENV)/.installed-dev  ## let ruff put the code in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+bench: $(VENV)/.installed-bench  ## measure against the Hugging Face Trainer, in turn (long): BENCH="trec mrpc" SEEDS=3
+	$(BIN)/python benchmarks/compare.py --workloads $(BENCH) --seeds $(SEEDS)
+
 clean:  ## remove caches and build output; .venv and runs/ stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .benchmarks
 	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -62,4 +68,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing into $(VENV) with what the tests need; PyTorch is the largest part and takes a while."
 	$(PIP_INSTALL) -e '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-bench: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) -e '.[bench]'
 	@touch $@ $(VENV)/.installed

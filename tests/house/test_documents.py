@@ -101,7 +101,7 @@ def test_recipe_document_has_every_key_with_its_default(document: str, repositor
         "data.fields.text",
         "data.fields.label",
     }
-    assert shown.model_dump(exclude=given) == defaults.model_dump(exclude=given)  # type: ignore[arg-type]
+    assert shown.model_dump(exclude=given) == defaults.model_dump(exclude=given)
 
 
 def leaves(value: dict[str, object], prefix: str = "") -> set[str]:
