@@ -155,10 +155,15 @@ def fit_baselines(
         validation: the same; without rows the middle strength is taken and TF-IDF counts as the better one.
         seed: of the order in which the linear model visits the rows.
         progress: is told what is being done, in one line each time.
+
+    Raises:
+        ValueError: no training rows.
     """
     tell = progress or (lambda line: None)
     kind, fields = task.target.kind, tuple(train[0])
     targets, truth = np.asarray(train[1]), np.asarray(validation[1])
+    if len(targets) == 0:
+        raise ValueError("there must be at least one training row")
     columns = [list(train[0][field]) for field in fields]
     grams, features = ngrams.fit(columns, _outputs(kind, len(labels)))
     judged = ngrams.transform(grams, [list(validation[0][field]) for field in fields])
@@ -378,6 +383,10 @@ def _read_arrays(path: Path, text: dict[str, Any]) -> dict[str, np.ndarray]:
         if found is None or found.shape != shape or found.dtype != kind or not np.isfinite(found).all():
             got = "nothing" if found is None else f"{found.dtype} {found.shape}"
             raise _broken(path, f"{kind} {shape}, all finite", got, name)
+    constant = arrays["constant"]
+    classes = 1 if text["kind"] == "classes" else max(1, text["outputs"] - 1)
+    if text["kind"] != "number" and not np.isin(constant, np.arange(classes + 1)).all():
+        raise _broken(path, f"whole numbers from 0 to {classes}", repr(constant.tolist())[:80], "constant")
     return arrays
 
 

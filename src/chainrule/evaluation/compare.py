@@ -42,6 +42,7 @@ def judge(
     *,
     chosen: str | None,
     labels: Sequence[str],
+    replicates: int = significance.REPLICATES,
 ) -> tuple[dict[str, Estimate], dict[str, dict[str, Estimate]], Verdict, dict[str, Any]]:
     """Score the model and the baselines with 95 % intervals and say whether the model is better.
 
@@ -52,6 +53,7 @@ def judge(
         baselines: name -> predictions of the same rows.
         chosen: the baseline that was better on validation, which the verdict compares with; None for none.
         labels: names of the classes, in index order.
+        replicates: how many resamples and random swaps; the same call gives the same numbers.
 
     Returns:
         The model's metrics, each baseline's metrics, the verdict, and `task.detail` with the verdict's numbers added
@@ -64,16 +66,16 @@ def judge(
         raise ValueError(f"the chosen baseline {chosen!r} is not among {sorted(baselines)}")
     predictors = {_MODEL: model, **baselines}
     points = {name: task.measure(targets, predictions) for name, predictions in predictors.items()}
-    replicates, accelerations = _replicates(task.target.kind, targets, predictors)
+    drawn, accelerations = _replicates(task.target.kind, targets, predictors, replicates)
     rows = len(targets)
     estimates = {
         name: {
-            metric: _estimate(metric, value, rows, replicates[name][metric], accelerations[name][metric])
+            metric: _estimate(metric, value, rows, drawn[name][metric], accelerations[name][metric])
             for metric, value in scores.items()
         }
         for name, scores in points.items()
     }
-    numbers = _numbers(task, targets, predictors, chosen, replicates, points)
+    numbers = _numbers(task, targets, predictors, chosen, drawn, points)
     fields = ("baseline", "better", "difference", "low", "high", "p_value")
     verdict = Verdict(text=verdict_text(numbers, "en"), **{field: numbers[field] for field in fields})
     detail = task.detail(targets, model, labels) | {"verdict": numbers}
@@ -81,7 +83,7 @@ def judge(
 
 
 def _replicates(
-    kind: str, targets: np.ndarray, predictors: Mapping[str, Predictions]
+    kind: str, targets: np.ndarray, predictors: Mapping[str, Predictions], count: int
 ) -> tuple[dict[str, Scores], dict[str, dict[str, float]]]:
     """Bootstrap scores (R,) of each predictor by metric, all from the same resamples, and their accelerations."""
     values = [predictions.values for predictions in predictors.values()]
@@ -97,24 +99,29 @@ def _replicates(
                 columns.append(scores)
         return np.stack(columns, axis=1)
 
-    found, accelerated = significance.bootstrap(score, counts), significance.acceleration(score, counts)
+    found, accelerated = (
+        significance.bootstrap(score, counts, replicates=count),
+        significance.acceleration(score, counts),
+    )
     replicates: dict[str, Scores] = {name: {} for name in predictors}
     accelerations: dict[str, dict[str, float]] = {name: {} for name in predictors}
     for column, (name, metric) in enumerate(names):
         replicates[name][metric] = found[:, column]
         accelerations[name][metric] = float(accelerated[column])
-    for name, (losses, speed) in _loss_replicates(predictors).items():
+    for name, (losses, speed) in _loss_replicates(predictors, count).items():
         replicates[name]["loss"] = losses
         accelerations[name]["loss"] = speed
     return replicates, accelerations
 
 
-def _loss_replicates(predictors: Mapping[str, Predictions]) -> dict[str, tuple[np.ndarray, float]]:
+def _loss_replicates(predictors: Mapping[str, Predictions], count: int) -> dict[str, tuple[np.ndarray, float]]:
     losses = {name: item.losses for name, item in predictors.items() if item.losses is not None}
     if not losses:
         return {}
     matrix = np.stack([np.asarray(column, dtype=np.float64) for column in losses.values()], axis=1)
-    found = significance.bootstrap(lambda weights: weights @ matrix / len(matrix), np.ones(len(matrix), dtype=np.int64))
+    rows = len(matrix)
+    ones = np.ones(rows, dtype=np.int64)
+    found = significance.bootstrap(lambda weights: weights @ matrix / rows, ones, replicates=count)
     speeds = significance.mean_acceleration(matrix)
     return {name: (found[:, i], float(speeds[i])) for i, name in enumerate(losses)}
 
@@ -165,7 +172,7 @@ def _numbers(
     if rows < MIN_ROWS:
         return numbers
     drawn = sign * (replicates[_MODEL][metric] - replicates[chosen][metric])
-    p_value = _randomization_p(task, targets, predictors[_MODEL], predictors[chosen], difference)
+    p_value = _randomization_p(task, targets, predictors[_MODEL], predictors[chosen], len(drawn))
     found = significance.compare(difference, drawn, rows, p_value)
     numbers |= {"low": found.low, "high": found.high, "p_value": found.p_value}
     numbers |= {"better": found.low > 0, "worse": found.high < 0}
@@ -174,15 +181,13 @@ def _numbers(
     return numbers
 
 
-def _randomization_p(
-    task: Task, targets: np.ndarray, model: Predictions, baseline: Predictions, difference: float
-) -> float:
+def _randomization_p(task: Task, targets: np.ndarray, model: Predictions, baseline: Predictions, count: int) -> float:
     kind, metric = task.target.kind, task.primary_metric
     if metric in _SHARES or (metric == "micro_f1" and kind == "class"):
         right = [(targets == item.values).reshape(len(targets), -1).all(axis=1) for item in (model, baseline)]
         return significance.mcnemar(*right)
     if metric == "loss":
-        return _loss_p(model, baseline, difference)
+        return _loss_p(model, baseline, count)
     pair = [np.asarray(item.values) for item in (model, baseline)]
     first, counts = _cells(kind, targets, pair)
     truth, pair = targets[first], [values[first] for values in pair]
@@ -198,7 +203,7 @@ def _randomization_p(
         return np.asarray(first_scores - second_scores)
 
     observed = float(swapped_difference(np.zeros((1, len(counts))))[0])
-    return significance.randomization(swapped_difference, counts, observed)
+    return significance.randomization(swapped_difference, counts, observed, replicates=count)
 
 
 def _swap_score(kind: str, metric: str) -> Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
@@ -216,12 +221,15 @@ def _standard(values: np.ndarray, metric: str) -> np.ndarray:
     return (values - values.mean()) / spread if spread > 0 else np.zeros(len(values))
 
 
-def _loss_p(model: Predictions, baseline: Predictions, difference: float) -> float:
+def _loss_p(model: Predictions, baseline: Predictions, count: int) -> float:
     if model.losses is None or baseline.losses is None:
         raise ValueError("to compare losses both predictions need row losses")
     gap = np.asarray(model.losses, dtype=np.float64) - np.asarray(baseline.losses, dtype=np.float64)
     counts = np.ones(len(gap), dtype=np.int64)
-    return significance.randomization(lambda swapped: (1 - 2 * swapped) @ gap / len(gap), counts, difference)
+    observed = float(gap.mean())
+    return significance.randomization(
+        lambda swapped: (1 - 2 * swapped) @ gap / len(gap), counts, observed, replicates=count
+    )
 
 
 def _rows_to_settle(difference: float, spread: float, rows: int) -> int | None:

@@ -61,6 +61,7 @@ def _chinese(numbers: Mapping[str, Any]) -> str:
     if numbers["baseline"] is None:
         return "没有结论：没有可比较的基线。"
     name = baseline_name(numbers["baseline"], "zh")
+    name = f" {name}" if name[0].isascii() else name
     if numbers["low"] is None:
         gap = _amount(numbers["difference"], metric, signed=True)
         return (
