@@ -48,4 +48,4 @@ def _print(report: EvaluationReport) -> None:
 
 
 def _shown(estimate: Estimate | None) -> str:
-    return "" if estimate is None else f"{estimate.value:.4f}  [{estimate.low:.4f}, {estimate.high:.4f}]"
+    return "" if estimate is None else f"{estimate.value:.3f} [{estimate.low:.3f}…{estimate.high:.3f}]"
