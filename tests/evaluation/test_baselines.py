@@ -141,7 +141,7 @@ def test_width_is_what_transform_gives() -> None:
     for inputs in ([["a b", "b c"]], [["a b", "b c"], ["a", "c"]]):
         grams, features = ngrams.fit(inputs, 2)
         again = ngrams.transform(grams, inputs)
-        assert features.shape == again.shape == (2, ngrams.width(grams, len(inputs)))
+        assert features.shape == again.shape == (2, ngrams.width(len(grams), len(inputs)))
         assert abs(features - again).max() == 0
         assert features.dtype == np.float32
 

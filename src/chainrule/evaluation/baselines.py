@@ -6,37 +6,31 @@ of the two baselines, are chosen on validation by the task's primary metric.
 
 from __future__ import annotations
 
-import json
-import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 from scipy import sparse
 from scipy.special import expit
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from chainrule.core.task import Predictions, Task
-from chainrule.errors import ModelError, Problem, Where
 from chainrule.evaluation import ngrams
+from chainrule.evaluation.baseline_files import ARRAYS, FORMAT_VERSION, TEXT, constant_name, read_arrays, read_text
 from chainrule.evaluation.compare import LOWER_IS_BETTER
 from chainrule.system.files import atomic_path, write_json
 
 Inputs = Mapping[str, Sequence[str]]
-FORMAT_VERSION = 1
 _SEARCH_ROWS = 10_000  # enough to choose C by; the chosen one is fitted on all rows
 _FEWEST_PASSES = 6  # of dual coordinate descent over the rows; with many classes more cost minutes and change little
 _MOST_PASSES = 200
 _VISITS = 200_000_000  # nonzero features visited in one fit, over all passes and classes
-_MAX_JSON = 64_000_000  # bytes
 _CERTAIN = 20.0  # the logit of a class that all or no training rows have
-_TEXT, _ARRAYS = "baselines.json", "baselines.safetensors"
 
 
 class _Constant(NamedTuple):
@@ -95,7 +89,7 @@ class Baselines:
     def save(self, folder: Path) -> None:
         """Write `baselines.json` and `baselines.safetensors` into `folder`, which is made if need be."""
         folder.mkdir(parents=True, exist_ok=True)
-        with atomic_path(folder / _ARRAYS) as temporary:
+        with atomic_path(folder / ARRAYS) as temporary:
             save_file(_arrays(self), temporary)
         text = {
             "format_version": FORMAT_VERSION,
@@ -109,7 +103,7 @@ class Baselines:
             "words": list(self.grams.words),
             "characters": list(self.grams.characters),
         }
-        write_json(folder / _TEXT, text)
+        write_json(folder / TEXT, text)
 
     @classmethod
     def load(cls, folder: Path) -> Baselines:
@@ -118,8 +112,8 @@ class Baselines:
         Raises:
             ModelError: a file is missing, broken, or does not fit the other.
         """
-        text = _read_text(folder / _TEXT)
-        arrays = _read_arrays(folder / _ARRAYS, text)
+        text = read_text(folder / TEXT)
+        arrays = read_arrays(folder / ARRAYS, text)
         grams = ngrams.NGrams(
             words=tuple(text["words"]),
             characters=tuple(text["characters"]),
@@ -162,8 +156,6 @@ def fit_baselines(
     tell = progress or (lambda line: None)
     kind, fields = task.target.kind, tuple(train[0])
     targets, truth = np.asarray(train[1]), np.asarray(validation[1])
-    if len(targets) == 0:
-        raise ValueError("there must be at least one training row")
     columns = [list(train[0][field]) for field in fields]
     grams, features = ngrams.fit(columns, _outputs(kind, len(labels)))
     judged = ngrams.transform(grams, [list(validation[0][field]) for field in fields])
@@ -175,23 +167,20 @@ def fit_baselines(
     def score(predictions: Predictions) -> float:
         return float(task.measure(truth, predictions)[task.primary_metric])
 
-    strength = _middle(kind)
-    if len(truth):
-        some = np.random.default_rng(seed).permutation(len(targets))[:_SEARCH_ROWS]
+    def attempt(strength: float) -> float:
+        found = score(_decode(kind, _logits(judged, fit(strength, some))))
+        tell(f"TF-IDF: {task.primary_metric} {found:.4f} on validation with strength {strength:g}")
+        return found
 
-        def attempt(strength: float) -> float:
-            found = score(_decode(kind, _logits(judged, fit(strength, some))))
-            tell(f"TF-IDF: {task.primary_metric} {found:.4f} on validation with strength {strength:g}")
-            return found
-
-        strength = _search(task, attempt)
+    some = np.random.default_rng(seed).permutation(len(targets))[:_SEARCH_ROWS]
+    strength = _search(task, attempt) if len(truth) else _middle(kind)
     linear = fit(strength, np.arange(len(targets)))
     constant = _constant(kind, targets, len(labels))
-    scores, best = {}, "tfidf"
+    scores, other = {}, constant_name(kind)
     if len(truth):
         scores["tfidf"] = score(_decode(kind, _logits(judged, linear)))
-        scores[constant_name(kind)] = score(_constant_predictions(kind, constant, len(truth)))
-        best = "tfidf" if _better(task, scores["tfidf"], scores[constant_name(kind)]) else constant_name(kind)
+        scores[other] = score(_constant_predictions(kind, constant, len(truth)))
+    best = other if scores and not _better(task, scores["tfidf"], scores[other]) else "tfidf"
     return Baselines(kind, fields, best, strength, scores, constant, grams, linear)
 
 
@@ -212,11 +201,6 @@ def _search(task: Task, attempt: Callable[[float], float]) -> float:
 def _middle(kind: str) -> float:
     """The strength that the search starts from."""
     return 0.25 if kind == "number" else 4.0
-
-
-def constant_name(kind: str) -> str:
-    """The constant baseline's name for a kind of target: "mean" for numbers, otherwise "majority"."""
-    return "mean" if kind == "number" else "majority"
 
 
 def _better(task: Task, score: float, than: float) -> bool:
@@ -304,97 +288,3 @@ def _arrays(baselines: Baselines) -> dict[str, np.ndarray]:
         "intercepts": baselines.linear.intercepts,
     }
     return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-
-
-def _shapes(text: dict[str, Any]) -> dict[str, tuple[tuple[int, ...], str]]:
-    words, characters, outputs, constants = (
-        len(text["words"]), len(text["characters"]), text["outputs"], text["constants"]
-    )  # fmt: skip
-    features = words + characters if len(text["fields"]) == 1 else 3 * (words + characters) + 5
-    return {
-        "constant": ((constants,), "float64"),
-        "shares": ((constants,), "float64"),
-        "word_idf": ((words,), "float32"),
-        "character_idf": ((characters,), "float32"),
-        "coefficients": ((outputs, features), "float32"),
-        "intercepts": ((outputs,), "float32"),
-    }
-
-
-def _read_text(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > _MAX_JSON:
-            raise _broken(path, f"at most {_MAX_JSON:,} bytes", f"{path.stat().st_size:,} bytes")
-        text = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise _broken(path, "a file that can be read", error.strerror or str(error)) from error
-    except (ValueError, RecursionError) as error:
-        raise _broken(path, "UTF-8 JSON", str(error)[:200]) from error
-    if not isinstance(text, dict):
-        raise _broken(path, "a JSON object", type(text).__name__)
-    for key, (fits, expected) in _FIELDS.items():
-        if key not in text or not fits(text[key]):
-            raise _broken(path, expected, "nothing" if key not in text else repr(text[key])[:80], key)
-    if text["best"] not in (constant_name(text["kind"]), "tfidf"):
-        raise _broken(path, "the name of a baseline", repr(text["best"])[:80], "best")
-    return text
-
-
-def _names(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value) and len(set(value)) == len(value)
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _size(value: Any) -> bool:
-    return type(value) is int and 1 <= value <= 1_000_000
-
-
-_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "format_version": (lambda value: value == FORMAT_VERSION, f"format version {FORMAT_VERSION}"),
-    "kind": (lambda value: value in ("class", "classes", "number"), "class, classes or number"),
-    "fields": (lambda value: _names(value) and len(value) in (1, 2), "one or two names of fields"),
-    "best": (lambda value: isinstance(value, str), "the name of a baseline"),
-    "strength": (_finite, "a number"),
-    "scores": (lambda value: isinstance(value, dict) and all(map(_finite, value.values())), "numbers by name"),
-    "outputs": (_size, "a number of outputs"),
-    "constants": (_size, "a number of constants"),
-    "words": (_names, "a list of different texts"),
-    "characters": (_names, "a list of different texts"),
-}
-
-
-def _read_arrays(path: Path, text: dict[str, Any]) -> dict[str, np.ndarray]:
-    shapes = _shapes(text)
-    room = sum(math.prod(shape) * np.dtype(kind).itemsize for shape, kind in shapes.values()) + 10_000
-    try:
-        size = path.stat().st_size
-        if size > room:
-            raise _broken(path, f"at most {room:,} bytes for the sizes in {_TEXT}", f"{size:,} bytes")
-        arrays: dict[str, np.ndarray] = load_file(path)
-    except OSError as error:
-        raise _broken(path, "a file that can be read", error.strerror or str(error)) from error
-    except SafetensorError as error:
-        raise _broken(path, "a safetensors file", str(error)[:200]) from error
-    for name, (shape, kind) in shapes.items():
-        found = arrays.get(name)
-        if found is None or found.shape != shape or found.dtype != kind or not np.isfinite(found).all():
-            got = "nothing" if found is None else f"{found.dtype} {found.shape}"
-            raise _broken(path, f"{kind} {shape}, all finite", got, name)
-    constant = arrays["constant"]
-    classes = 1 if text["kind"] == "classes" else max(1, text["outputs"] - 1)
-    if text["kind"] != "number" and not np.isin(constant, np.arange(classes + 1)).all():
-        raise _broken(path, f"whole numbers from 0 to {classes}", repr(constant.tolist())[:80], "constant")
-    return arrays
-
-
-def _broken(path: Path, expected: str, got: str, field: str | None = None) -> ModelError:
-    problem = Problem(
-        where=Where(file=str(path), field=field),
-        expected=expected,
-        got=got,
-        todo="Train the run again, or take a copy of it that is whole.",
-    )
-    return ModelError(f"Cannot read the baselines in {path.parent}.", [problem])

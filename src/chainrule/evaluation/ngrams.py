@@ -48,8 +48,13 @@ def fit(inputs: Sequence[Sequence[str]], outputs: int) -> tuple[NGrams, sparse.c
 
     Returns:
         The n-grams, and the features of the training rows as `transform` gives them.
+
+    Raises:
+        ValueError: no rows.
     """
     texts = [text for column in inputs for text in column]
+    if not texts:
+        raise ValueError("there must be at least one training row")
     room = min(MAX_FEATURES, max(6_000, _WIDEST // outputs))
     words, word_counts, word_idf = _vocabulary(texts, "word", room // 3)
     characters, character_counts, character_idf = _vocabulary(texts, "char", room - room // 3)
@@ -70,7 +75,7 @@ def transform(grams: NGrams, inputs: Sequence[Sequence[str]]) -> sparse.csr_matr
         inputs: one or two lists of n texts.
 
     Returns:
-        (n, width(grams, len(inputs))) float32.
+        (n, width(len(grams), len(inputs))) float32.
     """
     blocks = [
         (
@@ -82,9 +87,9 @@ def transform(grams: NGrams, inputs: Sequence[Sequence[str]]) -> sparse.csr_matr
     return _join(blocks, inputs)
 
 
-def width(grams: NGrams, fields: int) -> int:
-    """How many columns `transform` gives for one or two fields."""
-    return len(grams) if fields == 1 else 3 * len(grams) + 5
+def width(grams: int, fields: int) -> int:
+    """How many columns `transform` gives for so many n-grams and one or two fields."""
+    return grams if fields == 1 else 3 * grams + 5
 
 
 def _join(
