@@ -55,7 +55,8 @@ def print_line(text: str = "") -> None:
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """A table of the result on stdout."""
-    table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    print_line(title)  # a table's own title would be folded to the table's width
+    table = Table(header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     for place, column in enumerate(columns):
         table.add_column(column, no_wrap=place == 0)
     for row in rows:
