@@ -36,7 +36,7 @@ def model_card(manifest: Manifest, evaluation: EvaluationReport | None) -> str:
         YAML front matter as the hub expects it, and Markdown.
     """
     front = yaml.safe_dump(_front_matter(manifest, evaluation), sort_keys=False, allow_unicode=True, width=100)
-    return _template().render(
+    card: str = _template().render(
         front=Markup(front),
         manifest=manifest,
         task=named("task", manifest.task).en,
@@ -47,6 +47,7 @@ def model_card(manifest: Manifest, evaluation: EvaluationReport | None) -> str:
         strategy=_strategy(manifest),
         plain="transformers" in manifest.loads_in,
     )
+    return card
 
 
 def markdown(value: object) -> str:

@@ -75,7 +75,7 @@ def classes(record: Record) -> dict[str, Any]:
     if not raw:
         return {}
     most = max((finite(item.get("support")) or 0.0) for item in raw) or 1.0
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "label": str(item.get("label", "")),
             "scores": [metric_text("f1", item.get(key), unit=False) for key in ("precision", "recall", "f1")],
