@@ -49,7 +49,7 @@ def test_trains_what_it_says_and_nothing_else(name: str, tiny_bert: Path, tmp_pa
         "strategy.name": name,
         "strategy.options": OPTIONS.get(name, {}),
     }
-    settings |= {"training.epochs": 4, "optimizer.learning_rate": 1e-2, "training.threads": 1}
+    settings |= {"training.epochs": 12, "optimizer.learning_rate": 2e-2, "schedule.warmup": 0.0, "training.threads": 1}
     run = chainrule.train(str(data), out=tmp_path / "run", settings={**settings, "training.precision": "float32"})
     before = dict(load(tiny_bert).state_dict())
     after = load_file(run.artifact.path / "model.safetensors")
@@ -61,7 +61,7 @@ def test_trains_what_it_says_and_nothing_else(name: str, tiny_bert: Path, tmp_pa
     assert {key for key in said if before[key].ndim >= 2} <= changed
     assert run.summary["trained_parameters"] == sum(before[key].numel() for key in said)
     losses = [event["loss"] for event in run.events() if event["event"] == "step"]
-    assert np.mean(losses[-4:]) < np.mean(losses[:4])
+    assert np.mean(losses[-4:]) < np.mean(losses[:4]) - 0.01
 
 
 def test_more_layers_than_there_are(tiny_bert: Path) -> None:

@@ -109,6 +109,7 @@ class Training(Section):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     threads: int | None = Field(default=None, ge=1)
+    accelerate: bool = True
     evaluate_every_steps: int | None = Field(default=None, ge=1)
     patience: int | None = Field(default=None, ge=1)
     track: tuple[Literal["tensorboard", "mlflow"], ...] = ()

@@ -21,7 +21,14 @@ from chainrule.testing.data import WORDS
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _LETTERS = tuple("abcdefghijklmnopqrstuvwxyz0123456789.,!?'-")
-_SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+# Weights of about 1 / √32, so that random features carry what a text says to the top.
+_SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "initializer_range": 0.2,
+}
 
 
 def tiny_model(folder: Path, family: str = "bert", *, seed: int = 0, positions: int = 64) -> Path:
@@ -75,7 +82,13 @@ def _roberta(vocabulary: int, positions: int) -> Any:
 
 def _distilbert(vocabulary: int, positions: int) -> Any:
     return DistilBertConfig(
-        vocab_size=vocabulary, max_position_embeddings=positions, dim=32, n_layers=2, n_heads=2, hidden_dim=64
+        vocab_size=vocabulary,
+        max_position_embeddings=positions,
+        dim=32,
+        n_layers=2,
+        n_heads=2,
+        hidden_dim=64,
+        initializer_range=0.2,
     )
 
 

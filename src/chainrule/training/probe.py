@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -81,8 +81,13 @@ def optimizer_seconds(groups: list[dict[str, Any]], make_optimizer: MakeOptimize
 
 
 def steps_that_fit(
-    seconds: float, batches: Sequence[np.ndarray], lengths: np.ndarray, token_seconds: float, step_seconds: float
+    seconds: float, batches: Iterable[np.ndarray], lengths: np.ndarray, token_seconds: float, step_seconds: float
 ) -> int:
     """How many of the planned batches fit into `seconds`, with a margin; at least one."""
-    cost = np.array([lengths[rows].max() * len(rows) * token_seconds + step_seconds for rows in batches])
-    return max(1, int(np.searchsorted(np.cumsum(cost), seconds * SAFETY, side="right")))
+    left, steps = seconds * SAFETY, 0
+    for rows in batches:
+        left -= float(lengths[rows].max()) * len(rows) * token_seconds + step_seconds
+        if left < 0:
+            break
+        steps += 1
+    return max(1, steps)

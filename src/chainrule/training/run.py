@@ -20,6 +20,7 @@ from chainrule.evaluation.baselines import fit_baselines
 from chainrule.evaluation.compare import judge
 from chainrule.evaluation.report import model_card, write_report
 from chainrule.inference.predict import forward_of
+from chainrule.models.accelerate import accelerate, restore
 from chainrule.models.load import load_classifier
 from chainrule.models.save import WEIGHTS, save_model
 from chainrule.strategies import make_strategy
@@ -111,6 +112,8 @@ def _job(recipe: Recipe, task: Task, strategy: Strategy, prepared: Prepared, dev
     if task.prepare_head is not None:
         task.prepare_head(model, targets)
     model.to(device)
+    if recipe.training.accelerate:
+        accelerate(model, device)
     fast = "bfloat16" if has_bfloat16(device) else "float32"
     return Job(
         model=model,
@@ -134,6 +137,7 @@ def _sink(recipe: Recipe, out: Path) -> Sink:
 
 
 def _save_artifact(out: Path, job: Job, recipe: Recipe, prepared: Prepared, outcome: Outcome) -> Manifest:
+    restore(job.model)
     with atomic_folder(out / "artifact") as folder:
         save_model(folder, job.model, prepared.tokenizer, max_length=prepared.max_length)
         manifest = _manifest(folder, job.task, recipe, prepared, outcome)

@@ -282,7 +282,7 @@ def _affordable(job: Job, recipe: Recipe, groups: Sequence[dict[str, Any]], prec
     autocast = _forward(job, recipe).autocast
     token_seconds = probe.seconds_per_token(job.model, job.objective, batches, _loader(job), autocast, micro)
     step_seconds = probe.optimizer_seconds(list(groups), _optimizer_maker(recipe))
-    planned = list(planned_batches(recipe, job.train.lengths, planned_steps(recipe, len(job.train))))
+    planned = planned_batches(recipe, job.train.lengths, planned_steps(recipe, len(job.train)))
     budget = (recipe.training.minutes or 0.0) * 60 / RESERVE_FOR_THE_REST
     return probe.steps_that_fit(budget, planned, job.train.lengths, token_seconds, step_seconds)
 

@@ -1,0 +1,154 @@
+"""Each kernel against plain torch in float64, gradients included."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from chainrule.core.recipe import Structure
+from chainrule.kernels.attention import attention
+from chainrule.kernels.dropout import drop_levels, dropout, keep_mask
+from chainrule.models.accelerate import Dropout, accelerate, restore
+from chainrule.models.load import load_classifier, load_tokenizer
+
+pytestmark = pytest.mark.unit
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("probability", [0.05, 0.1, 0.5, 0.9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_dropout_drops_its_share_and_scales_exactly(probability: float, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    count = 200_000
+    values = dropout(torch.ones(count, dtype=dtype), probability)
+    level = drop_levels(probability)
+    share = level / 256
+    dropped = (values == 0).double().mean().item()
+    assert dropped == pytest.approx(share, abs=5 * (share * (1 - share) / count) ** 0.5)
+    assert set(values.tolist()) == {0.0, torch.tensor(256 / (256 - level), dtype=dtype).item()}
+
+
+def test_every_byte_value_comes_equally_often() -> None:
+    """Chi-squared over the 256 levels: 255 degrees of freedom, so 400 is far beyond chance."""
+    torch.manual_seed(1)
+    count, expected = 1_024_000, 4_000.0
+    words = torch.empty(count // 8, dtype=torch.int64).random_(-(2**63), None)
+    seen = torch.bincount(words.view(torch.uint8).long(), minlength=256).double()
+    assert float(((seen - expected) ** 2 / expected).sum()) < 400
+    torch.manual_seed(1)
+    assert torch.equal(keep_mask(torch.Size([count]), 26), words.view(torch.uint8).ge(26).view(torch.uint8))
+
+
+def test_the_gradient_passes_where_the_value_did() -> None:
+    values = torch.randn(3, 5, 7, dtype=torch.float64, requires_grad=True)
+    torch.manual_seed(2)
+    result = dropout(values, 0.3)
+    result.sum().backward()  # type: ignore[no-untyped-call]
+    scale = 256 / (256 - drop_levels(0.3))
+    assert values.grad is not None
+    assert torch.equal(values.grad, (result != 0).double() * scale)
+
+
+def test_dropout_gradcheck() -> None:
+    def fixed(values: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(3)
+        return dropout(values, 0.2)
+
+    assert torch.autograd.gradcheck(fixed, (torch.randn(4, 9, dtype=torch.float64, requires_grad=True),))
+
+
+def test_the_seed_decides_the_mask() -> None:
+    masks = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        masks.append(keep_mask(torch.Size([5, 13]), 128))
+    assert torch.equal(masks[0], masks[1])
+    assert not torch.equal(masks[0], masks[2])
+
+
+def test_dropout_of_nothing_and_of_too_much() -> None:
+    values = torch.ones(3)
+    assert dropout(values, 0.0) is values
+    with pytest.raises(ValueError, match="must be in"):
+        dropout(values, 1.0)
+
+
+@pytest.mark.parametrize("size", [32, 64, 128])
+@pytest.mark.parametrize("kind", ["none", "boolean", "added"])
+def test_attention_is_torchs_attention(size: int, kind: str) -> None:
+    torch.manual_seed(4)
+    query, key, value = (torch.randn(2, 3, 7, size, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    seen = torch.rand(2, 1, 1, 7) > 0.4
+    seen[..., 0] = True
+    added = torch.zeros(2, 1, 1, 7, dtype=torch.float64).masked_fill(~seen, torch.finfo(torch.float64).min)
+    mask = {"none": None, "boolean": seen, "added": added}[kind]
+    ours = attention(query, key, value, mask, size**-0.5, 0.0)
+    theirs = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    assert torch.allclose(ours, theirs, atol=1e-12)
+    weight = torch.randn_like(ours)
+    mine = torch.autograd.grad((ours * weight).sum(), (query, key, value))
+    other = torch.autograd.grad((theirs * weight).sum(), (query, key, value))
+    assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(mine, other, strict=True))
+
+
+def test_attention_gradcheck() -> None:
+    tensors = tuple(torch.randn(1, 2, 3, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
+
+    def fixed(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(5)
+        return attention(query, key, value, None, 0.5, 0.25)
+
+    assert torch.autograd.gradcheck(fixed, tensors)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_that_sees_nothing_stays_finite(dtype: torch.dtype) -> None:
+    query = torch.randn(1, 1, 2, 8, dtype=dtype)
+    mask = torch.zeros(1, 1, 2, 2, dtype=torch.bool)
+    assert torch.isfinite(attention(query, query, query, mask, 1.0, 0.0)).all()
+
+
+@pytest.fixture
+def models(tiny_bert: Path) -> tuple[Any, Any]:
+    """The same model twice, without dropout."""
+    tokenizer = load_tokenizer(str(tiny_bert))
+    structure = Structure(dropout=0.0, attention_dropout=0.0)
+    kind = "single_label_classification"
+    made = [load_classifier(str(tiny_bert), tokenizer, ["a", "b"], kind, structure, seed=0) for _ in range(2)]
+    return made[0], made[1]
+
+
+def test_an_accelerated_model_gives_the_same_logits_and_gradients(models: tuple[Any, Any]) -> None:
+    plain, fast = models
+    accelerate(fast, CPU)
+    ids = torch.tensor([[2, 7, 8, 9, 3], [2, 7, 3, 0, 0]])
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    for precision in (False, True):
+        results = []
+        for model in (plain, fast):
+            model.train()
+            model.zero_grad()
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision):
+                logits = model(input_ids=ids, attention_mask=mask).logits.float()
+            logits.square().sum().backward()
+            results.append([logits, *(p.grad for p in model.parameters() if p.grad is not None)])
+        tolerance = 5e-2 if precision else 1e-5
+        for ours, theirs in zip(*results, strict=True):
+            assert (ours - theirs).norm() <= tolerance * (theirs.norm() + 0.1)
+
+
+def test_what_was_put_on_comes_off(tiny_bert: Path) -> None:
+    tokenizer = load_tokenizer(str(tiny_bert))
+    model = load_classifier(str(tiny_bert), tokenizer, ["a"], "regression", Structure(), seed=0)
+    before = {name: type(module) for name, module in model.named_modules()}
+    accelerate(model, CPU)
+    assert any(isinstance(module, Dropout) for module in model.modules())
+    assert not any(type(module) is nn.Dropout for module in model.modules())
+    restore(model)
+    assert {name: type(module) for name, module in model.named_modules()} == before
+    assert model.config._attn_implementation == "sdpa"
