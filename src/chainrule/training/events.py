@@ -34,6 +34,16 @@ def trackers(names: Sequence[str], run_folder: Path) -> list[Sink]:
     return [_TRACKERS[name](run_folder) for name in names]
 
 
+def require_trackers(names: Sequence[str]) -> None:
+    """Ask for the packages of the trackers before any work is done.
+
+    Raises:
+        MissingExtraError: a tracker's package is not installed.
+    """
+    for name in names:
+        require(name, extra=name, purpose=f"--track {name}")
+
+
 def scalars(event: dict[str, Any]) -> dict[str, float]:
     """The numbers of an event that are worth a curve."""
     if event["event"] == "step":

@@ -40,7 +40,7 @@ from chainrule.system.progress import Display
 from chainrule.system.seed import seed_everything
 from chainrule.tasks import find_task
 from chainrule.tasks.prepare import Prepared, prepare
-from chainrule.training.events import Sink, event_log, trackers
+from chainrule.training.events import Sink, event_log, require_trackers, trackers
 from chainrule.training.trainer import Job, Outcome, resolve, train
 from chainrule.version import __version__
 
@@ -60,6 +60,7 @@ def train_recipe(recipe: Recipe, source: Any, out: Path, display: Display) -> Ru
     """
     began = time.perf_counter()
     refuse_existing(out)
+    require_trackers(recipe.training.track)
     task, strategy = find_task(recipe.task.name), make_strategy(recipe.strategy)
     device = choose_device(recipe.training.device)
     threads = use_threads(recipe.training.threads)
