@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from chainrule.core.artifact import Artifact, Run
 from chainrule.core.recipe import Data, Recipe, merge, parse_recipe, read_recipe
@@ -15,6 +15,30 @@ from chainrule.system.progress import Display, Quiet
 from chainrule.system.telemetry import turn_off_telemetry
 
 Rows = Any  # a path, a name, a pandas frame, a datasets.Dataset, or a dict of split -> one of these
+
+
+class Flags(TypedDict, total=False):
+    """Settings of `train` with a name of their own; the command line has the same."""
+
+    task: str
+    model: str
+    strategy: str
+    fields: Mapping[str, str]
+    max_length: int
+    epochs: float
+    minutes: float
+    seed: int
+
+
+_FLAG_KEYS = {
+    "task": "task",
+    "model": "model.name",
+    "strategy": "strategy",
+    "max_length": "model.max_length",
+    "epochs": "training.epochs",
+    "minutes": "training.minutes",
+    "seed": "seed",
+}
 
 
 def check(
@@ -66,20 +90,25 @@ def train(
     out: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
     display: Display | None = None,
+    **flags: Unpack[Flags],
 ) -> Run:
     """Fine-tune a pretrained model and judge it against cheap baselines.
+
+    `train("reviews.csv", model="minilm", fields={"text": "review", "label": "stars"}, out="runs/reviews")`
 
     Args:
         source: as in `check`; None takes the recipe's `data.source`.
         recipe: a Recipe, or the path of a recipe file; None starts from the defaults.
         out: the run folder to make; by default runs/<model>-<data>, numbered if it exists.
-        settings: dotted recipe keys that override the recipe, e.g. {"task": "regression", "training.epochs": 5}.
+        settings: any recipe keys, dotted, that override the recipe, e.g. {"training.patience": 2}.
+        flags: the most used settings by a short name of their own.
 
     Raises:
         UserError: the recipe, the data, the model or the output path is wrong.
     """
     turn_off_telemetry()
-    chosen = make_recipe(source, recipe, settings or {})
+    named = {_FLAG_KEYS[name]: value for name, value in flags.items() if name in _FLAG_KEYS}
+    chosen = make_recipe(source, recipe, {**named, **_field_changes(flags.get("fields")), **(settings or {})})
     from chainrule.training.run import train_recipe
 
     place = _place(chosen.data.source if source is None else source)

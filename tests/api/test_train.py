@@ -198,6 +198,19 @@ def test_an_existing_output_is_refused_before_anything_is_read(tiny_bert: Path, 
         chainrule.train("no-such-file.csv", out=tmp_path, settings=settings(tiny_bert))
 
 
+def test_flags_are_settings_by_a_short_name(tiny_bert: Path, tmp_path: Path) -> None:
+    rows = [{"review": row["text"], "stars": row["label"]} for row in sentences(120)]
+    frame = pytest.importorskip("pandas").DataFrame(rows)
+    fields = {"text": "review", "label": "stars"}
+    run = chainrule.train(
+        frame, model=str(tiny_bert), task="text-classification", strategy="head", fields=fields, epochs=1, seed=9,
+        out=tmp_path / "run",
+    )  # fmt: skip
+    resolved = chainrule.read_recipe(run.path / "resolved.yaml")
+    assert (resolved.seed, resolved.strategy.name, resolved.data.fields) == (9, "head", fields)
+    assert resolved.data.source == "DataFrame"
+
+
 def test_no_data_at_all(tiny_bert: Path) -> None:
     with pytest.raises(RecipeError, match="does not say where the rows are"):
         chainrule.train(settings=settings(tiny_bert))
