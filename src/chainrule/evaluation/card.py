@@ -18,10 +18,11 @@ from markupsafe import Markup
 from chainrule.core.artifact import Manifest
 from chainrule.core.report import EvaluationReport
 from chainrule.evaluation.languages import named
-from chainrule.evaluation.numbers import SHARES, count_text, metric_text
+from chainrule.evaluation.quantities import SHARES, count_text, metric_text
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|~#&{}!])")
+_LIST_MARK = re.compile(r"^(\d+(?=[.)](?:\s|$))|(?=[-+=]))")
 _SPACE = re.compile(r"[\s\x00-\x1f\x7f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]+")
 
 
@@ -35,7 +36,7 @@ def model_card(manifest: Manifest, evaluation: EvaluationReport | None) -> str:
     Returns:
         YAML front matter as the hub expects it, and Markdown.
     """
-    front = yaml.safe_dump(_front_matter(manifest, evaluation), sort_keys=False, allow_unicode=True, width=100)
+    front = yaml.safe_dump(_front_matter(manifest, evaluation), sort_keys=False, allow_unicode=True, width=10_000)
     card: str = _template().render(
         front=Markup(front),
         manifest=manifest,
@@ -55,6 +56,7 @@ def markdown(value: object) -> str:
     if isinstance(value, Markup):
         return str(value)
     text = _SPECIAL.sub(r"\\\1", _SPACE.sub(" ", str(value)).strip())
+    text = _LIST_MARK.sub(r"\1\\", text)
     return text.replace("\\<", "&lt;").replace("\\>", "&gt;").replace("://", "&#58;//").replace("www.", "www&#46;")
 
 
@@ -119,7 +121,7 @@ def _base_name(manifest: Manifest) -> str:
 
 def _data_name(path: str) -> str:
     """The last part of a path: a card is made to be handed on, folders of this machine are not."""
-    return PurePosixPath(path.replace("\\", "/")).name or path
+    return _SPACE.sub(" ", PurePosixPath(path.replace("\\", "/")).name or path).strip()
 
 
 @lru_cache(maxsize=1)

@@ -15,10 +15,10 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from chainrule.evaluation.languages import Words, both
-from chainrule.evaluation.numbers import tick_text
+from chainrule.evaluation.quantities import tick_text
 
-WIDTH, HEIGHT = 460, 250
-LEFT, RIGHT, TOP, BOTTOM = 52, 14, 14, 42
+WIDTH, HEIGHT = 400, 232  # narrow, so that a phone shows them nearly at full size
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 14, 42
 MAX_POINTS = 1_000
 
 
@@ -67,19 +67,19 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
         return [low]
     raw = (high - low) / max(count, 1)
     magnitude = 10.0 ** math.floor(math.log10(raw))
-    step = next((m * magnitude for m in (1, 2, 5) if m * magnitude >= raw * 0.999), 10 * magnitude)
+    step = next((m * magnitude for m in (1, 2, 5) if m * magnitude >= raw * 0.72), 10 * magnitude)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [index * step for index in range(first, last + 1)]
 
 
 def smooth(values: Sequence[float], share: float = 0.05) -> list[float]:
-    """The centred running mean over `share` of the curve (at least 5 points); the window shrinks at both ends."""
+    """The centred running mean over `share` of the curve (at least 5 points); at both ends the window is cut off."""
     array = np.asarray(values, dtype=np.float64)
     half = max(2, round(len(array) * share / 2))
     sums = np.concatenate([[0.0], np.cumsum(array)])
     index = np.arange(len(array))
-    reach = np.minimum(np.minimum(index, len(array) - 1 - index), half)
-    means = (sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1)
+    first, last = np.maximum(index - half, 0), np.minimum(index + half + 1, len(array))
+    means = (sums[last] - sums[first]) / (last - first)
     return [float(value) for value in means]
 
 
@@ -99,6 +99,7 @@ def line_chart(
     *,
     about: Words,
     x_name: Words,
+    x_range: tuple[float, float],
     scale: float = 1.0,
     mark: tuple[float, float, Words] | None = None,
     from_zero: bool = False,
@@ -107,6 +108,7 @@ def line_chart(
 
     Args:
         about: the text alternative.
+        x_range: the ends of the x axis; charts that stand together share it.
         scale: what y is multiplied by before drawing (100 for percent).
         mark: a point (x, y) to ring, with a note beside it.
         from_zero: start the y axis at zero.
@@ -114,8 +116,8 @@ def line_chart(
     lines = [Line(line.x, [value * scale for value in line.y], line.kind, line.dots) for line in lines if line.x]
     if not lines:
         return Markup("")
-    x_range = _span([value for line in lines for value in line.x], pad=0.0)
-    y_range = _span([value for line in lines for value in line.y], pad=0.06, zero=from_zero)
+    low, high = _span([value for line in lines for value in line.y], pad=0.06, zero=from_zero)
+    y_range = (low, high + (high - low) * 0.16) if mark else (low, high)  # room for the note above the ring
     frame = Frame(x_range, y_range, (LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM))
     parts = [_axes(frame, x_name)]
     for line in lines:
@@ -128,9 +130,8 @@ def line_chart(
     if mark is not None:
         x, y = frame.at(mark[0], mark[1] * scale)
         parts.append(f'<circle class="ring" cx="{x:.1f}" cy="{y:.1f}" r="6.5"/>')
-        anchor = "start" if x < WIDTH * 0.35 else "end" if x > WIDTH * 0.65 else "middle"
-        above = y - 14 if y > TOP + 26 else y + 24
-        parts.append(_text(x, above, mark[2], "note halo", anchor))
+        anchor = "start" if x < WIDTH * 0.3 else "end" if x > WIDTH * 0.75 else "middle"
+        parts.append(_text(x + {"start": -6, "middle": 0, "end": 6}[anchor], y - 14, mark[2], "note halo", anchor))
     return _svg(WIDTH, HEIGHT, about, parts)
 
 
@@ -141,14 +142,14 @@ def interval_chart(rows: Sequence[Interval], *, about: Words, x_name: Words, sca
     row_height, top = 46, 6
     height = top + row_height * len(rows) + 44
     x_range = _span([v * scale for row in rows for v in (row.low, row.value, row.high)], pad=0.08)
-    frame = Frame(x_range, (0, 1), (10, top, WIDTH - 14, height - 44))
+    frame = Frame(x_range, (0, 1), (2, top, WIDTH - 6, height - 44))
     parts = [_x_axis(frame, x_name)]
     for index, row in enumerate(rows):
         y = top + row_height * index + 33
         low, value, high = (frame.at(v * scale, 0)[0] for v in (row.low, row.value, row.high))
         parts += _whisker(low, value, high, y, row.kind)
-        parts.append(_text(10, y - 15, clip(row.name, 44), f"name halo {row.kind}", "start"))
-        parts.append(_text(WIDTH - 14, y - 15, both(row.text), f"value halo {row.kind}", "end"))
+        parts.append(_text(0, y - 15, clip(row.name, 40), f"name halo {row.kind}", "start"))
+        parts.append(_text(WIDTH, y - 15, both(row.text), f"value halo {row.kind}", "end"))
     return _svg(WIDTH, height, about, parts)
 
 
@@ -160,7 +161,7 @@ def difference_chart(row: Interval, *, about: Words, x_name: Words, sides: tuple
     """
     height = 142
     low, high = _span([0.0, row.low * scale, row.high * scale, row.value * scale], pad=0.12)
-    frame = Frame((low, high), (0, 1), (10, 34, WIDTH - 14, height - 44))
+    frame = Frame((low, high), (0, 1), (2, 34, WIDTH - 6, height - 44))
     zero = frame.at(0, 0)[0]
     y = 72.0
     left, value, right = (frame.at(v * scale, 0)[0] for v in (row.low, row.value, row.high))
@@ -194,7 +195,7 @@ def heat_map(
     widest = max(text_width(label, 12) for label in shown)
     slanted = widest > cell - 8
     left = 30 + widest
-    top = 30 + (widest * 0.71 + 8 if slanted else 16)
+    top = 30 + (widest * 0.71 + 20 if slanted else 16)
     right = widest * 0.71 if slanted else 4
     width, height = left + n * cell + right, top + n * cell + 6
     parts = [
@@ -220,7 +221,7 @@ def scatter(true: Sequence[float], predicted: Sequence[float], *, about: Words, 
     """Predicted against true values, with the diagonal on which every prediction would be right."""
     if not true:
         return Markup("")
-    size = 420
+    size = WIDTH
     span = _span([*true, *predicted], pad=0.04)
     frame = Frame(span, span, (LEFT, TOP, size - RIGHT, size - BOTTOM))
     (x1, y1), (x2, y2) = frame.at(span[0], span[0]), frame.at(span[1], span[1])
@@ -294,9 +295,8 @@ def _x_axis(frame: Frame, name: Words) -> str:
     parts = [f'<line class="axis" x1="{left}" x2="{right}" y1="{bottom}" y2="{bottom}"/>']
     for value in marks:
         x = frame.at(value, frame.y[0])[0]
-        anchor = "end" if x > right - 12 else "middle"
         parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}" y2="{bottom + 4}"/>')
-        parts.append(_text(x, bottom + 18, both(tick_text(value, step)), "tick", anchor))
+        parts.append(_text(x, bottom + 18, both(tick_text(value, step)), "tick", "middle"))
     parts.append(_text((left + right) / 2, bottom + 37, name, "tick", "middle"))
     return "".join(parts)
 
@@ -327,8 +327,9 @@ def _text(x: float, y: float, words: Words, kind: str, anchor: str) -> str:
 
 def _svg(width: float, height: float, about: Words, parts: Sequence[str], *, natural: bool = False) -> Markup:
     size = f' width="{width:.0f}" height="{height:.0f}"' if natural else ""
+    kind = ("chart natural small" if width <= 520 else "chart natural") if natural else "chart"
     return Markup(
-        f'<svg class="chart{" natural" if natural else ""}" viewBox="0 0 {width:.0f} {height:.0f}"{size} role="img"'
+        f'<svg class="{kind}" viewBox="0 0 {width:.0f} {height:.0f}"{size} role="img"'
         f' aria-label="{escape(about.en)}" data-en="{escape(about.en)}" data-zh="{escape(about.zh)}">'
         + "".join(parts)
         + "</svg>"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ from markupsafe import Markup
 
 from chainrule.evaluation.charts import Interval, difference_chart, interval_chart
 from chainrule.evaluation.languages import Words, both, named, say
-from chainrule.evaluation.numbers import (
+from chainrule.evaluation.quantities import (
     SHARES,
     count_text,
     difference_text,
@@ -24,6 +25,7 @@ from chainrule.evaluation.numbers import (
 from chainrule.evaluation.record import Record
 from chainrule.evaluation.verdicts import baseline_name
 
+_MEETING = re.compile(r"(?<=[\u4e00-\u9fff])(?=[A-Za-z0-9])|(?<=[A-Za-z0-9])(?=[\u4e00-\u9fff])")
 EMPTY: Mapping[str, Any] = {}
 
 
@@ -31,18 +33,19 @@ def verdict(record: Record) -> dict[str, Any]:
     """What the page says first.
 
     Returns:
-        {"status", "eyebrow": [Words], "headline": Words, "notes": [Words], "command": str or None,
-         "charts": [(title, chart)]}.
+        {"status", "status_name": Words, "eyebrow": [Words], "headline": Words, "notes": [Words],
+         "command": str or None, "charts": [(title, chart)]}.
     """
     evaluation = record.evaluation
     if not evaluation:
         return _without_evaluation(record)
     judged = mapping(evaluation.get("verdict"))
-    status = _status(judged)
+    status = _status(evaluation)
     split = evaluation.get("split")
     notes = _notes(record, evaluation, judged, status)
     return {
         "status": status,
+        "status_name": say(f"status.{status}"),
         "eyebrow": [
             say("measured.split", split=named("split", split)) if split else say("measured.file"),
             say("rows", rows=count_text(evaluation.get("rows"))),
@@ -106,7 +109,7 @@ def baseline_table(record: Record) -> dict[str, Any]:
             "cells": _cells(metrics, names),
         }
     ]
-    for name, estimates in mapping(evaluation.get("baselines")).items():
+    for name, estimates in _baselines(evaluation):
         about = named("baseline-about", name)
         rows.append(
             {
@@ -119,6 +122,37 @@ def baseline_table(record: Record) -> dict[str, Any]:
         )
     heads = [say("table.percent", name=named("metric", n)) if n in SHARES else named("metric", n) for n in names]
     return {"metrics": heads, "rows": rows}
+
+
+def every_evaluation(record: Record) -> list[dict[str, Any]]:
+    """The evaluations kept in the run, a row each, where there is more than one."""
+    if len(record.evaluations) < 2:
+        return []
+    found = []
+    for evaluation in record.evaluations.values():
+        name = str(evaluation.get("primary_metric", ""))
+        value, interval = _cells(mapping(evaluation.get("metrics")), [name])[0]
+        status = _status(evaluation)
+        found.append(
+            {
+                "split": _split_name(evaluation),
+                "data": short_path(evaluation.get("data") or ""),
+                "rows": count_text(evaluation.get("rows")),
+                "value": value,
+                "interval": interval,
+                "status": status,
+                "verdict": say(f"status.{status}"),
+            }
+        )
+    return found
+
+
+def short_path(path: object) -> str:
+    """A path as shown in a file that may be handed on: of an absolute one only the last two parts."""
+    text = str(path)
+    absolute = text.startswith(("/", "~")) or text[1:3] in (":\\", ":/")
+    parts = text.replace("\\", "/").rstrip("/").split("/")
+    return "…/" + "/".join(parts[-2:]) if absolute and len(parts) > 3 else text
 
 
 def mapping(value: Any) -> Mapping[str, Any]:
@@ -142,7 +176,8 @@ def _without_evaluation(record: Record) -> dict[str, Any]:
         note = say("verdict.unfinished.step" if planned is None else "verdict.unfinished.at", **values)
     return {
         "status": status,
-        "eyebrow": [named("task", record.task)] if record.task else [],
+        "status_name": say(f"status.{status}"),
+        "eyebrow": [],
         "headline": say(f"verdict.{status}"),
         "notes": [note, *_damage(record)],
         "command": f"chainrule evaluate {quote(record.name)} DATA --split test" if status == "unjudged" else None,
@@ -150,15 +185,18 @@ def _without_evaluation(record: Record) -> dict[str, Any]:
     }
 
 
-def _status(judged: Mapping[str, Any]) -> str:
+def _status(evaluation: Mapping[str, Any]) -> str:
+    judged = mapping(evaluation.get("verdict"))
     if not judged.get("baseline") or finite(judged.get("difference")) is None:
         return "alone"
     if finite(judged.get("low")) is None:
         return "few"
     if judged.get("better"):
         return "better"
-    high = finite(judged.get("high"))
-    return "worse" if high is not None and high < 0 else "unsure"
+    worse = mapping(mapping(evaluation.get("detail")).get("verdict")).get("worse")
+    if worse is None:
+        worse = (finite(judged.get("high")) or 0.0) < 0
+    return "worse" if worse else "unsure"
 
 
 def _headline(record: Record, judged: Mapping[str, Any], status: str) -> Words:
@@ -170,9 +208,14 @@ def _headline(record: Record, judged: Mapping[str, Any], status: str) -> Words:
         return Words(said.en[:1].upper() + said.en[1:], said.zh)
     values = {"baseline": _baseline(judged["baseline"]), "metric": metric}
     if status in ("unsure", "few"):
-        return say(f"verdict.{status}", **values)
+        return _spaced(say(f"verdict.{status}", **values))
     size = difference_text(name, abs(finite(judged["difference"]) or 0.0))
-    return say(f"verdict.{status}.{_unit(name)}", difference=size, **values)
+    return _spaced(say(f"verdict.{status}.{_unit(name)}", difference=size, **values))
+
+
+def _spaced(words: Words) -> Words:
+    """With the space that Chinese typography sets between Chinese characters and Latin letters."""
+    return Words(words.en, _MEETING.sub(" ", words.zh))
 
 
 def _notes(record: Record, evaluation: Mapping[str, Any], judged: Mapping[str, Any], status: str) -> list[Words]:
@@ -232,6 +275,12 @@ def _strategy_note(record: Record) -> Words | None:
     return say("number.parameters.note", share=share, all=quantity(every), strategy=strategy)
 
 
+def _baselines(evaluation: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The baselines, first the one the verdict compares with."""
+    chosen = mapping(evaluation.get("verdict")).get("baseline")
+    return sorted(mapping(evaluation.get("baselines")).items(), key=lambda item: item[0] != chosen)
+
+
 def _cells(estimates: Mapping[str, Any], names: list[str]) -> list[tuple[str, str]]:
     cells = []
     for name in names:
@@ -252,7 +301,7 @@ def _interval(name: str, shown: Words, estimate: Mapping[str, Any], kind: str) -
 def _comparison(record: Record) -> tuple[Words, Markup] | None:
     name, evaluation = record.primary_metric, record.evaluation
     found = [_interval(name, say("model.this"), mapping(mapping(evaluation.get("metrics")).get(name)), "model")]
-    for baseline, estimates in mapping(evaluation.get("baselines")).items():
+    for baseline, estimates in _baselines(evaluation):
         estimate = mapping(mapping(estimates).get(name))
         found.append(_interval(name, _baseline(baseline), estimate, "baseline"))
     rows = [row for row in found if row is not None]

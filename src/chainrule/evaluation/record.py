@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from chainrule.core.artifact import MANIFEST
-from chainrule.evaluation.numbers import finite
+from chainrule.evaluation.quantities import finite
 
 MAX_YAML_BYTES = 1_000_000
 _PARTIAL = re.compile(r"^\.(.+)\.[^.]+\.partial$")
@@ -52,6 +52,7 @@ class Progress:
     Attributes:
         metrics: validation metrics by name, over steps.
         best: the step whose weights were kept, once there was an evaluation.
+        totals: rows, tokens and seconds of all steps.
     """
 
     loss: Curve = field(default_factory=Curve)
@@ -60,6 +61,7 @@ class Progress:
     start: dict[str, Any] = field(default_factory=dict)
     finish: dict[str, Any] = field(default_factory=dict)
     best: list[float] = field(default_factory=list)
+    totals: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("rows", "tokens", "seconds"), 0.0))
 
 
 @dataclass(frozen=True)
@@ -89,10 +91,9 @@ class Record:
 
     @property
     def evaluation(self) -> dict[str, Any]:
-        """The evaluation the report is about: on the test split if there is one, else on any other, else empty."""
-        return next(
-            (self.evaluations[name] for name in ("test", "validation") if name in self.evaluations), {}
-        ) or next(iter(self.evaluations.values()), {})
+        """The evaluation the report is about: on the test split, else on other new rows, else on validation."""
+        order = sorted(self.evaluations, key=lambda name: (name != "test", name == "validation", name))
+        return self.evaluations[order[0]] if order else {}
 
     @property
     def task(self) -> str:
@@ -197,6 +198,8 @@ def _progress(path: Path, damaged: list[str]) -> Progress:
         elif kind == "step":
             progress.loss.add(event, event.get("loss"))
             progress.learning_rate.add(event, event.get("learning_rate"))
+            for name in progress.totals:
+                progress.totals[name] += finite(event.get(name)) or 0.0
         elif kind == "evaluation" and isinstance(event.get("metrics"), dict):
             for name, value in event["metrics"].items():
                 progress.metrics.setdefault(str(name), Curve()).add(event, value)

@@ -16,7 +16,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from chainrule.evaluation import judgement, sections
+from chainrule.evaluation import curves, judgement, sections
 from chainrule.evaluation.card import model_card
 from chainrule.evaluation.languages import Words, named, say
 from chainrule.evaluation.record import read_record
@@ -65,10 +65,12 @@ def render_report(run_folder: Path) -> str:
             task=named("task", record.task) if record.task else "",
             verdict=judgement.verdict(record),
             numbers=judgement.key_numbers(record),
-            curves=sections.curves(record),
+            curves=curves.curves(record),
+            facts=curves.facts(record),
             errors=sections.errors(record),
             classes=sections.classes(record),
             baselines=judgement.baseline_table(record),
+            every=judgement.every_evaluation(record),
             check=sections.data_check(record),
             recipe=sections.recipe(record),
             environment=sections.environment(record),

@@ -1,39 +1,19 @@
-"""The parts of the report below the verdict: curves, errors, classes, the data check, the recipe, the environment."""
+"""The parts of the report below the curves: errors, classes, the data check, recipe, environment, use."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from chainrule.evaluation.charts import Line, bar, heat_map, line_chart, scatter, smooth, thin
-from chainrule.evaluation.judgement import mapping, quote
+from chainrule.evaluation.charts import bar, heat_map, scatter
+from chainrule.evaluation.judgement import mapping, quote, short_path
 from chainrule.evaluation.languages import Words, both, named, say
-from chainrule.evaluation.numbers import LOWER_IS_BETTER, SHARES, count_text, finite, metric_text
-from chainrule.evaluation.record import Curve, Record
+from chainrule.evaluation.quantities import count_text, finite, metric_text
+from chainrule.evaluation.record import Record
 
 MATRIX_CLASSES = 20
 TABLE_ROWS = 20
 PROBLEMS = 20
-TREND_POINTS = 300
-
-
-def curves(record: Record) -> list[dict[str, Any]]:
-    """The charts of training: {"title", "chart", "legend": [(kind, Words)]} each."""
-    progress = record.progress
-    unit = _x_unit(record)
-    found = []
-    if progress.loss.value:
-        found.append(_loss(record, unit))
-    metric = progress.metrics.get(record.primary_metric)
-    if metric and metric.value:
-        found.append(_validation(record, metric, unit))
-    rate = progress.learning_rate
-    if rate.value:
-        x, y = thin(rate.x(unit), rate.value, TREND_POINTS)
-        about = say("alt.rate", high=f"{max(rate.value):.3g}", last=f"{rate.value[-1]:.3g}")
-        chart = line_chart([Line(x, y, "smooth")], about=about, x_name=say(f"chart.{unit}"), from_zero=True)
-        found.append({"title": say("chart.rate"), "chart": chart, "legend": []})
-    return found
 
 
 def errors(record: Record) -> dict[str, Any]:
@@ -98,7 +78,12 @@ def data_check(record: Record) -> dict[str, Any]:
     check = record.check
     if not check:
         return {}
-    facts = [(say("check.source"), both(short_path(check.get("source", ""))))]
+    facts = [
+        (
+            say("check.source"),
+            both(short_path(mapping(record.resolved.get("data")).get("source") or check.get("source", ""))),
+        )
+    ]
     fields = mapping(check.get("fields"))
     if fields:
         pairs = [f"{name} ← {column}" if name != column else str(column) for name, column in fields.items()]
@@ -148,6 +133,8 @@ def recipe(record: Record) -> dict[str, Any]:
         decided = (
             bool(asked) and value is not None and key in asked and asked[key] in (None, "auto") and asked[key] != value
         )
+        if value == {}:
+            continue
         groups.setdefault(group if rest else "", []).append((rest or group, _shown(value), decided))
     return {"groups": sorted(groups.items(), key=lambda item: item[0] == ""), "resolved": bool(record.resolved)}
 
@@ -189,64 +176,6 @@ def row_list(rows: Iterable[int]) -> str:
         else:
             parts.append([row, row])
     return ", ".join(str(a) if a == b else f"{a}, {b}" if b == a + 1 else f"{a}–{b}" for a, b in parts)
-
-
-def short_path(path: object) -> str:
-    """A path as shown in a file that may be handed on: of an absolute one only the last two parts."""
-    text = str(path)
-    absolute = text.startswith(("/", "~")) or text[1:3] in (":\\", ":/")
-    parts = text.replace("\\", "/").rstrip("/").split("/")
-    return "…/" + "/".join(parts[-2:]) if absolute and len(parts) > 3 else text
-
-
-def _x_unit(record: Record) -> str:
-    known = [record.progress.loss, *record.progress.metrics.values()]
-    epochs = [curve.epoch[-1] for curve in known if curve.epoch]
-    return "epoch" if epochs and max(epochs) >= 1 and all(curve.has_epochs for curve in known) else "step"
-
-
-def _loss(record: Record, unit: str) -> dict[str, Any]:
-    loss = record.progress.loss
-    trend_x, trend = loss.x(unit), smooth(loss.value)
-    stride = max(1, len(trend) // TREND_POINTS)
-    lines = [
-        Line(*thin(loss.x(unit), loss.value), "raw"),
-        Line([*trend_x[::stride], trend_x[-1]], [*trend[::stride], trend[-1]], "smooth"),
-    ]
-    legend = [("raw", say("chart.raw")), ("smooth", say("chart.smooth"))]
-    valid = record.progress.metrics.get("loss")
-    if valid and valid.value and record.task != "regression":
-        lines.append(Line(valid.x(unit), valid.value, "valid", dots=True))
-        legend.append(("valid", say("chart.valid")))
-    about = say("alt.loss", first=f"{trend[0]:.3g}", last=f"{trend[-1]:.3g}", steps=count_text(loss.step[-1]))
-    chart = line_chart(lines, about=about, x_name=say(f"chart.{unit}"), from_zero=True)
-    return {"title": say("chart.loss"), "chart": chart, "legend": legend}
-
-
-def _validation(record: Record, metric: Curve, unit: str) -> dict[str, Any]:
-    name = record.primary_metric
-    best = _best(metric, record.progress.best, name)
-    mark = (metric.x(unit)[best], metric.value[best], say("chart.best", value=metric_text(name, metric.value[best])))
-    title = say("chart.metric", metric=named("metric", name))
-    title = Words(
-        title.en[:1].upper() + title.en[1:] + (", %" if name in SHARES else ""),
-        title.zh + ("（%）" if name in SHARES else ""),
-    )
-    about = say(
-        "alt.metric", metric=named("metric", name), list=", ".join(metric_text(name, v) for v in metric.value[:40])
-    )
-    line = Line(metric.x(unit), metric.value, "smooth", dots=len(metric.value) <= 60)
-    chart = line_chart(
-        [line], about=about, x_name=say(f"chart.{unit}"), scale=100.0 if name in SHARES else 1.0, mark=mark
-    )
-    return {"title": title, "chart": chart, "legend": [("ring", say("chart.kept"))]}
-
-
-def _best(metric: Curve, marked: Sequence[float], name: str) -> int:
-    if marked and marked[0] in metric.step:
-        return metric.step.index(marked[0])
-    choose = min if name in LOWER_IS_BETTER else max
-    return metric.value.index(choose(metric.value))
 
 
 def _matrix(raw: Any, size: int) -> list[list[float]]:
@@ -322,22 +251,25 @@ def _told(problem: Mapping[str, Any]) -> dict[str, str]:
 def _splits(splits: Mapping[str, Any]) -> dict[str, Any]:
     total = sum(finite(mapping(split).get("rows")) or 0.0 for split in splits.values()) or 1.0
     lengths = list(dict.fromkeys(key for split in splits.values() for key in mapping(mapping(split).get("lengths"))))
+    paths = {str(mapping(split).get("file") or "") for split in splits.values()}
     rows = [
         {
             "name": named("split", name),
             "rows": count_text(mapping(split).get("rows")),
-            "bar": bar((finite(mapping(split).get("rows")) or 0.0) / total, "quiet"),
+            "share": f"{100 * (finite(mapping(split).get('rows')) or 0.0) / total:.0f}",
             "file": short_path(mapping(split).get("file") or ""),
             "lengths": [_length(mapping(mapping(split).get("lengths")).get(key)) for key in lengths],
         }
         for name, split in splits.items()
     ]
-    return {"lengths": [named("length", key) for key in lengths], "rows": rows} if rows else {}
+    if not rows:
+        return {}
+    return {"lengths": [named("length", key) for key in lengths], "rows": rows, "files": len(paths) > 1}
 
 
 def _length(value: Any) -> str:
     number = finite(value)
-    return "–" if number is None else f"{number:,.0f}" if number >= 10 or number == int(number) else f"{number:.1f}"
+    return "–" if number is None else f"{number:,.0f}" if number >= 30 or number == int(number) else f"{number:.1f}"
 
 
 def _balance(splits: Mapping[str, Any]) -> dict[str, Any]:

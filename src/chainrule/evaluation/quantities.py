@@ -99,7 +99,9 @@ def memory(megabytes: Any) -> str:
 
 def tick_text(value: float, step: float) -> str:
     """A tick of an axis whose ticks lie `step` apart, with as many decimals as the step needs."""
-    if value and (abs(value) < 1e-3 or abs(value) >= 1e6):
+    if abs(value) < step * 1e-6:
+        return "0"
+    if abs(value) < 1e-3 or abs(value) >= 1e6:
         mantissa, exponent = f"{value:.1e}".split("e")
         return _minus(f"{mantissa.removesuffix('.0')}e{int(exponent)}")
     decimals = max(0, -math.floor(math.log10(step) + 1e-9)) if step > 0 else 0
