@@ -305,7 +305,7 @@ def _shown(value: Any) -> str:
     if value is None or value in ({}, []):
         return "–"
     if isinstance(value, bool):
-        return "yes" if value else "no"
+        return "true" if value else "false"
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, list):
