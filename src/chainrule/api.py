@@ -10,7 +10,7 @@ from typing import Any, TypedDict, Unpack
 from chainrule.core.artifact import Artifact, Run
 from chainrule.core.recipe import Data, Recipe, merge, parse_recipe, read_recipe
 from chainrule.core.report import CheckReport, EvaluationReport
-from chainrule.errors import Problem, RecipeError, Where
+from chainrule.errors import ModelError, Problem, RecipeError, Where
 from chainrule.system.progress import Display, Quiet
 from chainrule.system.telemetry import turn_off_telemetry
 
@@ -75,7 +75,7 @@ def check(
         **(settings or {}),
     }
     recipe = parse_recipe(merge({}, changes))
-    dataset = load(_place(source), recipe.data, known)
+    dataset = load(source, recipe.data, known)
     if model is None and max_length is None:
         return dataset.report
     from chainrule.tasks.prepare import with_tokens
@@ -111,9 +111,9 @@ def train(
     chosen = make_recipe(source, recipe, {**named, **_field_changes(flags.get("fields")), **(settings or {})})
     from chainrule.training.run import train_recipe
 
-    place = _place(chosen.data.source if source is None else source)
+    rows = chosen.data.source if source is None else source
     folder = Path(out) if out is not None else _free_folder(chosen)
-    return train_recipe(chosen, place, folder, display or Quiet())
+    return train_recipe(chosen, rows, folder, display or Quiet())
 
 
 def evaluate(
@@ -143,7 +143,7 @@ def evaluate(
     artifact = _artifact(model)
     data = _run_source(artifact) if source is None else source
     spec = Data(source=_shown(data), fields=dict(fields or {}))
-    report = evaluate_artifact(artifact, _place(data), spec, split=split, limit=limit, display=display or Quiet())
+    report = evaluate_artifact(artifact, data, spec, split=split, limit=limit, display=display or Quiet())
     if keep_report(artifact, report) is not None and artifact.run_folder is not None:
         write_report(artifact.run_folder)
     return report
@@ -209,6 +209,14 @@ def show(what: str | Path) -> dict[str, Any]:
         from chainrule.tasks import TASKS, describe
 
         return {"tasks": [describe(task) for task in TASKS.values()]}
+    if not Path(what).exists():
+        problem = Problem(
+            where=Where(file=str(what)),
+            expected="a run folder, an artifact folder, or one of catalog, strategies, tasks",
+            got="no such path",
+            todo="Check the spelling.",
+        )
+        raise ModelError(f"There is nothing to show at {what}.", [problem])
     return _show_folder(Path(what))
 
 
@@ -243,15 +251,6 @@ def make_recipe(source: Any, recipe: Recipe | str | Path | None, settings: Mappi
 
 def _field_changes(fields: Mapping[str, str] | None) -> dict[str, str]:
     return {f"data.fields.{name}": column for name, column in (fields or {}).items()}
-
-
-def _place(source: Any) -> Any:
-    """The file behind a catalog name; everything else as it is."""
-    if isinstance(source, str) and not Path(source).exists():
-        from chainrule.data.catalog import dataset_file
-
-        return dataset_file(source) or source
-    return source
 
 
 def _shown(source: Any) -> str:

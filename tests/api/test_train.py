@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -216,7 +217,10 @@ def test_no_data_at_all(tiny_bert: Path) -> None:
         chainrule.train(settings=settings(tiny_bert))
 
 
-def test_a_killed_run_leaves_its_recipe_and_no_artifact(tiny_bert: Path, reviews: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_run_leaves_its_recipe_and_no_artifact(
+    tiny_bert: Path, reviews: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "-m", "chainrule", "train", str(reviews), "--model", str(tiny_bert), "--out", str(out)]
     command += ["--epochs", "100000", "--set", "training.threads=1", "--set", "training.precision=float32"]
@@ -226,8 +230,26 @@ def test_a_killed_run_leaves_its_recipe_and_no_artifact(tiny_bert: Path, reviews
             assert process.poll() is None
             assert not out.exists() or (out / "recipe.yaml").is_file()
             time.sleep(0.05)
-        process.send_signal(signal.SIGKILL)
+        process.send_signal(number)
+        assert process.wait(60) == code
     assert (out / "recipe.yaml").is_file()
     assert not (out / "artifact").exists()
     assert not chainrule.show(out)["finished"]
     assert all(event["event"] in ("start", "step", "evaluation") for event in Run(out).events())
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="only root may mount a small disk")
+@pytest.mark.parametrize("size", ["16k", "64k", "160k"])
+def test_a_full_disk_is_one_clear_error(tiny_bert: Path, reviews: Path, tmp_path: Path, size: str) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)], check=False)
+    if mounted.returncode:
+        pytest.skip("this machine does not let the test mount a small disk")
+    try:
+        with pytest.raises(OutputError, match="full or read-only") as caught:
+            chainrule.train(str(reviews), out=disk / "run", settings=settings(tiny_bert, **{"training.epochs": 1}))
+        assert caught.value.problems[0].todo == "Free some space or choose another --out."
+        assert not (disk / "run" / "artifact").exists()
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

@@ -110,16 +110,13 @@ class Run:
 
 
 def _not_an_artifact(path: Path) -> ModelError:
+    todo = "Give the folder that `chainrule train --out` wrote."
     if not path.exists():
         got = "no such folder"
     elif (path / "recipe.yaml").is_file():
         got = "a run that has not finished: it has no artifact"
+        todo = f"Train it again: chainrule train --recipe {path / 'recipe.yaml'} --out NEW_FOLDER"
     else:
         got = "a path without chainrule.json"
-    problem = Problem(
-        where=Where(file=str(path)),
-        expected="a run folder or an artifact folder",
-        got=got,
-        todo="Give the folder that `chainrule train --out` wrote.",
-    )
+    problem = Problem(where=Where(file=str(path)), expected="a run folder or an artifact folder", got=got, todo=todo)
     return ModelError(f"There is no fine-tuned model at {path}.", [problem])

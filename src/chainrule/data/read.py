@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from chainrule.core.report import Finding
 from chainrule.data import columns as columnar
+from chainrule.data.catalog import dataset_file
 from chainrule.data.delimited import read_delimited
 from chainrule.data.flaws import Flaw, finding, summarise
 from chainrule.data.hub import looks_like_hub_name, read_hub, read_saved
@@ -52,7 +53,7 @@ class Reading:
 
 
 def read(source: Any, *, on_bad_row: str = "stop") -> Reading:
-    """Read a file, a folder with split files, a frame, a dataset, a dict of those, or a hub name.
+    """Read a file, a folder with split files, a frame, a dataset, a dict of those, or a catalog or hub name.
 
     Rows that cannot be read are left out of the tables and reported: as errors with `on_bad_row` "stop", as
     "skipped" warnings with "skip".
@@ -72,7 +73,7 @@ def read(source: Any, *, on_bad_row: str = "stop") -> Reading:
             todo="Hand over one of these.",
         )
         raise DataError("The data is of a kind that cannot be read.", [problem])
-    shown, path = os.fspath(source), Path(source)
+    shown, path = os.fspath(source), located(source)
     if _is_folder(path, shown):
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             return read(read_saved(path), on_bad_row=on_bad_row)
@@ -82,6 +83,14 @@ def read(source: Any, *, on_bad_row: str = "stop") -> Reading:
     if not path.exists() and not _file_ending(path) and looks_like_hub_name(shown):
         return _merge(_named(read_hub(shown)), on_bad_row)
     return _reading({"all": _read_file(path, shown)}, on_bad_row)
+
+
+def located(source: str | os.PathLike[str]) -> Path:
+    """Where a source lies: the cached file of a catalog name, unless a file or folder of that name is here."""
+    path = Path(source)
+    if path.exists():
+        return path
+    return dataset_file(os.fspath(source)) or path
 
 
 def chunks(path: Path, shown: str, chunk_rows: int) -> Iterator[tuple[Table, list[Flaw]]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from chainrule.core.task import Task
 from chainrule.data.clean import clean_texts
 from chainrule.data.fields import find_fields
 from chainrule.data.flaws import MAX_PROBLEMS, Flaw, summarise
-from chainrule.data.read import chunks, read
+from chainrule.data.read import chunks, located, read
 from chainrule.data.rows import text_flaws
 from chainrule.data.table import Table
 from chainrule.errors import DataError, Problem, Where
@@ -66,7 +65,7 @@ def stream(path: str | os.PathLike[str], chunk_rows: int = 1_024) -> Iterator[Ta
     Raises:
         DataError: the file cannot be read, or rows of it cannot; every one of the piece at hand is named.
     """
-    for table, flaws in chunks(Path(path), os.fspath(path), chunk_rows):
+    for table, flaws in chunks(located(path), os.fspath(path), chunk_rows):
         problems = [flaw.problem for flaw in flaws if flaw.problem is not None]
         if problems:
             raise DataError(f"{os.fspath(path)} has rows that cannot be read.", problems[:MAX_PROBLEMS])
@@ -126,7 +125,7 @@ def load_inputs(
 
 def _pieces(source: Any, chunk_rows: int) -> Iterator[tuple[Table, list[Flaw]]]:
     if isinstance(source, str | os.PathLike):
-        yield from chunks(Path(source), os.fspath(source), chunk_rows)
+        yield from chunks(located(source), os.fspath(source), chunk_rows)
         return
     for table in source.tables.values():
         for start in range(0, len(table), chunk_rows):

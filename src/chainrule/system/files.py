@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -11,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from chainrule.errors import OutputError, Problem, Where
 
@@ -95,13 +98,13 @@ def output_errors(path: Path) -> Iterator[None]:
             todo="Choose another --out.",
         )
         raise OutputError(f"Cannot write {path}.", [problem]) from error
-    except OSError as error:
-        if error.errno not in _NO_ROOM:
+    except (OSError, SafetensorError) as error:
+        if not _is_no_room(error):
             raise
         problem = Problem(
             where=Where(file=str(path)),
             expected="room on the disk",
-            got=error.strerror or str(error),
+            got=str(getattr(error, "strerror", None) or error),
             todo="Free some space or choose another --out.",
         )
         raise OutputError(f"The disk that holds {path} is full or read-only.", [problem]) from error
@@ -119,4 +122,11 @@ def _umask() -> int:
     return mask
 
 
-_NO_ROOM = {28, 30, 122}  # ENOSPC, EROFS, EDQUOT
+def _is_no_room(error: Exception) -> bool:
+    """Whether a write failed for want of room. safetensors tells the operating system's number in its text only."""
+    if isinstance(error, OSError):
+        return error.errno in _NO_ROOM
+    return any(f"os error {number})" in str(error) for number in _NO_ROOM)
+
+
+_NO_ROOM = {errno.ENOSPC, errno.EROFS, errno.EDQUOT}

@@ -58,7 +58,7 @@ def train_recipe(recipe: Recipe, source: Any, out: Path, display: Display) -> Ru
     Raises:
         UserError: the recipe, the data, the model or the output path is wrong.
     """
-    began = time.perf_counter()
+    began, asked = time.perf_counter(), recipe
     refuse_existing(out)
     require_trackers(recipe.training.track)
     task, strategy = find_task(recipe.task.name), make_strategy(recipe.strategy)
@@ -74,7 +74,7 @@ def train_recipe(recipe: Recipe, source: Any, out: Path, display: Display) -> Ru
         resolved = resolve(job, recipe, display)
         machine = environment(device, threads) | {"precision": resolved.training.precision}
         with atomic_folder(out) as folder:
-            write_text(folder / "recipe.yaml", recipe.to_yaml())
+            write_text(folder / "recipe.yaml", asked.to_yaml())
             write_text(folder / "resolved.yaml", resolved.to_yaml())
             write_json(folder / "environment.json", machine)
             write_json(folder / "check.json", prepared.report.as_dict())
