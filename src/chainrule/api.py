@@ -13,6 +13,7 @@ from chainrule.core.report import CheckReport, EvaluationReport
 from chainrule.errors import ModelError, Problem, RecipeError, Where
 from chainrule.system.progress import Display, Quiet
 from chainrule.system.telemetry import turn_off_telemetry
+from chainrule.system.threads import wait_passively
 
 Rows = Any  # a path, a name, a pandas frame, a datasets.Dataset, or a dict of split -> one of these
 
@@ -62,7 +63,7 @@ def check(
     Raises:
         DataError: the source cannot be read at all. Wrong rows are in the report.
     """
-    turn_off_telemetry()
+    _set_environment()
     from chainrule.data.load import load
     from chainrule.tasks import find_task
 
@@ -106,7 +107,7 @@ def train(
     Raises:
         UserError: the recipe, the data, the model or the output path is wrong.
     """
-    turn_off_telemetry()
+    _set_environment()
     named = {_FLAG_KEYS[name]: value for name, value in flags.items() if name in _FLAG_KEYS}
     chosen = make_recipe(source, recipe, {**named, **_field_changes(flags.get("fields")), **(settings or {})})
     from chainrule.training.run import train_recipe
@@ -136,7 +137,7 @@ def evaluate(
     Raises:
         UserError: no such model, or the data is wrong.
     """
-    turn_off_telemetry()
+    _set_environment()
     from chainrule.evaluation.artifact import evaluate_artifact, keep_report
     from chainrule.evaluation.report import write_report
 
@@ -171,7 +172,7 @@ def predict(
     Raises:
         UserError: no such model, the input cannot be read, or the output exists.
     """
-    turn_off_telemetry()
+    _set_environment()
     from chainrule.inference.predict import load_predictor
     from chainrule.inference.rows import open_rows, predict_file, predict_texts, predicted_chunks
 
@@ -195,7 +196,7 @@ def show(what: str | Path) -> dict[str, Any]:
     Raises:
         UserError: there is no such thing.
     """
-    turn_off_telemetry()
+    _set_environment()
     if what == "catalog":
         from chainrule.data.catalog import list_datasets
         from chainrule.models.catalog import list_models
@@ -247,6 +248,12 @@ def make_recipe(source: Any, recipe: Recipe | str | Path | None, settings: Mappi
         )
         raise RecipeError("The recipe does not say where the rows are.", [problem])
     return chosen
+
+
+def _set_environment() -> None:
+    """What the libraries read when they are loaded, so it must come before their imports."""
+    turn_off_telemetry()
+    wait_passively()
 
 
 def _field_changes(fields: Mapping[str, str] | None) -> dict[str, str]:
