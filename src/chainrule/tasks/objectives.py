@@ -25,7 +25,8 @@ class LogitsObjective:
     def accumulate(self, model: Any, batch: Any) -> tuple[torch.Tensor, int]:
         logits = model(**batch.inputs).logits.float()
         total = self.row_loss(logits, batch.targets).sum()
-        total.backward()  # type: ignore[no-untyped-call]
+        with torch.autocast(total.device.type, enabled=False):  # backward keeps the types that forward chose
+            total.backward()  # type: ignore[no-untyped-call]
         return total.detach(), len(batch)
 
 
