@@ -88,9 +88,7 @@ def read(source: Any, *, on_bad_row: str = "stop") -> Reading:
 def located(source: str | os.PathLike[str]) -> Path:
     """Where a source lies: the cached file of a catalog name, unless a file or folder of that name is here."""
     path = Path(source)
-    if path.exists():
-        return path
-    return dataset_file(os.fspath(source)) or path
+    return path if os.path.lexists(path) else dataset_file(os.fspath(source)) or path
 
 
 def chunks(path: Path, shown: str, chunk_rows: int) -> Iterator[tuple[Table, list[Flaw]]]:
