@@ -1,6 +1,6 @@
 """One training step of the demo model, plain and with the CPU kernels in turn, at several lengths.
 
-Forward, backward and fused AdamW of a batch of 32 even rows with dropout 0.1. Prints the median milliseconds of each and
+Forward, backward and fused AdamW of a batch of 32 even rows with dropout 0.1. Prints the medians of each and
 the median of the ratios of neighbouring steps. `--waiting` runs itself again with threads that spin and threads that
 sleep (OMP_WAIT_POLICY) while another process keeps the cores busy.
 
