@@ -106,8 +106,12 @@ def train(
 
     Raises:
         UserError: the recipe, the data, the model or the output path is wrong.
+        TypeError: there is no such setting.
     """
     _set_environment()
+    unknown = sorted(set(flags) - Flags.__annotations__.keys())
+    if unknown:
+        raise TypeError(f"train() has no {', '.join(unknown)}; it has {', '.join(Flags.__annotations__)}")
     named = {_FLAG_KEYS[name]: value for name, value in flags.items() if name in _FLAG_KEYS}
     chosen = make_recipe(source, recipe, {**named, **_field_changes(flags.get("fields")), **(settings or {})})
     from chainrule.training.run import train_recipe
@@ -179,6 +183,9 @@ def predict(
     if (source is None) == (text is None):
         problem = Problem(expected="a file or a text", got="neither or both", todo="Give one of the two.")
         raise RecipeError("Nothing to predict, or two things at once.", [problem])
+    if text is not None and out is not None:
+        problem = Problem(expected="a file to write the predictions of", got="a text", todo="Leave out `out`.")
+        raise RecipeError("Only the predictions of a file are written to a file.", [problem])
     artifact = _artifact(model)
     predictor = load_predictor(artifact)
     if text is not None:

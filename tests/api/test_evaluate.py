@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 import chainrule
@@ -127,3 +129,38 @@ def test_cleaning_is_repeated_on_every_text(tiny_bert: Path, tmp_path: Path) -> 
     plain, marked = chainrule.predict(run, text="a good film"), chainrule.predict(run, text="<b>a good film</b>")
     assert plain == marked
     assert chainrule.evaluate(run, str(data)).split == "test"
+
+
+def test_texts_in_memory_are_checked_as_those_of_a_file(trained: Run, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="at least one text, got none"):
+        chainrule.predict(trained, text=[])
+    with pytest.raises(DataError, match="row 2, field 'text': expected a text, got an empty one"):
+        chainrule.predict(trained, text=["good", "  "])
+    with pytest.raises(RecipeError, match="Only the predictions of a file"):
+        chainrule.predict(trained, text="good", out=tmp_path / "labelled.csv")
+
+
+def test_a_frame_with_a_broken_text_is_refused_not_shortened(trained: Run) -> None:
+    frame = pd.DataFrame({"text": pd.Series(["good", "bad \ud83d"], dtype=object)})
+    with pytest.raises(DataError, match="row 2"):
+        chainrule.predict(trained, frame)
+    clash = pd.DataFrame({"text": ["good"], "predicted_label": ["x"]})
+    with pytest.raises(DataError) as caught:
+        chainrule.predict(trained, clash)
+    assert caught.value.problems[0].where.file == "DataFrame"
+
+
+def test_every_kind_of_value_can_be_written_and_read_again(trained: Run, tmp_path: Path) -> None:
+    frame = pd.DataFrame(
+        {"text": ["good", "bad\rdull"], "when": pd.to_datetime(["2024-01-01"] * 2), "tags": [["a", "b"], None]}
+    )
+    frame["share"] = [float("nan"), 0.5]
+    frame.to_parquet(tmp_path / "new.parquet")
+    for ending in ("jsonl", "csv"):
+        assert chainrule.predict(trained, tmp_path / "new.parquet", out=tmp_path / f"labelled.{ending}") == 2
+    first = json.loads((tmp_path / "labelled.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    assert (first["when"], first["tags"], first["share"]) == ("2024-01-01 00:00:00", ["a", "b"], None)
+    with (tmp_path / "labelled.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["text"] for row in rows] == ["good", "bad\rdull"]
+    assert json.loads(rows[0]["tags"]) == ["a", "b"]

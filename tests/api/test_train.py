@@ -212,6 +212,11 @@ def test_flags_are_settings_by_a_short_name(tiny_bert: Path, tmp_path: Path) -> 
     assert resolved.data.source == "DataFrame"
 
 
+def test_a_misspelt_setting_is_refused(reviews: Path) -> None:
+    with pytest.raises(TypeError, match=r"train\(\) has no stratgy; it has task, model, strategy"):
+        chainrule.train(str(reviews), stratgy="head")  # type: ignore[call-arg]
+
+
 def test_no_data_at_all(tiny_bert: Path) -> None:
     with pytest.raises(RecipeError, match="does not say where the rows are"):
         chainrule.train(settings=settings(tiny_bert))

@@ -212,3 +212,8 @@ def test_nothing_heavy_is_loaded_for_help() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "--epochs" in done.stdout
     assert done.stderr.strip() == "[]"
+
+
+def test_half_a_pair_is_refused(call: Call, trained: Run, reviews: Path) -> None:
+    error = error_of(call, "predict", trained.path, reviews, "--text-a", "x")
+    assert "--column text_a=COLUMN" in error["problems"][0]["got"]

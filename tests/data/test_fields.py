@@ -88,3 +88,12 @@ def test_doubt_is_not_decided_silently() -> None:
     assert "expected a column of its own for each field, got the column 'x' for text and label" in failure(
         ["x"], {"text": "x", "label": "x"}
     )
+
+
+def test_the_advice_names_options_that_there_are() -> None:
+    with pytest.raises(DataError) as raised:
+        find_fields(["a", "b"], find_task("multi-label-classification"), named={"text": "a"})
+    assert raised.value.problems[0].todo == "Say which column it is: --label COLUMN."
+    with pytest.raises(DataError) as raised:
+        find_fields(["a", "b"], find_task("text-classification"), named={}, recorded={"text": "x"}, with_target=False)
+    assert raised.value.problems[0].todo == "Say which column it is: --column text=COLUMN."

@@ -27,6 +27,11 @@ def predict(
 ) -> None:
     """Label new rows: the file's columns with predicted_label and predicted_score beside them."""
     texts: Any = text or None
+    if (text_a is None) != (text_b is None) or (text_a is not None and text):
+        raise typer.BadParameter(
+            "--text-a and --text-b go together, without --text. To name a column of the file: --column text_a=COLUMN",
+            param_hint="--text-a",
+        )
     if text_a is not None and text_b is not None:
         texts = {"text_a": [text_a], "text_b": [text_b]}
     fields = dict(_field(pair) for pair in column or [])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from chainrule.core.task import FieldSpec, Task
 from chainrule.data.flaws import shorten
 from chainrule.errors import DataError, Problem, Where
 
 _PAIR = ("text_a", "text_b")
+_FLAG = re.compile(r"--([a-z-]+) COLUMN")
 
 
 def find_fields(
@@ -38,7 +41,7 @@ def find_fields(
     named = task.named(named)
     problems = _check_named(columns, task, named, recorded or {}, file)
     if problems:
-        raise DataError("The columns of the data do not fit the task.", problems)
+        raise _unfit(problems, with_target)
     found = {spec.name: _find(spec, columns, named, recorded or {}) for spec in task.fields}
     inputs, problems = _inputs(task, found, named, recorded, (columns, file))
     if with_target and found[task.target.name] is None:
@@ -51,7 +54,7 @@ def find_fields(
         got = f"the column {column!r} for {names}"
         problems.append(Problem("a column of its own for each field", got, _naming(names.split(" and ")), Where(file)))
     if problems:
-        raise DataError("The columns of the data do not fit the task.", problems)
+        raise _unfit(problems, with_target)
     return mapping
 
 
@@ -153,8 +156,18 @@ def _missing(specs: Sequence[FieldSpec], columns: Sequence[str], file: str | Non
     return Problem(f"a column for {wanted}", _list(columns), todo, Where(file=file, field=field))
 
 
+def _unfit(problems: Sequence[Problem], with_target: bool) -> DataError:
+    if not with_target:  # `predict` names columns by --column: its --text is a text
+        problems = [replace(problem, todo=_FLAG.sub(_by_column, problem.todo)) for problem in problems]
+    return DataError("The columns of the data do not fit the task.", problems)
+
+
+def _by_column(flag: re.Match[str]) -> str:
+    return f"--column {flag[1].replace('-', '_')}=COLUMN"
+
+
 def _naming(names: Sequence[str]) -> str:
-    flags = " ".join(f"--{name.replace('_', '-')} COLUMN" for name in names)
+    flags = " ".join(f"--{'label' if name == 'labels' else name.replace('_', '-')} COLUMN" for name in names)
     return f"Say which column it is: {flags}."
 
 

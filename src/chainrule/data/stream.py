@@ -95,9 +95,11 @@ def load_inputs(
         DataError: the source cannot be read, has no rows, lacks a column, or (with `on_bad_row` "stop") has rows
             that cannot be predicted, such as empty texts; all of them are named.
     """
+    read_before: list[Finding] = []
+    wrong_before: list[Problem] = []
     if not isinstance(source, str | os.PathLike):
-        reading = read(source, on_bad_row=on_bad_row)
-        source = reading
+        source = read(source, on_bad_row=on_bad_row)
+        read_before, wrong_before = list(source.findings), list(source.problems)
     clean = clean or Clean()
     columns: dict[str, None] = {}
     flaws: list[Flaw] = []
@@ -115,6 +117,7 @@ def load_inputs(
             flaws += more
             rows += len(table) - len({flaw.row for flaw in more if flaw.problem is not None})
     findings, problems = summarise(flaws, split=None, file=file, on_bad_row=on_bad_row)
+    findings, problems = [*read_before, *findings], [*wrong_before, *problems]
     if not rows and not problems:
         problems = [Problem("at least one row to predict", "none", "Check the file.", Where(file=file))]
     if problems:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from chainrule.core.task import Predictions
 from chainrule.data.clean import clean_text
 from chainrule.data.stream import Inputs, load_inputs
+from chainrule.data.table import text_of
 from chainrule.errors import DataError, OutputError, Problem, Where
 from chainrule.inference.predict import Predictor
 from chainrule.system.files import atomic_path, refuse_existing
@@ -33,7 +35,7 @@ def predict_texts(predictor: Predictor, inputs: Mapping[str, Sequence[str]]) -> 
         inputs: the fields the model was trained on, e.g. {"text": […]} or {"text_a": […], "text_b": […]}.
 
     Raises:
-        DataError: other fields than the model was trained on.
+        DataError: other fields than the model was trained on, nothing in them, or empty texts.
     """
     wanted = predictor.artifact.manifest.inputs
     if set(inputs) != set(wanted):
@@ -44,7 +46,23 @@ def predict_texts(predictor: Predictor, inputs: Mapping[str, Sequence[str]]) -> 
         )
         raise DataError("The inputs do not fit this model.", [problem])
     clean = predictor.artifact.clean
-    return _predicted(predictor, {name: [clean_text(text, clean) for text in texts] for name, texts in inputs.items()})
+    cleaned = {name: [clean_text(text, clean) for text in texts] for name, texts in inputs.items()}
+    counts = {len(texts) for texts in cleaned.values()}
+    if len(counts) > 1:
+        got = ", ".join(f"{len(texts)} of {name}" for name, texts in cleaned.items())
+        problem = Problem(expected="as many texts in each field", got=got, todo="Give each text its partner.")
+        raise DataError("The texts do not make pairs.", [problem])
+    problems = [
+        Problem("a text", "an empty one", "Fill in or remove this text.", Where(row=row, field=name))
+        for name, texts in cleaned.items()
+        for row, text in enumerate(texts, start=1)
+        if not text.strip()
+    ]
+    if counts == {0}:
+        problems = [Problem("at least one text", "none", "Give a text to predict.")]
+    if problems:
+        raise DataError("The texts cannot be predicted.", problems)
+    return _predicted(predictor, cleaned)
 
 
 def predict_file(predictor: Predictor, source: Any, out: Path, fields: Mapping[str, str], display: Display) -> int:
@@ -61,6 +79,8 @@ def predict_file(predictor: Predictor, source: Any, out: Path, fields: Mapping[s
     """
     refuse_existing(out)
     inputs = open_rows(predictor, source, fields)
+    for finding in inputs.findings:
+        display.say(f"{finding.severity}: {finding.message} {finding.todo}".rstrip())
     with (
         display.bar("predicting", len(inputs)) as bar,
         atomic_path(out) as temporary,
@@ -85,13 +105,17 @@ def open_rows(predictor: Predictor, source: Any, fields: Mapping[str, str]) -> I
     for name in (LABEL, SCORE):
         if name in inputs.columns:
             problem = Problem(
-                where=Where(file=str(source), field=name),
+                where=Where(file=_shown(source), field=name),
                 expected=f"no column {name!r} in the input",
                 got="one",
                 todo="Rename that column: the prediction would overwrite it.",
             )
             raise DataError(f"The input has a column {name!r} already.", [problem])
     return inputs
+
+
+def _shown(source: Any) -> str:
+    return str(source) if isinstance(source, str | Path) else type(source).__name__
 
 
 def predicted_chunks(predictor: Predictor, inputs: Inputs) -> Iterator[tuple[list[str], list[Row]]]:
@@ -137,15 +161,20 @@ def _opened(path: Path, out: Path) -> Iterator[Writer]:
 
 
 def write_delimited(file: TextIO, ending: str) -> Writer:
-    """A writer of CSV or TSV with a header line."""
-    writer = csv.writer(file, delimiter="\t" if ending == ".tsv" else ",", lineterminator="\n")
+    """A writer of CSV or TSV with a header line; lists and objects are written as JSON, as they are read."""
+    delimiter = "\t" if ending == ".tsv" else ","
+    writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
+    quoted = csv.writer(file, delimiter=delimiter, lineterminator="\n", quoting=csv.QUOTE_ALL)
     header: list[str] = []
 
     def write(names: Sequence[str], rows: Sequence[Row]) -> None:
         if not header:
             header.extend(names)
             writer.writerow(header)
-        writer.writerows([row.get(name) for name in header] for row in rows)
+        for row in rows:
+            cells = [_cell(row.get(name)) for name in header]
+            # before Python 3.13 the csv module leaves a lone carriage return unquoted, which ends the row for a reader
+            (quoted if any(isinstance(cell, str) and "\r" in cell for cell in cells) else writer).writerow(cells)
 
     return write
 
@@ -154,6 +183,19 @@ def write_json_lines(file: TextIO) -> Writer:
     """A writer of one JSON object a line."""
 
     def write(names: Sequence[str], rows: Sequence[Row]) -> None:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        file.writelines(json.dumps(_plain(row), ensure_ascii=False, default=str) + "\n" for row in rows)
 
     return write
+
+
+def _cell(value: Any) -> Any:
+    return text_of(value) if isinstance(value, list | dict) else value
+
+
+def _plain(value: Any) -> Any:
+    """The value without what JSON does not know: NaN and infinities become null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
