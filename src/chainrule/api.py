@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack
 
 from chainrule.core.artifact import Artifact, Run
 from chainrule.core.recipe import Data, Recipe, merge, parse_recipe, read_recipe
@@ -128,6 +128,7 @@ def evaluate(
     split: str | None = None,
     limit: int | None = None,
     fields: Mapping[str, str] | None = None,
+    on_bad_row: Literal["stop", "skip"] | None = None,
     display: Display | None = None,
 ) -> EvaluationReport:
     """Score a fine-tuned model and its baselines on the same rows, and say whether it is better.
@@ -135,8 +136,9 @@ def evaluate(
     Args:
         model: a run folder or an artifact folder.
         source: labelled data; None takes what the run was trained on.
-        split: "test" by default.
+        split: by default "test", or all rows of a new single file.
         limit: look at the first rows only.
+        on_bad_row: by default what the model was trained with.
 
     Raises:
         UserError: no such model, or the data is wrong.
@@ -147,7 +149,11 @@ def evaluate(
 
     artifact = _artifact(model)
     data = _run_source(artifact) if source is None else source
-    spec = Data(source=_shown(data), fields=dict(fields or {}))
+    bad = on_bad_row or artifact.manifest.recipe.get("data", {}).get("on_bad_row", "stop")
+    if bad not in ("stop", "skip"):
+        problem = Problem("stop or skip", repr(bad), "Choose one of the two.", Where(field="on_bad_row"))
+        raise RecipeError(f"There is no way to treat bad rows called {bad!r}.", [problem])
+    spec = Data(source=_shown(data), fields=dict(fields or {}), on_bad_row=bad)
     report = evaluate_artifact(artifact, data, spec, split=split, limit=limit, display=display or Quiet())
     if keep_report(artifact, report) is not None and artifact.run_folder is not None:
         write_report(artifact.run_folder)

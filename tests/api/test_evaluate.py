@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from safetensors.numpy import load_file
 
 import chainrule
 from chainrule.core.artifact import Run
+from chainrule.data.split import hash_texts
 from chainrule.errors import DataError, ModelError, OutputError, RecipeError
 from chainrule.testing.data import sentences, write_csv
 
@@ -47,6 +49,44 @@ def test_a_split_that_is_not_there_lists_those_that_are(trained: Run, tmp_path: 
     data = write_csv(tmp_path / "new.csv", sentences(90, seed=9))
     with pytest.raises(DataError, match="validation"):
         chainrule.evaluate(trained, str(data), split="validation")
+
+
+def test_a_split_is_never_made_up(trained: Run, tmp_path: Path) -> None:
+    data = write_csv(tmp_path / "new.csv", sentences(90, seed=9))
+    with pytest.raises(DataError, match="no split 'test'"):
+        chainrule.evaluate(trained, str(data), split="test")
+
+
+def test_bad_rows_are_treated_as_in_training_unless_told(tiny_bert: Path, tmp_path: Path) -> None:
+    rows = sentences(300)
+    rows[5] = {"text": "", "label": "positive"}
+    data = write_csv(tmp_path / "bad.csv", rows)
+    settings = {"data.on_bad_row": "skip", "training.steps": 1, "training.precision": "float32"}
+    run = chainrule.train(str(data), model=str(tiny_bert), out=tmp_path / "run", settings=settings)
+    report = chainrule.evaluate(run, str(data), split="test")
+    assert [finding.rows for finding in report.findings if finding.kind == "skipped"] == [(6,)]
+    with pytest.raises(DataError, match="1 row has no text"):
+        chainrule.evaluate(run, str(data), on_bad_row="stop")
+    with pytest.raises(RecipeError, match="expected stop or skip, got 'drop'"):
+        chainrule.evaluate(run, str(data), on_bad_row="drop")  # type: ignore[arg-type]
+
+
+def test_rows_that_are_cut_off_are_told(trained: Run, tmp_path: Path) -> None:
+    rows = [*sentences(40, seed=9), {"text": "good " * 100, "label": "positive"}]
+    found = chainrule.evaluate(trained, str(write_csv(tmp_path / "long.csv", rows))).findings
+    assert [finding.rows for finding in found if finding.kind == "too-long"] == [(41,)]
+
+
+def test_rows_of_the_test_split_are_no_warning(trained: Run, reviews: Path, tmp_path: Path) -> None:
+    seen = load_file(trained.artifact.path / "rows.safetensors")["seen/test"]
+    with reviews.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    known = [row for row, code in zip(rows, hash_texts([[row["text"] for row in rows]]), strict=True) if code in seen]
+    data = write_csv(tmp_path / "again.csv", known + sentences(40, seed=9))
+    report = chainrule.evaluate(trained, str(data))
+    assert report.split == "all"
+    assert known
+    assert not any("test" in finding.message for finding in report.findings)
 
 
 def test_rows_seen_in_training_are_reported(trained: Run, reviews: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,12 +22,14 @@ def evaluate(
     text_b: TextB = None,
     label: Label = None,
     score: Score = None,
+    on_bad_row: Annotated[str | None, typer.Option(help="stop or skip; by default as the model was trained.")] = None,
     as_json: Json = False,
 ) -> None:
     """Score a fine-tuned model and its baselines on the same rows, and say whether it is better."""
     columns = {"text": text, "text_a": text_a, "text_b": text_b, "label": label, "score": score}
     named = {name: column for name, column in columns.items() if column is not None}
-    report = api.evaluate(model, data, split=split, limit=limit, fields=named, display=display())
+    bad: Any = on_bad_row
+    report = api.evaluate(model, data, split=split, limit=limit, fields=named, on_bad_row=bad, display=display())
     if as_json:
         print_json(report.as_dict())
     else:

@@ -55,7 +55,7 @@ def summary(rows: Rows, labels: Sequence[str], task: Task) -> SplitSummary:
     return SplitSummary(rows=len(rows), file=rows.table.file, labels=counts, lengths=lengths)
 
 
-def length_finding(lengths: np.ndarray, max_length: int, split: str, table: Table) -> Finding | None:
+def length_finding(lengths: np.ndarray, max_length: int, split: str | None, table: Table) -> Finding | None:
     """A "too-long" warning if rows are longer than the model will read.
 
     Args:

@@ -12,6 +12,7 @@ from chainrule.core.artifact import Artifact
 from chainrule.core.recipe import Data
 from chainrule.core.report import EvaluationReport
 from chainrule.core.task import Predictions
+from chainrule.data.check import length_finding
 from chainrule.data.load import Labelled, load_labelled
 from chainrule.data.split import Cut
 from chainrule.errors import DataError
@@ -44,6 +45,9 @@ def evaluate_artifact(
     if targets is None:
         raise DataError("The rows to evaluate on have no labels.")
     encoded = predictor.encode(inputs, targets)
+    shown = None if rows.name == "all" else rows.name
+    long = length_finding(encoded.full_lengths, artifact.manifest.max_length, shown, part.table)
+    findings += [long] if long else []
     with display.bar("evaluating", len(encoded)) as bar:
         predictions = predictor.predict(encoded, bar)
     baselines = _baselines(artifact)
