@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -217,3 +218,23 @@ def test_nothing_heavy_is_loaded_for_help() -> None:
 def test_half_a_pair_is_refused(call: Call, trained: Run, reviews: Path) -> None:
     error = error_of(call, "predict", trained.path, reviews, "--text-a", "x")
     assert "--column text_a=COLUMN" in error["problems"][0]["got"]
+
+
+def test_a_name_too_long_for_a_path_is_wrong_input_everywhere(call: Call, trained: Run, reviews: Path) -> None:
+    name = "a" * 400
+    assert "too long" in error_of(call, "train", "--recipe", name)["problems"][0]["got"].lower()
+    assert error_of(call, "evaluate", name, reviews)["problems"][0]["got"] == "no such folder"
+    assert error_of(call, "show", name)["problems"][0]["got"] == "no such path"
+    assert error_of(call, "predict", trained.path, reviews, "--out", f"{name}.csv")["problems"][0]["got"]
+    assert error_of(call, "train", reviews, "--model", f"./{name}")["problems"][0]["got"] == "no such folder"
+
+
+def test_broken_weights_and_a_newer_format_are_told(call: Call, trained: Run, tmp_path: Path) -> None:
+    shutil.copytree(trained.artifact.path, tmp_path / "model")
+    with (tmp_path / "model" / "model.safetensors").open("r+b") as file:
+        file.truncate(1000)
+    problem = error_of(call, "predict", tmp_path / "model", "--text", "good")["problems"][0]
+    assert problem["expected"] == "a Hugging Face model folder with safetensors weights"
+    manifest = tmp_path / "model" / "chainrule.json"
+    manifest.write_text(manifest.read_text(encoding="utf-8").replace('"format_version": 1', '"format_version": 2'))
+    assert error_of(call, "show", tmp_path / "model")["problems"][0]["got"] == "format 2"

@@ -90,3 +90,11 @@ def test_json_refuses_what_json_does_not_know(tmp_path: Path) -> None:
     write_json(tmp_path / "x.json", {"名": 1})
     assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == {"名": 1}
     assert len(sha256(tmp_path / "x.json")) == 64
+
+
+def test_a_name_too_long_is_an_output_error(tmp_path: Path) -> None:
+    path = tmp_path / ("a" * 400)
+    with pytest.raises(OutputError, match="expected a shorter path"), atomic_folder(path):
+        pass
+    with pytest.raises(OutputError, match="expected a shorter path"), atomic_path(path):
+        pass

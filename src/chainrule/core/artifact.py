@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,13 +54,16 @@ class Artifact:
         Raises:
             ModelError: there is no artifact at `path`, or its manifest is damaged or too new.
         """
-        if not (path / MANIFEST).is_file() and (path / "artifact" / MANIFEST).is_file():
+        if not os.path.isfile(path / MANIFEST) and os.path.isfile(path / "artifact" / MANIFEST):  # noqa: PTH113
             path = path / "artifact"
         file = path / MANIFEST
-        if not file.is_file():
+        if not os.path.isfile(file):  # noqa: PTH113  (unlike Path.is_file it takes a name too long for no file)
             raise _not_an_artifact(path)
         try:
-            manifest = Manifest.model_validate(json.loads(file.read_text(encoding="utf-8")))
+            values = json.loads(file.read_text(encoding="utf-8"))
+            if isinstance(values, dict) and values.get("format_version") != FORMAT_VERSION:
+                raise ValueError(f"format {values.get('format_version')!r}")
+            manifest = Manifest.model_validate(values)
         except (ValidationError, ValueError) as error:
             problem = Problem(
                 where=Where(file=str(file)),
@@ -111,7 +115,7 @@ class Run:
 
 def _not_an_artifact(path: Path) -> ModelError:
     todo = "Give the folder that `chainrule train --out` wrote."
-    if not path.exists():
+    if not os.path.exists(path):  # noqa: PTH110
         got = "no such folder"
     elif (path / "recipe.yaml").is_file():
         got = "a run that has not finished: it has no artifact"

@@ -301,6 +301,8 @@ def _read_yaml(path: Path) -> Any:
         raise _unreadable(path, "a recipe file", "no such file") from None
     except IsADirectoryError:
         raise _unreadable(path, "a recipe file", "a folder") from None
+    except OSError as error:  # no permission, a name too long
+        raise _unreadable(path, "a recipe file", error.strerror or str(error)) from None
     except UnicodeDecodeError as error:
         raise _unreadable(path, "UTF-8 text", f"undecodable bytes at {error.start}") from None
     except (yaml.YAMLError, RecursionError) as error:

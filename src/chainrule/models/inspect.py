@@ -27,8 +27,8 @@ class Anatomy:
 def anatomy(model: Any) -> Anatomy:
     """Find the parts of a transformers model.
 
-    The layers are the longest list of modules in the base model. Of the rest, what lies outside the base model or
-    is registered after the layers is head; the other parameters are embeddings.
+    The layers are the list of modules in the base model that holds the most parameters. Of the rest, what lies outside
+    the base model or is registered after the layers is head; the other parameters are embeddings.
     """
     prefix = f"{model.base_model_prefix}." if hasattr(model, model.base_model_prefix) else ""
     stack, blocks = _layer_stack(model.base_model)

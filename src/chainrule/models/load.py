@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -32,12 +34,13 @@ def locate(name: str) -> str:
     if folder is not None:
         return str(folder)
     path = Path(name).expanduser()
-    if path.is_dir():
+    if _is_folder(path):
         if not (path / "config.json").is_file():
             raise _unusable(name, "a folder with config.json", "a folder without", "Give a Hugging Face model folder.")
         return str(path)
-    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        got = "a file" if path.exists() else "no such folder"
+    is_there = os.path.exists(path)  # noqa: PTH110
+    if is_there or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        got = "a file" if is_there else "no such folder"
         raise _unusable(name, "a model folder, a catalog name or a hub name", got, "See `chainrule show catalog`.")
     return name
 
@@ -110,7 +113,7 @@ def _load(factory: Any, name: str, place: str, **options: Any) -> Any:
     transformers_logging.disable_progress_bar()
     try:
         return factory.from_pretrained(place, dtype=torch.float32, use_safetensors=True, **_reach(place), **options)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise _load_error(name, place, error) from error
     finally:
         transformers_logging.set_verbosity(level)
@@ -135,13 +138,17 @@ def _set_first(config: Any, names: Sequence[str], value: float | None) -> None:
         setattr(config, name, value)
 
 
+def _is_folder(place: str | Path) -> bool:
+    return os.path.isdir(place)  # noqa: PTH112  (unlike Path.is_dir it takes a name too long for no folder)
+
+
 def _reach(place: str) -> dict[str, bool]:
     """For a hub name when the hub cannot be reached: only what was loaded before, without minutes of retries."""
-    return {"local_files_only": True} if not Path(place).is_dir() and unreachable() else {}
+    return {"local_files_only": True} if not _is_folder(place) and unreachable() else {}
 
 
 def _load_error(name: str, place: str, error: Exception) -> ChainruleError:
-    if not Path(place).is_dir():
+    if not _is_folder(place):
         return hub_error(name, error, tuple(MODELS))
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return _unusable(name, "a Hugging Face model folder with safetensors weights", reason, "Check the folder's files.")

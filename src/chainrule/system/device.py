@@ -65,8 +65,9 @@ def physical_cores() -> int:
 
 
 def use_threads(threads: int | None) -> int:
-    """Let torch use `threads` threads, else what OMP_NUM_THREADS says, else one a core."""
-    chosen = threads or int(os.environ.get("OMP_NUM_THREADS") or 0) or physical_cores()
+    """Let torch use `threads` threads, else what OMP_NUM_THREADS says (its first number), else one a core."""
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    chosen = threads or (int(first) if first.isdecimal() else 0) or physical_cores()
     torch.set_num_threads(chosen)
     return chosen
 

@@ -67,7 +67,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 def refuse_existing(path: Path) -> None:
     """Raise OutputError if something is already at `path`; nothing is ever overwritten."""
-    if path.exists() or path.is_symlink():
+    if os.path.lexists(path):
         problem = Problem(
             where=Where(file=str(path)),
             expected="a path that does not exist yet",
@@ -99,6 +99,9 @@ def output_errors(path: Path) -> Iterator[None]:
         )
         raise OutputError(f"Cannot write {path}.", [problem]) from error
     except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            problem = Problem("a shorter path", str(error.strerror).lower(), "Choose another --out.", Where(str(path)))
+            raise OutputError(f"Cannot write {path}.", [problem]) from error
         if not _is_no_room(error):
             raise
         problem = Problem(

@@ -13,8 +13,7 @@ SAMPLE_SECONDS = 0.1
 class PeakMemory:
     """Samples the resident memory of the process tree while it is open.
 
-    `peak_mb` is the largest sum seen (MiB), and at least what the kernel recorded as this process's own peak
-    since the meter was opened, so that a short spike between two samples is not lost.
+    `peak_mb` is the largest sum seen (MiB); a spike between two samples, SAMPLE_SECONDS apart, may be missed.
     """
 
     def __init__(self) -> None:
