@@ -78,4 +78,4 @@ def _print(run: Run) -> None:
     print_line(f"verdict on validation: {summary['verdict']}")
     print_line(f"model: {summary['artifact']}")
     print_line(f"report: {run.path / 'report.html'}")
-    print_line(f"next: chainrule evaluate {run.path} DATA --split test")
+    print_line(f"next: chainrule evaluate {run.path} --split test")

@@ -223,7 +223,6 @@ def _judge(
     )
     (out / "evaluations").mkdir()
     write_json(out / "evaluations" / "validation.json", report.as_dict())
-    display.say(f"On validation: {verdict.text}")
     return report
 
 
