@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
@@ -11,7 +12,7 @@ from typing import Any, Literal, TypedDict, Unpack
 from chainrule.core.artifact import Artifact, Run
 from chainrule.core.recipe import Data, Recipe, merge, parse_recipe, read_recipe
 from chainrule.core.report import CheckReport, EvaluationReport
-from chainrule.errors import ModelError, Problem, RecipeError, Where
+from chainrule.errors import ModelError, OutputError, Problem, RecipeError, Where
 from chainrule.system.progress import Display, Quiet
 from chainrule.system.telemetry import turn_off_telemetry
 from chainrule.system.threads import wait_passively
@@ -109,6 +110,7 @@ def train(
         UserError: the recipe, the data, the model or the output path is wrong.
         TypeError: there is no such setting.
     """
+    began = time.perf_counter()
     _set_environment()
     unknown = sorted(set(flags) - Flags.__annotations__.keys())
     if unknown:
@@ -119,7 +121,7 @@ def train(
 
     rows = chosen.data.source if source is None else source
     folder = Path(out) if out is not None else _free_folder(chosen)
-    return train_recipe(chosen, rows, folder, display or Quiet())
+    return train_recipe(chosen, rows, folder, display or Quiet(), began)
 
 
 def evaluate(
@@ -156,8 +158,11 @@ def evaluate(
         raise RecipeError(f"There is no way to treat bad rows called {bad!r}.", [problem])
     spec = Data(source=_shown(data), fields=dict(fields or {}), on_bad_row=bad)
     report = evaluate_artifact(artifact, data, spec, split=split, limit=limit, display=display or Quiet())
-    if keep_report(artifact, report) is not None and artifact.run_folder is not None:
-        write_report(artifact.run_folder)
+    try:
+        if keep_report(artifact, report) is not None and artifact.run_folder is not None:
+            write_report(artifact.run_folder)
+    except OutputError as error:  # the work is done; that it cannot be kept is no reason to lose it
+        (display or Quiet()).say(f"warning: the evaluation is not kept in the run folder. {error}")
     return report
 
 
@@ -242,18 +247,21 @@ def make_recipe(source: Any, recipe: Recipe | str | Path | None, settings: Mappi
         RecipeError: unknown keys, values out of range, or nothing that says where the rows are.
     """
     changes = dict(settings)
-    if source is not None:
-        changes["data.source"] = _shown(source)
+    if source is not None:  # rows in memory have no name that a recipe could give again
+        changes["data.source"] = str(source) if isinstance(source, str | Path) else None
     if isinstance(recipe, Recipe):
         chosen = recipe.replace(changes)
     elif recipe is not None:
         chosen = read_recipe(Path(recipe), changes)
     else:
         changes.setdefault("task", "text-classification")
-        if not any(key == "model" or key.startswith("model.name") for key in changes):
-            changes = {"model": "minilm", **changes}
+        if not {"model", "model.name"} & changes.keys():
+            from chainrule.tasks import find_task
+
+            task = changes.get("task.name", changes["task"])
+            changes["model.name"] = find_task(task).default_model if isinstance(task, str) else "minilm"
         chosen = parse_recipe(merge({}, changes))
-    if chosen.data.source is None:
+    if chosen.data.source is None and source is None:
         problem = Problem(
             where=Where(field="data.source"),
             expected="a file, a folder, or a catalog or hub name",

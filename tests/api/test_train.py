@@ -209,7 +209,7 @@ def test_flags_are_settings_by_a_short_name(tiny_bert: Path, tmp_path: Path) -> 
     )  # fmt: skip
     resolved = chainrule.read_recipe(run.path / "resolved.yaml")
     assert (resolved.seed, resolved.strategy.name, resolved.data.fields) == (9, "head", fields)
-    assert resolved.data.source == "DataFrame"
+    assert resolved.data.source is None
 
 
 def test_a_misspelt_setting_is_refused(reviews: Path) -> None:
@@ -258,3 +258,10 @@ def test_a_full_disk_is_one_clear_error(tiny_bert: Path, reviews: Path, tmp_path
         assert not (disk / "run" / "artifact").exists()
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_weights_that_are_no_numbers_after_the_last_step(tiny_bert: Path, reviews: Path, tmp_path: Path) -> None:
+    wild = {"optimizer.learning_rate": 1e30, "schedule.warmup": 0.0, "training.steps": 1}
+    with pytest.raises(DivergedError, match="Training has diverged") as caught:
+        chainrule.train(str(reviews), out=tmp_path / "run", settings=settings(tiny_bert, **wild))
+    assert caught.value.problems[0].got == "a validation loss that is not a number after step 1"

@@ -19,7 +19,7 @@ MAX_RECIPE_BYTES = 1_000_000
 
 
 class Section(BaseModel):
-    """A part of a recipe: frozen, complete, no unknown keys, no silent conversions of non-numbers."""
+    """A part of a recipe: frozen, complete, no unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from chainrule.errors import DataError
 from chainrule.evaluation.baselines import Baselines
 from chainrule.evaluation.compare import judge
 from chainrule.inference.predict import Predictor, load_predictor
-from chainrule.system.files import write_json
+from chainrule.system.files import output_errors, write_json
 from chainrule.system.progress import Display
 
 ROWS = "rows.safetensors"
@@ -77,14 +77,27 @@ def evaluate_artifact(
 
 
 def keep_report(artifact: Artifact, report: EvaluationReport) -> Path | None:
-    """Write the report into the artifact's run folder; a part of the rows is not kept. Returns where."""
+    """Write the report into the artifact's run folder; a part of the rows is not kept.
+
+    Other data than the model was trained on get their own name in front, so that they never replace the run's own
+    test rows.
+
+    Returns:
+        Where it was written, or None.
+
+    Raises:
+        OutputError: the run folder cannot be written.
+    """
     run = artifact.run_folder
     if run is None or report.limit is not None:
         return None
-    folder = run / "evaluations"
-    folder.mkdir(exist_ok=True)
-    path = folder / f"{report.split or 'new-data'}.json"
-    write_json(path, report.as_dict())
+    trained_on = artifact.manifest.recipe.get("data", {}).get("source")
+    same = report.split != "all" and PurePath(report.data).name == PurePath(str(trained_on)).name
+    name = report.split if same else f"{PurePath(report.data).stem or 'data'}-{report.split}"
+    path = run / "evaluations" / f"{name}.json"
+    with output_errors(path):
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, report.as_dict())
     return path
 
 

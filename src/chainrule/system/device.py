@@ -36,6 +36,14 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was told, so that a clock can be read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
 def has_bfloat16(device: torch.device) -> bool:
     """Whether matrix products in bfloat16 run in hardware on this device."""
     if device.type == "cuda":

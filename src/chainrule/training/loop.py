@@ -77,8 +77,8 @@ def training_steps(
     starts = {phase.start_step: phase for phase in phases}
     optimizer: torch.optim.Optimizer | None = None
     trained: list[torch.nn.Parameter] = []
+    began = time.perf_counter()
     for index, rows in enumerate(batches):
-        began = time.perf_counter()
         if index in starts:
             groups = activate(model, starts[index])
             trained = [parameter for group in groups for parameter in group["params"]]
@@ -100,6 +100,7 @@ def training_steps(
         learning_rate = max(group["lr"] for group in optimizer.param_groups)
         seconds = time.perf_counter() - began
         yield Step(index + 1, loss_sum / count, learning_rate, norm, len(rows), tokens, seconds)
+        began = time.perf_counter()
 
 
 def activate(model: Any, phase: Phase) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ import torch
 
 from chainrule.core.task import Objective
 from chainrule.data.batch import Batch, micro_batches
+from chainrule.system.device import synchronize
 from chainrule.system.seed import kept_generators
 from chainrule.training.loop import MakeOptimizer
 
@@ -25,16 +26,16 @@ def faster_precision(model: Any, objective: Objective, batch: Batch) -> tuple[st
         The faster format, and the shortest time of each in seconds: other work on the machine only ever adds time.
     """
     seconds: dict[str, list[float]] = {"float32": [], "bfloat16": []}
-    device = batch.inputs["input_ids"].device.type
+    device = batch.inputs["input_ids"].device
     with kept_generators():
         for repeat in range(REPEATS + 1):
             for precision, times in seconds.items():
-                began = time.perf_counter()
-                with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+                began = _now(device)
+                with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
                     objective.accumulate(model, batch)
                 model.zero_grad(set_to_none=True)
                 if repeat:  # the first one of each warms up
-                    times.append(time.perf_counter() - began)
+                    times.append(_now(device) - began)
     shortest = {precision: min(times) for precision, times in seconds.items()}
     return min(shortest, key=lambda precision: shortest[precision]), shortest
 
@@ -49,9 +50,10 @@ def seconds_per_token(
 ) -> float:
     """Seconds of forward and backward per padded token, over a few of the run's own batches."""
     times, tokens = [], []
+    device = next(model.parameters()).device
     with kept_generators():
         for number, rows in enumerate([batches[0], *batches]):
-            began = time.perf_counter()
+            began = _now(device)
             size = 0
             for part in micro_batches(rows, micro_batch_size):
                 batch = load(part)
@@ -59,7 +61,7 @@ def seconds_per_token(
                 with autocast():
                     objective.accumulate(model, batch)
             if number:
-                times.append(time.perf_counter() - began)
+                times.append(_now(device) - began)
                 tokens.append(size)
             model.zero_grad(set_to_none=True)
     return sum(times) / sum(tokens)
@@ -73,9 +75,10 @@ def optimizer_seconds(groups: list[dict[str, Any]], make_optimizer: MakeOptimize
             parameter.grad = torch.zeros_like(parameter)
     optimizer = make_optimizer(still)
     optimizer.step()
-    began = time.perf_counter()
+    device = still[0]["params"][0].device
+    began = _now(device)
     optimizer.step()
-    seconds = time.perf_counter() - began
+    seconds = _now(device) - began
     optimizer.zero_grad(set_to_none=True)
     return seconds
 
@@ -91,3 +94,9 @@ def steps_that_fit(
             break
         steps += 1
     return max(1, steps)
+
+
+def _now(device: torch.device) -> float:
+    """The clock, after the device has done all it was told."""
+    synchronize(device)
+    return time.perf_counter()

@@ -21,6 +21,7 @@ from chainrule.evaluation.compare import judge
 from chainrule.evaluation.report import model_card, write_report
 from chainrule.inference.predict import forward_of
 from chainrule.models.accelerate import accelerate, restore
+from chainrule.models.inspect import count_parameters
 from chainrule.models.load import load_classifier
 from chainrule.models.save import WEIGHTS, save_model
 from chainrule.strategies import make_strategy
@@ -47,25 +48,26 @@ from chainrule.version import __version__
 ROWS = "rows.safetensors"
 
 
-def train_recipe(recipe: Recipe, source: Any, out: Path, display: Display) -> Run:
+def train_recipe(recipe: Recipe, source: Any, out: Path, display: Display, began: float) -> Run:
     """Carry out a recipe.
 
     Args:
         source: what to read instead of `recipe.data.source`: a path or an object that holds rows; None for neither.
         out: the run folder, which must not exist. It appears, with its recipe inside, once the data has passed
             every check; its artifact appears when it is whole.
+        began: the reading of `time.perf_counter` when the work was asked for.
 
     Raises:
         UserError: the recipe, the data, the model or the output path is wrong.
     """
-    began, asked = time.perf_counter(), recipe
+    asked = recipe
     refuse_existing(out)
     require_trackers(recipe.training.track)
     task, strategy = find_task(recipe.task.name), make_strategy(recipe.strategy)
     device = choose_device(recipe.training.device)
     threads = use_threads(recipe.training.threads)
     with PeakMemory() as memory:
-        display.say(f"Reading {recipe.data.source} …")
+        display.say(f"Reading {recipe.data.source or type(source).__name__} …")
         prepared = prepare(recipe, source, task, ("train", "validation"))
         _tell(prepared.report, prepared.max_length, display)
         recipe = recipe.replace({"model.max_length": prepared.max_length, "training.threads": threads})
@@ -84,11 +86,16 @@ def train_recipe(recipe: Recipe, source: Any, out: Path, display: Display) -> Ru
             manifest = _save_artifact(out, job, resolved, prepared, outcome)
             report = _judge(out, task, prepared, outcome, resolved, display)
             write_text(out / "artifact" / "README.md", model_card(manifest, report))
-            summary = _summary(out, resolved, outcome, task, report)
-            times = {"seconds_total": round(time.perf_counter() - began, 3), "peak_memory_mb": memory.peak_mb}
-            write_json(out / "summary.json", summary | times)
+            summary = _summary(out, resolved, outcome, task, report) | {"parameters": count_parameters(job.model)}
+            _write_summary(out, summary, began, memory)
             write_report(out)
+            _write_summary(out, summary, began, memory)  # with the time of the report
     return Run(out)
+
+
+def _write_summary(out: Path, summary: dict[str, Any], began: float, memory: PeakMemory) -> None:
+    times = {"seconds_total": round(time.perf_counter() - began, 3), "peak_memory_mb": memory.peak_mb}
+    write_json(out / "summary.json", summary | times)
 
 
 def _tell(report: CheckReport, limit: int, display: Display) -> None:

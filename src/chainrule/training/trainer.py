@@ -79,7 +79,7 @@ class _Best:
 def resolve(job: Job, recipe: Recipe, display: Display) -> Recipe:
     """Fill in what the recipe leaves open: learning rate, number format, number of steps.
 
-    What a clock or a probe decides is decided here, once, before step one.
+    What a clock or a probe decides is decided here, once, before step one: minutes become steps.
     """
     changes: dict[str, Any] = {}
     if recipe.optimizer.learning_rate is None:
@@ -96,11 +96,12 @@ def resolve(job: Job, recipe: Recipe, display: Display) -> Recipe:
     )
     precision = _choose_precision(job, recipe, display)
     recipe = recipe.replace({"training.precision": precision, "training.steps": planned})
-    if recipe.training.minutes is not None:
+    minutes = recipe.training.minutes
+    if minutes is not None:
         steps = min(planned, _affordable(job, recipe, groups, precision))
-        recipe = recipe.replace({"training.steps": steps})
+        recipe = recipe.replace({"training.steps": steps, "training.minutes": None})
         if steps < planned:
-            display.say(f"{recipe.training.minutes:g} minutes are enough for {steps} of {planned} planned steps.")
+            display.say(f"{minutes:g} minutes are enough for {steps} of {planned} planned steps.")
     return recipe
 
 
@@ -184,12 +185,7 @@ def _loop_parts(job: Job, recipe: Recipe, total: int) -> tuple[Any, ...]:
 
 def _record_step(step: Step, recipe: Recipe, rows: int, record: Sink, bar: Bar, best: _Best, task: Task) -> None:
     if not (math.isfinite(step.loss) and math.isfinite(step.gradient_norm)):
-        problem = Problem(
-            expected="a finite loss and gradient",
-            got=f"loss {step.loss}, gradient norm {step.gradient_norm} at step {step.step}",
-            todo=f"Lower the learning rate ({recipe.optimizer.learning_rate:g}) or set training.precision=float32.",
-        )
-        raise DivergedError("Training has diverged.", [problem])
+        raise _diverged(recipe, f"loss {step.loss}, gradient norm {step.gradient_norm} at step {step.step}")
     epoch = step.step / steps_per_epoch(recipe, rows)
     record(
         {
@@ -211,6 +207,8 @@ def _record_step(step: Step, recipe: Recipe, rows: int, record: Sink, bar: Bar, 
 def _evaluate(job: Job, recipe: Recipe, step: int, record: Sink, best: _Best) -> None:
     began = time.perf_counter()
     predictions = predict_encoded(_forward(job, recipe), job.validation, job.task.decode)
+    if predictions.losses is None or not np.isfinite(predictions.losses).all():
+        raise _diverged(recipe, f"a validation loss that is not a number after step {step}")
     metrics = job.task.measure(_targets(job.validation), predictions)
     rank = job.task.rank(metrics)
     better = rank > best.rank
@@ -240,6 +238,15 @@ def _choose_precision(job: Job, recipe: Recipe, display: Display) -> str:
     shown = ", ".join(f"{name} {value * 1000:.0f} ms" for name, value in seconds.items())
     display.say(f"Number format: {faster} (a step here takes {shown})")
     return faster
+
+
+def _diverged(recipe: Recipe, got: str) -> DivergedError:
+    problem = Problem(
+        expected="a finite loss and gradient",
+        got=got,
+        todo=f"Lower the learning rate ({recipe.optimizer.learning_rate:g}) or set training.precision=float32.",
+    )
+    return DivergedError("Training has diverged.", [problem])
 
 
 def _restore(model: Any, weights: dict[str, torch.Tensor]) -> None:
