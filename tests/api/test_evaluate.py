@@ -204,3 +204,15 @@ def test_every_kind_of_value_can_be_written_and_read_again(trained: Run, tmp_pat
         rows = list(csv.DictReader(file))
     assert [row["text"] for row in rows] == ["good", "bad\rdull"]
     assert json.loads(rows[0]["tags"]) == ["a", "b"]
+
+
+def test_rows_that_are_too_long_to_be_read_whole_are_named(
+    trained: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from chainrule.system.progress import Terminal
+
+    rows = [{"text": "good"}, {"text": "good film " * 60}, {"text": "bad"}]
+    data = write_csv(tmp_path / "long.csv", rows)
+    chainrule.predict(trained, data, out=tmp_path / "out.csv", display=Terminal())
+    told = " ".join(capsys.readouterr().err.split())
+    assert "warning: 1 of 3 rows have more than 64 tokens and were read up to there (rows 2)." in told

@@ -62,7 +62,7 @@ def predict_texts(predictor: Predictor, inputs: Mapping[str, Sequence[str]]) -> 
         problems = [Problem("at least one text", "none", "Give a text to predict.")]
     if problems:
         raise DataError("The texts cannot be predicted.", problems)
-    return _predicted(predictor, cleaned)
+    return in_words(predictor, predictor.predict(predictor.encode(cleaned)))
 
 
 def predict_file(predictor: Predictor, source: Any, out: Path, fields: Mapping[str, str], display: Display) -> int:
@@ -86,9 +86,17 @@ def predict_file(predictor: Predictor, source: Any, out: Path, fields: Mapping[s
         atomic_path(out) as temporary,
         _opened(temporary, out) as write,
     ):
-        for names, rows in predicted_chunks(predictor, inputs):
+        cut: list[int] = []
+        for names, rows in predicted_chunks(predictor, inputs, cut):
             write(names, rows)
             bar.advance(len(rows))
+    if cut:
+        limit, shown = predictor.artifact.manifest.max_length, ", ".join(map(str, cut[:10]))
+        more = ", …" if len(cut) > 10 else ""
+        display.say(
+            f"warning: {len(cut):,} of {len(inputs):,} rows have more than {limit} tokens and were read up to there "
+            f"(rows {shown}{more})."
+        )
     return len(inputs)
 
 
@@ -118,16 +126,21 @@ def _shown(source: Any) -> str:
     return str(source) if isinstance(source, str | Path) else type(source).__name__
 
 
-def predicted_chunks(predictor: Predictor, inputs: Inputs) -> Iterator[tuple[list[str], list[Row]]]:
-    """Column names and rows with predictions, chunk by chunk, in the order of the input."""
+def predicted_chunks(
+    predictor: Predictor, inputs: Inputs, cut: list[int] | None = None
+) -> Iterator[tuple[list[str], list[Row]]]:
+    """Column names and rows with predictions, chunk by chunk, in the order of the input.
+
+    Args:
+        cut: takes the numbers of the rows (1-based) that were longer than the model reads.
+    """
     for table, texts in inputs:
-        predicted = _predicted(predictor, texts)
+        encoded = predictor.encode(texts)
+        if cut is not None:
+            cut += table.rows[encoded.full_lengths > encoded.lengths].tolist()
+        predicted = in_words(predictor, predictor.predict(encoded))
         rows = [before | after for before, after in zip(table.columns.to_pylist(), predicted, strict=True)]
         yield [*table.names, *predicted[0]], rows
-
-
-def _predicted(predictor: Predictor, inputs: Mapping[str, Sequence[str]]) -> list[Row]:
-    return in_words(predictor, predictor.predict(predictor.encode(inputs)))
 
 
 def in_words(predictor: Predictor, predictions: Predictions) -> list[Row]:
