@@ -16,6 +16,7 @@ from chainrule.errors import ModelError, Problem, Where
 
 FORMAT_VERSION = 1
 MANIFEST = "chainrule.json"
+ROWS = "rows.safetensors"  # hashes of the rows it was made with, and the recorded cut
 
 
 class Manifest(BaseModel):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from chainrule.core.artifact import Artifact
+from chainrule.core.artifact import ROWS, Artifact
 from chainrule.core.recipe import Data
 from chainrule.core.report import EvaluationReport
 from chainrule.core.task import Predictions
@@ -21,8 +21,6 @@ from chainrule.evaluation.compare import judge
 from chainrule.inference.predict import Predictor, load_predictor
 from chainrule.system.files import output_errors, write_json
 from chainrule.system.progress import Display
-
-ROWS = "rows.safetensors"
 
 
 def evaluate_artifact(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from chainrule.core.artifact import MANIFEST, Manifest, Run
+from chainrule.core.artifact import MANIFEST, ROWS, Manifest, Run
 from chainrule.core.recipe import Recipe
 from chainrule.core.report import CheckReport, EvaluationReport
 from chainrule.core.task import Task
@@ -44,8 +44,6 @@ from chainrule.tasks.prepare import Prepared, prepare
 from chainrule.training.events import Sink, event_log, require_trackers, trackers
 from chainrule.training.trainer import Job, Outcome, resolve, train
 from chainrule.version import __version__
-
-ROWS = "rows.safetensors"
 
 
 def train_recipe(recipe: Recipe, source: Any, out: Path, display: Display, began: float) -> Run:
