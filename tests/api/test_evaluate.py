@@ -42,7 +42,7 @@ def test_a_new_file_means_all_its_rows(trained: Run, tmp_path: Path) -> None:
     data = write_csv(tmp_path / "new.csv", sentences(90, seed=9))
     report = chainrule.evaluate(trained, str(data))
     assert report.rows == 90
-    assert report.split in (None, "all")
+    assert report.split == "all"
 
 
 def test_a_split_that_is_not_there_lists_those_that_are(trained: Run, tmp_path: Path) -> None:
