@@ -176,7 +176,7 @@ def test_minutes_are_a_ceiling(tiny_bert: Path, reviews: Path, tmp_path: Path) -
 
 
 def test_patience_stops_and_the_best_weights_are_kept(tiny_bert: Path, reviews: Path, tmp_path: Path) -> None:
-    made = settings(tiny_bert, **{"training.epochs": 30, "training.patience": 2})
+    made = settings(tiny_bert, **{"training.epochs": 30, "training.patience": 2, "optimizer.learning_rate": 3e-2})
     run = chainrule.train(str(reviews), out=tmp_path / "run", settings=made)
     evaluations = [event for event in run.events() if event["event"] == "evaluation"]
     assert len(evaluations) < 30

@@ -6,9 +6,14 @@ with dropout torch leaves its fused path anyway (LOG.md, 2026-11-22).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 
-from chainrule.kernels.dropout import dropout as byte_dropout
+from chainrule.kernels import native
+from chainrule.kernels.dropout import draw_key, drop_levels
+from chainrule.kernels.dropout import dropout as drop
 
 
 def attention(
@@ -18,6 +23,7 @@ def attention(
     mask: torch.Tensor | None,
     scaling: float,
     dropout: float,
+    causal: bool = False,
 ) -> torch.Tensor:
     """softmax(query · keyᵀ · scaling + mask) · value, with dropout on the softmax.
 
@@ -30,16 +36,157 @@ def attention(
             added; None where every key may be seen.
         scaling: usually size ** −0.5.
         dropout: probability, 0 for none.
+        causal: query i sees the keys up to i + keys − queries only.
 
     Returns:
         (batch, heads, queries, size).
     """
+    bytes_mask = _byte_mask(mask)
+    if native.usable(query) and (mask is None or bytes_mask is not None):
+        result: torch.Tensor = _Attention.apply(  # type: ignore[no-untyped-call]
+            query, key, value, bytes_mask, _options(query.shape[1], scaling, dropout, causal)
+        )
+        return result
     scores = torch.matmul(query * scaling, key.transpose(-2, -1))
     if mask is not None and mask.dtype == torch.bool:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     elif mask is not None:
         scores = scores + mask
-    weights = torch.softmax(scores, dim=-1)
-    if dropout:
-        weights = byte_dropout(weights, dropout)
+    if causal:
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device)
+        scores = scores.masked_fill(later.triu(1 + key.shape[-2] - query.shape[-2]), torch.finfo(scores.dtype).min)
+    weights = drop(torch.softmax(scores, dim=-1), dropout)
     return torch.matmul(weights.to(value.dtype), value)
+
+
+def _byte_mask(mask: torch.Tensor | None) -> torch.Tensor | None:
+    """(batch or 1, queries or 1, keys) bytes for a boolean mask that is the same for every head, else None."""
+    if mask is None or mask.dtype != torch.bool or mask.ndim != 4:
+        return None
+    if mask.shape[1] > 1 and mask.stride(1) != 0:
+        return None
+    mask = mask[:, 0]
+    if mask.stride(1) == 0:  # expanded over the queries
+        mask = mask[:, :1]
+    return mask.contiguous().view(torch.uint8)
+
+
+def self_attention(
+    projected: torch.Tensor, heads: int, mask: torch.Tensor | None, scaling: float, dropout: float
+) -> torch.Tensor:
+    """`attention` of queries, keys and values that one product has made.
+
+    Args:
+        projected: (batch, length, 3 · heads · size): queries, then keys, then values, each head by head.
+        mask: as in `attention`.
+
+    Returns:
+        (batch, length, heads · size).
+    """
+    batch, length, width = projected.shape
+    bytes_mask = _byte_mask(mask)
+    if native.usable(projected) and (mask is None or bytes_mask is not None):
+        result: torch.Tensor = _SelfAttention.apply(  # type: ignore[no-untyped-call]
+            projected, bytes_mask, _options(heads, scaling, dropout, False)
+        )
+        return result
+    query, key, value = projected.view(batch, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
+    output = attention(query, key, value, mask, scaling, dropout)
+    return output.transpose(1, 2).reshape(batch, length, width // 3)
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What one attention is made with beside its tensors."""
+
+    heads: int
+    scaling: float
+    drop: tuple[int, int, int]
+    causal: bool
+
+
+def _options(heads: int, scaling: float, dropout: float, causal: bool) -> _Options:
+    level = drop_levels(dropout)
+    return _Options(heads, scaling, (level, *(draw_key() if level else (0, 0))), causal)
+
+
+def _forward(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, options: _Options
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tensors of (batch · heads, length, size) to the output and the softmax before dropout."""
+    scores = torch.bmm(query, key.transpose(1, 2))
+    dropped = torch.empty_like(scores) if options.drop[0] else None
+    strides = (0, 0)
+    if mask is not None:
+        rows, width = mask.shape[1], mask.shape[2]
+        strides = (rows * width if mask.shape[0] > 1 else 0, width if rows > 1 else 0)
+    sizes = (len(query) // options.heads, options.heads, query.shape[1], key.shape[1])
+    native.call(
+        "softmax_forward", native.is_half(scores), scores, mask, *strides, scores, dropped, *sizes,
+        options.scaling, options.causal, *options.drop,
+    )  # fmt: skip
+    return torch.bmm(scores if dropped is None else dropped, value), scores
+
+
+def _backward(
+    gradient: torch.Tensor, saved: tuple[torch.Tensor, ...], out: torch.Tensor | None, options: _Options
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients of query, key and value; written to out[0], out[1], out[2] where it is given."""
+    query, key, value, weights = saved
+    inner = torch.bmm(gradient, value.transpose(1, 2))
+    dropped = torch.empty_like(weights) if options.drop[0] else None
+    rows, keys = weights.shape[0] * weights.shape[1], weights.shape[2]
+    half = native.is_half(weights)
+    native.call("softmax_backward", half, weights, inner, dropped, rows, keys, options.scaling, *options.drop)
+    places = (None, None, None) if out is None else out.unbind()
+    dquery = torch.bmm(inner, key, out=places[0])
+    dkey = torch.bmm(inner.transpose(1, 2), query, out=places[1])
+    dvalue = torch.bmm((weights if dropped is None else dropped).transpose(1, 2), gradient, out=places[2])
+    return dquery, dkey, dvalue
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        context: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        options: _Options,
+    ) -> torch.Tensor:
+        shape = query.shape
+        query, key, value = (part.reshape(-1, part.shape[2], part.shape[3]) for part in (query, key, value))
+        output, weights = _forward(query, key, value, mask, options)
+        context.save_for_backward(query, key, value, weights)
+        context.options = options
+        return output.view(shape)
+
+    @staticmethod
+    def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        saved = context.saved_tensors
+        parts = _backward(gradients[0].reshape(saved[0].shape), saved, None, context.options)
+        heads = context.options.heads
+        return *(part.view(-1, heads, *part.shape[1:]) for part in parts), None, None
+
+
+class _SelfAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, projected: torch.Tensor, mask: torch.Tensor | None, options: _Options) -> torch.Tensor:
+        batch, length, width = projected.shape
+        parts = projected.view(batch, length, 3, options.heads, -1).permute(2, 0, 3, 1, 4).contiguous()
+        query, key, value = parts.view(3, batch * options.heads, length, -1).unbind()
+        output, weights = _forward(query, key, value, mask, options)
+        context.save_for_backward(query, key, value, weights)
+        context.options = options
+        return output.view(batch, options.heads, length, -1).transpose(1, 2).reshape(batch, length, width // 3)
+
+    @staticmethod
+    def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        saved, heads = context.saved_tensors, context.options.heads
+        batch, length, width = gradients[0].shape
+        above = gradients[0].view(batch, length, heads, -1).transpose(1, 2).reshape(saved[0].shape)
+        parts = above.new_empty(3, *above.shape)
+        _backward(above, saved, parts, context.options)
+        whole = parts.view(3, batch, heads, length, -1).permute(1, 3, 0, 2, 4)
+        return whole.reshape(batch, length, 3 * width), None, None

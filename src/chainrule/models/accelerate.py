@@ -2,61 +2,110 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.activations import GELUActivation
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from chainrule.kernels import native
 from chainrule.kernels.attention import attention
-from chainrule.kernels.dropout import dropout
+from chainrule.kernels.linear import forget_rounded
+from chainrule.models import forwards
 
 NAME = "chainrule"
-
-
-class Dropout(nn.Module):
-    """Takes the place of nn.Dropout: bytes decide on the CPU, torch's own elsewhere."""
-
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        self.p = p
-
-    def forward(self, values: torch.Tensor) -> torch.Tensor:
-        if not self.training or self.p == 0.0:
-            return values
-        if values.device.type != "cpu":
-            return nn.functional.dropout(values, self.p)
-        return dropout(values, self.p)
 
 
 def accelerate(model: Any, device: torch.device) -> None:
     """Let a transformers model use the CPU kernels. On other devices nothing changes."""
     if device.type != "cpu":
         return
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is nn.Dropout:
-                replacement = Dropout(child.p)
-                replacement.training = child.training
-                setattr(parent, name, replacement)
+    tables = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
+    for module in model.modules():
+        forward = _forward_for(module, tables)
+        if forward is not None:
+            module.forward = forward
     if model.config._attn_implementation == "sdpa":
         AttentionInterface.register(NAME, _attention)
         AttentionMaskInterface.register(NAME, sdpa_mask)
         model.set_attn_implementation(NAME)
 
 
+def keep_half_gradients(model: Any) -> None:
+    """Let the weights whose products are made in bfloat16 keep their gradients so, where the optimizer reads them.
+
+    Nothing is lost, as the product that makes such a gradient rounds it anyway. For steps of one micro-batch only:
+    sums of several are better made in float32.
+    """
+    for module in model.modules():
+        if isinstance(module.__dict__.get("forward"), forwards.Linear) and native.available():
+            weight = module.weight
+            if hasattr(weight, "grad_dtype") and weight.dtype == torch.float32:  # torch 2.10 and later
+                weight.grad_dtype = None
+
+
 def restore(model: Any) -> None:
     """Put torch's own parts back, so that what is saved is a plain model."""
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, Dropout):
-                plain = nn.Dropout(child.p)
-                plain.training = child.training
-                setattr(parent, name, plain)
+    for module in model.modules():
+        module.__dict__.pop("forward", None)
+    for parameter in model.parameters():
+        forget_rounded(parameter)
+        parameter.__dict__.pop("catch_up", None)
     if model.config._attn_implementation == NAME:
         model.set_attn_implementation("sdpa")
+
+
+def _forward_for(module: Any, tables: Counter[int]) -> Any:
+    """The faster forward of a module, told by what it is made of; None for a module that stays as it is."""
+    kind = type(module)
+    forward: Any = None
+    if kind is nn.Linear:
+        forward = forwards.Linear(module)
+    elif kind is nn.Dropout:
+        forward = forwards.Dropout(module)
+    elif kind is nn.Embedding:
+        forward = _embedding(module, tables)
+    elif not native.available():
+        return None
+    elif kind is nn.LayerNorm and module.weight is not None:
+        forward = forwards.Norm(module)
+    elif kind.__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
+        forward = forwards.RootNorm(module)
+    elif kind is GELUActivation and module.act is nn.functional.gelu:
+        forward = forwards.Gelu()
+    elif _consists(module, dense=nn.Linear, LayerNorm=nn.LayerNorm, dropout=nn.Dropout):
+        forward = forwards.Residual(module)
+    elif _consists(module, dense=nn.Linear, intermediate_act_fn=GELUActivation):
+        forward = forwards.Intermediate(module)
+    elif _consists(module, query=nn.Linear, key=nn.Linear, value=nn.Linear, dropout=nn.Dropout):
+        forward = forwards.SelfAttention(module) if _has(module, "num_attention_heads", "scaling") else None
+    elif kind.__name__.endswith("MLP") and isinstance(getattr(module, "act_fn", None), nn.SiLU):
+        names = dict(module.named_children())
+        forward = forwards.Gated(module) if names.keys() == {"gate_proj", "up_proj", "down_proj", "act_fn"} else None
+    return forward
+
+
+def _consists(module: nn.Module, **kinds: type[nn.Module]) -> bool:
+    """Whether the module's children have exactly these names and types."""
+    return {name: type(child) for name, child in module.named_children()} == kinds
+
+
+def _has(module: Any, *names: str) -> bool:
+    """Whether it is an encoder's attention with these attributes, and its three layers have biases."""
+    biased = all(layer.bias is not None for layer in (module.query, module.key, module.value))
+    plain = not getattr(module, "is_decoder", False) and not getattr(module, "is_causal", False)
+    return biased and plain and all(hasattr(module, name) for name in names)
+
+
+def _embedding(layer: nn.Embedding, tables: Counter[int]) -> Any:
+    plain = layer.max_norm is None and not layer.scale_grad_by_freq and not layer.sparse
+    alone = tables[id(layer.weight)] == 1  # a table that is also the output layer gets a dense gradient anyway
+    large = layer.num_embeddings >= forwards.SPARSE_FROM_ENTRIES
+    return forwards.Embedding(layer, sparse=plain and alone and large and native.available())
 
 
 def _attention(
@@ -70,15 +119,19 @@ def _attention(
     """transformers' attention function: ours while training in a number format and length where it is the faster."""
     needs_gradient = torch.is_grad_enabled() and query.requires_grad
     rate = float(options.get("dropout", 0.0))
-    whole = attention_mask is not None or not _is_causal(module, options)
-    same_heads = query.shape[1] == key.shape[1]
-    if not (needs_gradient and whole and same_heads and (rate or query.dtype == torch.bfloat16)):
+    causal = attention_mask is None and query.shape[2] > 1 and _is_causal(module, options)
+    half = forwards.is_half()
+    if not (needs_gradient and (rate or half or query.dtype == torch.bfloat16)):
         plain: tuple[torch.Tensor, torch.Tensor | None] = ALL_ATTENTION_FUNCTIONS["sdpa"](
             module, query, key, value, attention_mask, **options
         )
         return plain
+    query, key, value = forwards.narrow(query), forwards.narrow(key), forwards.narrow(value)
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scaling = options.get("scaling") or query.shape[-1] ** -0.5
-    output = attention(query, key, value, attention_mask, scaling, rate)
+    output = attention(query, key, value, attention_mask, scaling, rate, causal)
     return output.transpose(1, 2).contiguous(), None
 
 

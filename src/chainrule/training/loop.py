@@ -16,10 +16,13 @@ import torch
 
 from chainrule.core.task import Objective
 from chainrule.data.batch import Batch, micro_batches
+from chainrule.kernels.adamw import gradient_norm
+from chainrule.kernels.embedding import coalesce
 from chainrule.models.inspect import frozen_modules
 from chainrule.strategies.base import Phase
+from chainrule.training.optimizers import Optimizer
 
-MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+MakeOptimizer = Callable[[list[dict[str, Any]]], Optimizer]
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def training_steps(
         Step after each optimizer step.
     """
     starts = {phase.start_step: phase for phase in phases}
-    optimizer: torch.optim.Optimizer | None = None
+    optimizer: Optimizer | None = None
     trained: list[torch.nn.Parameter] = []
     began = time.perf_counter()
     for index, rows in enumerate(batches):
@@ -91,7 +94,7 @@ def training_steps(
             with stepping.autocast():
                 part_sum, part_count = objective.accumulate(model, batch)
             loss_sum, count, tokens = loss_sum + float(part_sum), count + part_count, tokens + batch.tokens
-        norm = scale_gradients(trained, count, stepping.max_gradient_norm)
+        norm, optimizer.gradient_scale = mean_and_clip(trained, count, stepping.max_gradient_norm)
         factor = stepping.factor(index)
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
@@ -129,23 +132,21 @@ def activate(model: Any, phase: Phase) -> list[dict[str, Any]]:
     ]
 
 
-def scale_gradients(parameters: Sequence[torch.nn.Parameter], count: int, max_norm: float | None) -> float:
-    """Turn gradients of a summed loss into those of its mean and clip them to `max_norm`, in one pass.
+def mean_and_clip(parameters: Sequence[torch.nn.Parameter], count: int, max_norm: float | None) -> tuple[float, float]:
+    """What turns gradients of a summed loss into those of its mean, clipped to `max_norm`.
 
     Returns:
-        The norm of the mean gradient before clipping.
+        The norm of the mean gradient before clipping, and the factor on every gradient.
     """
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = float(torch.nn.utils.get_total_norm(gradients)) / count
+    for parameter in parameters:
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            parameter.grad = coalesce(parameter.grad)
+    norm = gradient_norm([parameter.grad for parameter in parameters if parameter.grad is not None]) / count
     clip = 1.0 if max_norm is None else min(1.0, max_norm / (norm + 1e-6))
-    for gradient in gradients:
-        gradient.mul_(clip / count)
-    return norm
+    return norm, clip / count
 
 
-def _with_groups(
-    optimizer: torch.optim.Optimizer | None, groups: list[dict[str, Any]], make_optimizer: MakeOptimizer
-) -> torch.optim.Optimizer:
+def _with_groups(optimizer: Optimizer | None, groups: list[dict[str, Any]], make_optimizer: MakeOptimizer) -> Optimizer:
     """The optimizer over the new groups; parameters that go on being trained keep their state."""
     if optimizer is None:
         return make_optimizer(groups)

@@ -18,6 +18,8 @@ from chainrule.data.batch import Batch, collate, epoch_order
 from chainrule.data.encode import Encoded
 from chainrule.errors import DivergedError, Problem
 from chainrule.inference.predict import Forward, predict_encoded
+from chainrule.kernels.adamw import catch_up
+from chainrule.models.accelerate import keep_half_gradients
 from chainrule.models.heads import settle
 from chainrule.models.inspect import count_parameters
 from chainrule.strategies.base import Phase, Strategy
@@ -116,6 +118,8 @@ def train(job: Job, recipe: Recipe, record: Sink, display: Display) -> Outcome:
         DivergedError: the loss or the gradient is not a finite number.
     """
     total = planned_steps(recipe, len(job.train))
+    if recipe.training.accelerate and recipe.training.micro_batch_size == recipe.training.batch_size:
+        keep_half_gradients(job.model)
     best = _Best()
     record({"event": "start", "step": 0, "steps": total, "rows": len(job.train)})
     done, seconds, stopped = 0, 0.0, "all steps done"
@@ -214,7 +218,7 @@ def _evaluate(job: Job, recipe: Recipe, step: int, record: Sink, best: _Best) ->
     better = rank > best.rank
     if better:
         best.step, best.rank, best.metrics, best.predictions = step, rank, metrics, predictions
-        best.weights = {n: p.detach().clone() for n, p in job.model.named_parameters() if p.requires_grad}
+        best.weights = _trained_weights(job.model)
         best.worse_in_a_row = 0
     else:
         best.worse_in_a_row += 1
@@ -247,6 +251,13 @@ def _diverged(recipe: Recipe, got: str) -> DivergedError:
         todo=f"Lower the learning rate ({recipe.optimizer.learning_rate:g}) or set training.precision=float32.",
     )
     return DivergedError("Training has diverged.", [problem])
+
+
+def _trained_weights(model: Any) -> dict[str, torch.Tensor]:
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for parameter in trained.values():
+        catch_up(parameter)
+    return {name: parameter.detach().clone() for name, parameter in trained.items()}
 
 
 def _restore(model: Any, weights: dict[str, torch.Tensor]) -> None:

@@ -1,0 +1,139 @@
+"""AdamW for float32 parameters on a CPU: one pass over memory, clipping and the rounding of weights folded in, late
+updates for unused rows.
+
+Loshchilov and Hutter (2019), Decoupled Weight Decay Regularization, algorithm 2. A table of embeddings gets a sparse
+gradient; of its other rows nothing is read. Dense AdamW would still move those rows, by momentum and by decay: these
+updates are made up for when a row is next read (`catch_up`), one by one, so that the result is that of dense AdamW.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from chainrule.kernels import native
+from chainrule.kernels.embedding import coalesce
+from chainrule.kernels.linear import is_rounded, rounded, set_rounded
+
+
+class NativeAdamW(torch.optim.Optimizer):
+    """AdamW in compiled code; the same numbers as torch.optim.AdamW up to rounding.
+
+    `gradient_scale` multiplies every gradient in the next step.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], betas: tuple[float, float], eps: float) -> None:
+        super().__init__(groups, {"lr": 1e-3, "betas": betas, "eps": eps, "weight_decay": 0.0})
+        self.gradient_scale = 1.0
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One update of every parameter that has a gradient."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if parameter.grad.is_sparse:
+                    self._update_rows(parameter, state, group)
+                else:
+                    self._update(parameter, state, group)
+        self.gradient_scale = 1.0
+
+    def _update(self, parameter: torch.Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+        if not state:
+            state |= {"step": 0, "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+        gradient = parameter.grad
+        if gradient is None:
+            raise ValueError("a dense update needs a gradient")
+        numbers = _numbers(group, state["step"])
+        compute = rounded(parameter) if is_rounded(parameter) else None
+        native.call(
+            "adam", native.is_half(gradient), parameter, state["exp_avg"], state["exp_avg_sq"],
+            gradient.contiguous(), compute, parameter.numel(), *numbers, self.gradient_scale,
+        )  # fmt: skip
+        state["step"] += 1
+        torch.autograd.graph.increment_version(parameter)
+        if compute is not None:
+            set_rounded(parameter, compute)
+
+    def _update_rows(self, parameter: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
+        if not state:
+            state |= {"step": 0, "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+            state["history"] = RowHistory(parameter, state, group)
+            parameter.catch_up = state["history"].catch_up
+        history: RowHistory = state["history"]
+        gradient = coalesce(parameter.grad)
+        used = gradient.indices()[0].contiguous()
+        history.catch_up(used)
+        numbers = _numbers(group, state["step"])
+        state["step"] += 1
+        native.call(
+            "adam_rows", parameter, state["exp_avg"], state["exp_avg_sq"], history.last,
+            gradient.values(), used, len(used), parameter.shape[1], state["step"], *numbers, self.gradient_scale,
+        )  # fmt: skip
+        history.rates.append(numbers[0])
+        torch.autograd.graph.increment_version(parameter)
+
+
+class RowHistory:
+    """When each row of one table was last updated, and the learning rates since.
+
+    Attributes:
+        last: (entries,) int32, the number of updates a row has had; −n − 1 for n updates of a row that has never had
+            a gradient.
+    """
+
+    def __init__(self, parameter: torch.Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+        self.parameter, self.state, self.group = parameter, state, group
+        self.last = torch.full((parameter.shape[0],), -1, dtype=torch.int32)
+        self.rates: list[float] = []
+
+    @torch.no_grad()
+    def catch_up(self, rows: torch.Tensor | None = None) -> None:
+        """Make up for the updates that rows have missed.
+
+        Args:
+            rows: distinct row numbers (n,) int64; None for every row.
+        """
+        steps = len(self.rates)
+        if not steps:
+            return
+        first, second = self.group["betas"]
+        powers = torch.arange(1, steps + 1, dtype=torch.float64)
+        native.call(
+            "adam_late", self.parameter, self.state["exp_avg"], self.state["exp_avg_sq"], self.last,
+            None if rows is None else rows.contiguous(), len(self.last) if rows is None else len(rows),
+            self.parameter.shape[1], steps, torch.tensor(self.rates), (1 - first**powers).float(),
+            (1 - second**powers).float(), first, second, self.group["eps"], self.group["weight_decay"],
+        )  # fmt: skip
+
+
+def catch_up(parameter: torch.Tensor, ids: torch.Tensor | None = None) -> None:
+    """Bring rows of a parameter up to date before they are read; nothing to do where none are ever late.
+
+    Args:
+        ids: row numbers of any shape, repeats allowed; None for every row.
+    """
+    late = getattr(parameter, "catch_up", None)
+    if late is not None:
+        late(None if ids is None else torch.unique(ids))
+
+
+def gradient_norm(gradients: list[torch.Tensor]) -> float:
+    """The Euclidean norm of all gradients together."""
+    dense = [gradient.values() if gradient.is_sparse else gradient for gradient in gradients]
+    if not all(native.usable(gradient) for gradient in dense):
+        return float(torch.nn.utils.get_total_norm(dense))
+    total = sum(native.call("squares", native.is_half(part), part.contiguous(), part.numel()) for part in dense)
+    return math.sqrt(total)
+
+
+def _numbers(group: dict[str, Any], step: int) -> tuple[float, ...]:
+    """Learning rate, both betas, epsilon, decay, and both bias corrections of the 0-based step."""
+    first, second = group["betas"]
+    rate, decay = group["lr"], group["weight_decay"]
+    return rate, first, second, group["eps"], decay, 1 - first ** (step + 1), 1 - second ** (step + 1)

@@ -1,0 +1,144 @@
+"""A linear layer in bfloat16 whose weights stay float32: cast once per update instead of once per use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from chainrule.kernels import native
+
+
+def rounded(weight: Any) -> torch.Tensor:
+    """`weight` in bfloat16: a copy kept with the parameter, cast again only when the parameter has changed."""
+    copy: torch.Tensor | None = getattr(weight, "rounded", None)
+    if copy is None or weight.rounded_version != weight._version:
+        with torch.inference_mode(False), torch.no_grad():
+            copy = torch.empty_like(weight, dtype=torch.bfloat16) if copy is None else copy
+            copy.copy_(weight)
+        set_rounded(weight, copy)
+    return copy
+
+
+def set_rounded(weight: Any, copy: torch.Tensor) -> None:
+    """Say that `copy` holds the present values of `weight` in bfloat16."""
+    weight.rounded, weight.rounded_version = copy, weight._version
+
+
+def is_rounded(weight: torch.Tensor) -> bool:
+    """Whether a copy in bfloat16 is kept with this parameter."""
+    return hasattr(weight, "rounded")
+
+
+def forget_rounded(weight: Any) -> None:
+    """Drop the copy."""
+    weight.__dict__.pop("rounded", None)
+    weight.__dict__.pop("rounded_version", None)
+    weight.__dict__.pop("stack", None)
+
+
+def half_linear(values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """values · weightᵀ + bias in bfloat16.
+
+    Args:
+        values: (…, inputs) bfloat16.
+        weight: (outputs, inputs) float32; what is read is its copy in bfloat16.
+        bias: (outputs,) float32, or None.
+
+    Returns:
+        (…, outputs) bfloat16.
+    """
+    result: torch.Tensor = _HalfLinear.apply(values, weight, bias, rounded(weight))  # type: ignore[no-untyped-call]
+    return result
+
+
+def half_linears(
+    values: torch.Tensor, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor], compute: torch.Tensor
+) -> torch.Tensor:
+    """Several linear layers of the same input as one product.
+
+    Args:
+        values: (…, inputs) bfloat16.
+        weights: (outputs, inputs) float32 each.
+        biases: (outputs,) float32 each.
+        compute: (sum of outputs, inputs), the weights in bfloat16 one below the other: `stacked(weights)`.
+
+    Returns:
+        (…, sum of outputs) bfloat16.
+    """
+    result: torch.Tensor = _HalfLinears.apply(values, compute, *weights, *biases)  # type: ignore[no-untyped-call]
+    return result
+
+
+def stacked(weights: Sequence[Any]) -> torch.Tensor:
+    """The weights in bfloat16 one below the other, in one piece of memory that their `rounded` copies share."""
+    copies = [rounded(weight) for weight in weights]
+    shared = [getattr(weight, "stack", None) for weight in weights]
+    first = shared[0]
+    if first is not None and all(other is first for other in shared):
+        return first  # type: ignore[no-any-return]
+    with torch.inference_mode(False), torch.no_grad():
+        stack = torch.cat(copies)
+    for weight, part in zip(weights, torch.split(stack, [len(copy) for copy in copies]), strict=True):
+        set_rounded(weight, part)
+        weight.stack = stack
+    return stack
+
+
+class _HalfLinears(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, values: torch.Tensor, compute: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
+        count = len(parameters) // 2
+        context.save_for_backward(values, compute)
+        context.sizes = [len(weight) for weight in parameters[:count]]
+        return functional.linear(values, compute, torch.cat(parameters[count:]).to(compute.dtype))
+
+    @staticmethod
+    def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        values, compute = context.saved_tensors
+        gradient = gradients[0]
+        flat = gradient.reshape(-1, gradient.shape[-1])
+        wanted, count = context.needs_input_grad, len(context.sizes)
+        dvalues = torch.mm(flat, compute).view(*gradient.shape[:-1], -1) if wanted[0] else None
+        dweights: Sequence[torch.Tensor | None] = [None] * count
+        dbiases: Sequence[torch.Tensor | None] = [None] * count
+        if any(wanted[2 : 2 + count]):
+            dweights = torch.split(torch.mm(flat.t(), values.reshape(-1, values.shape[-1])), context.sizes)
+        if any(wanted[2 + count :]):
+            dbiases = torch.split(column_sums(flat), context.sizes)
+        return dvalues, None, *dweights, *dbiases
+
+
+class _HalfLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        context: Any,
+        values: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        compute: torch.Tensor,
+    ) -> torch.Tensor:
+        context.save_for_backward(values if weight.requires_grad else None, compute)
+        return functional.linear(values, compute, None if bias is None else bias.to(compute.dtype))
+
+    @staticmethod
+    def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        values, compute = context.saved_tensors
+        gradient = gradients[0]
+        flat = gradient.reshape(-1, gradient.shape[-1])
+        wanted = context.needs_input_grad
+        dvalues = torch.mm(flat, compute).view(*gradient.shape[:-1], -1) if wanted[0] else None
+        dweight = torch.mm(flat.t(), values.reshape(-1, values.shape[-1])) if wanted[1] else None
+        return dvalues, dweight, column_sums(flat) if wanted[2] else None, None
+
+
+def column_sums(values: torch.Tensor) -> torch.Tensor:
+    """(rows, columns) -> (columns,) float32."""
+    if not native.usable(values):
+        return values.sum(0, dtype=torch.float32)
+    values = values.contiguous()
+    sums = torch.zeros(values.shape[1])
+    native.call("column_sum", native.is_half(values), values, sums, *values.shape)
+    return sums
