@@ -16,6 +16,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -31,12 +32,17 @@ from workloads import WORKLOADS, Workload
 PEERS = ("hf-tuned", "hf-default")
 
 
-def run_one(trainer: str, workload: Workload, seed: int) -> dict[str, Any]:
-    """One training in a fresh process; the last line it prints is its result."""
+def run_one(trainer: str, workload: Workload, seed: int, settings: Sequence[str] = ()) -> dict[str, Any]:
+    """One training in a fresh process; the last line it prints is its result.
+
+    Args:
+        trainer: "hf-" and a configuration of the peer; any other name is ours, with `settings` of its recipe.
+    """
     model = str(model_folder("minilm"))
     common = ["--model", model, "--workload", workload.name, "--seed", str(seed)]
-    if trainer == "chainrule":
-        command = [sys.executable, str(HERE / "ours.py"), *common]
+    if not trainer.startswith("hf-"):
+        more = [word for setting in settings for word in ("--set", setting)]
+        command = [sys.executable, str(HERE / "ours.py"), *common, "--name", trainer, *more]
     else:
         config = trainer.removeprefix("hf-")
         command = [sys.executable, str(HERE / "peers" / "hf_trainer.py"), *common, "--config", config]

@@ -20,7 +20,7 @@ from workloads import WORKLOADS
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="minilm")
+    parser.add_argument("--model", default="minilm", help="a catalog name or a folder")
     parser.add_argument("--workload", required=True, choices=sorted(WORKLOADS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--name", default="chainrule", help="how the result is labelled")

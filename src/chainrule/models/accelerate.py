@@ -18,6 +18,8 @@ from chainrule.kernels.linear import forget_rounded
 from chainrule.models import forwards
 
 NAME = "chainrule"
+# Sequence classifiers whose head reads the first token of the last layer and nothing else.
+FIRST_TOKEN_FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 
 
 def accelerate(model: Any, device: torch.device) -> None:
@@ -29,6 +31,7 @@ def accelerate(model: Any, device: torch.device) -> None:
         forward = _forward_for(module, tables)
         if forward is not None:
             module.forward = forward
+    _shorten_last_layer(model)
     if model.config._attn_implementation == "sdpa":
         AttentionInterface.register(NAME, _attention)
         AttentionMaskInterface.register(NAME, sdpa_mask)
@@ -87,6 +90,16 @@ def _forward_for(module: Any, tables: Counter[int]) -> Any:
         names = dict(module.named_children())
         forward = forwards.Gated(module) if names.keys() == {"gate_proj", "up_proj", "down_proj", "act_fn"} else None
     return forward
+
+
+def _shorten_last_layer(model: Any) -> None:
+    family, kind = model.config.model_type, type(model).__name__
+    if family not in FIRST_TOKEN_FAMILIES or not kind.endswith("ForSequenceClassification"):
+        return
+    last = model.base_model.encoder.layer[-1]
+    attention_part = getattr(last, "attention", None)
+    if isinstance(getattr(attention_part, "self", nn.Module()).__dict__.get("forward"), forwards.SelfAttention):
+        last.forward = forwards.FirstTokenLayer(last)
 
 
 def _consists(module: nn.Module, **kinds: type[nn.Module]) -> bool:

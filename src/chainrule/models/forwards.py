@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from chainrule.kernels.activation import bias_gelu, gated_silu
 from chainrule.kernels.adamw import catch_up
-from chainrule.kernels.attention import self_attention
+from chainrule.kernels.attention import attention, self_attention
 from chainrule.kernels.dropout import dropout
 from chainrule.kernels.embedding import embedding
 from chainrule.kernels.linear import half_linear, half_linears, stacked
@@ -159,3 +159,26 @@ class SelfAttention:
         if not is_half():
             return torch.cat([layer(values) for layer in layers], -1)
         return half_linears(values, weights, [layer.bias for layer in layers], stacked(weights))
+
+
+class FirstTokenLayer:
+    """The last BERT-shaped layer under a head that reads the first token: only that token's output is made."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+
+    def __call__(self, hidden_states: torch.Tensor, attention_mask: Any = None, *rest: Any, **options: Any) -> Any:
+        module, own = self.module, self.module.attention.self
+        cached = options.get("past_key_values") is not None or options.get("output_attentions")
+        if cached or any(part is not None for part in rest):
+            return type(module).forward(module, hidden_states, attention_mask, *rest, **options)
+        values = narrow(hidden_states)
+        first, heads = values[:, :1], own.num_attention_heads
+        rate = own.dropout.p if own.training else 0.0
+        seen = None if attention_mask is None else attention_mask[:, :, :1]
+        query = own.query(first).unflatten(-1, (heads, -1)).transpose(1, 2)
+        both = own.forward.projected(values, ("key", "value")).unflatten(-1, (2, heads, -1))
+        key, value = both.permute(2, 0, 3, 1, 4)
+        context = attention(query, key, value, seen, own.scaling, rate)
+        attended = module.attention.output(context.transpose(1, 2).flatten(2), first)
+        return module.output(module.intermediate(attended), attended)
