@@ -93,7 +93,7 @@ class _HalfLinears(torch.autograd.Function):
         count = len(parameters) // 2
         context.save_for_backward(values, compute)
         context.sizes = [len(weight) for weight in parameters[:count]]
-        return functional.linear(values, compute, torch.cat(parameters[count:]).to(compute.dtype))
+        return _product(values, compute, torch.cat(parameters[count:]))
 
     @staticmethod
     def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -121,7 +121,7 @@ class _HalfLinear(torch.autograd.Function):
         compute: torch.Tensor,
     ) -> torch.Tensor:
         context.save_for_backward(values if weight.requires_grad else None, compute)
-        return functional.linear(values, compute, None if bias is None else bias.to(compute.dtype))
+        return _product(values, compute, bias)
 
     @staticmethod
     def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -132,6 +132,12 @@ class _HalfLinear(torch.autograd.Function):
         dvalues = torch.mm(flat, compute).view(*gradient.shape[:-1], -1) if wanted[0] else None
         dweight = torch.mm(flat.t(), values.reshape(-1, values.shape[-1])) if wanted[1] else None
         return dvalues, dweight, column_sums(flat) if wanted[2] else None, None
+
+
+def _product(values: torch.Tensor, compute: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    flat = values.reshape(-1, values.shape[-1])  # of more than two dimensions torch may make a batch of products
+    rounded_bias = None if bias is None else bias.to(compute.dtype)
+    return functional.linear(flat, compute, rounded_bias).view(*values.shape[:-1], len(compute))
 
 
 def column_sums(values: torch.Tensor) -> torch.Tensor:
