@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from pydantic import Field
 from transformers import GenerationConfig
 
 from chainrule.core.recipe import Section
@@ -29,9 +30,9 @@ class Writing(Section):
         seed: decides what is drawn.
     """
 
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    seed: int = 0
+    max_new_tokens: int = Field(default=256, ge=1)
+    temperature: float = Field(default=0.0, ge=0, le=100)
+    seed: int = Field(default=0, ge=0, lt=2**32)
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,14 @@ class Replies:
 def write_replies(predictor: Predictor, contexts: Sequence[str], writing: Writing) -> Replies:
     """Write a reply to each conversation, in their order.
 
-    The weights are held in the number format of the training from here on, since casting them for every token would take
+    The weights are held in the number format of the training from here on: casting them for every token would take
     most of the time.
 
     Args:
         contexts: turns as JSON, as `data.chat` makes them.
 
     Raises:
-        RecipeError: `max_new_tokens` leaves no room for a prompt, or an option is out of range.
+        RecipeError: `max_new_tokens` leaves no room for a prompt.
     """
     forward, tokenizer = predictor.forward, predictor.tokenizer
     encoded = predictor.task.encode(tokenizer, {MESSAGES: contexts}, None, _room(predictor, writing))
@@ -100,13 +101,8 @@ def _ends(predictor: Predictor) -> list[int]:
 def _room(predictor: Predictor, writing: Writing) -> int:
     """How many tokens a prompt may have so that the reply still fits."""
     positions = getattr(predictor.forward.model.config.get_text_config(), "max_position_embeddings", None) or 2**20
-    if not (1 <= writing.max_new_tokens < positions):
+    if writing.max_new_tokens >= positions:
         where = Where(field="max_new_tokens")
         problem = Problem(f"a number from 1 to {positions - 1}", str(writing.max_new_tokens), "Change it.", where)
         raise RecipeError("The replies cannot have this length.", [problem])
-    if not 0 <= writing.temperature <= 100:
-        problem = Problem(
-            "a temperature from 0 to 100", f"{writing.temperature:g}", "Try 0.7.", Where(field="temperature")
-        )
-        raise RecipeError("There is no such temperature.", [problem])
     return int(positions - writing.max_new_tokens)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +66,19 @@ def add_saved(model: Any, folder: Path) -> Any:
     """
     peft = peft_library("A model with adapters")
     try:
-        return peft.PeftModel.from_pretrained(model, str(folder))
+        with _quiet():
+            return peft.PeftModel.from_pretrained(model, str(folder))
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         todo = "Use the base model that the adapters were trained on."
         problem = Problem("adapters that fit their base model", reason, todo, Where(file=str(folder)))
         raise ModelError("The adapters cannot be loaded.", [problem]) from error
+
+
+def put_on(model: Any, config: Any) -> Any:
+    """A model with fresh adapters, by a PEFT configuration."""
+    with _quiet():
+        return peft_library("A model with adapters").get_peft_model(model, config)
 
 
 def without_adapters(model: Any) -> AbstractContextManager[Any]:
@@ -82,6 +90,14 @@ def without_adapters(model: Any) -> AbstractContextManager[Any]:
 def endings(names: Sequence[str]) -> tuple[str, ...]:
     """The last parts of module names, each once: how PEFT names targets."""
     return tuple(dict.fromkeys(name.rpartition(".")[2] for name in names))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """PEFT asks transformers for something by a name that it is about to lose."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".*is_gradient_checkpointing", category=FutureWarning)
+        yield
 
 
 def _names_of(model: Any, wanted: nn.Module | None) -> Iterator[str]:

@@ -26,8 +26,7 @@ STRATEGIES: dict[str, Entry] = {
     "lora": Entry(
         lora.Options,
         lora.Lora,
-        "trains low-rank adapters on the linear layers, and a classifier's head (options: rank, alpha, dropout, targets, "
-        "merge)",
+        "trains low-rank adapters, and a classifier's head (options: rank, alpha, dropout, targets, merge)",
     ),
 }
 

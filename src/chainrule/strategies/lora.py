@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from chainrule.core.recipe import Optimizer, Section
 from chainrule.errors import Problem, RecipeError, Where
-from chainrule.models.adapters import endings, head_modules, linear_modules, peft_library
+from chainrule.models.adapters import endings, head_modules, linear_modules, peft_library, put_on
 from chainrule.strategies.base import Phase, decayed_groups
 
 _TRAINED = (".lora_A.", ".lora_B.", ".modules_to_save.")
@@ -70,7 +70,7 @@ class Lora:
             bias="none",
             task_type="CAUSAL_LM" if model.get_output_embeddings() is not None else "SEQ_CLS",
         )
-        return peft.get_peft_model(model, config)
+        return put_on(model, config)
 
     def phases(self, model: Any, optimizer: Optimizer, steps: int) -> list[Phase]:
         names = [name for name, _ in model.named_parameters() if any(part in name for part in _TRAINED)]
@@ -104,9 +104,9 @@ def _what_is_saved(merge: bool, is_local: bool, *, asked: bool) -> str:
         return "The adapters will be merged: the artifact is a whole model that plain transformers loads."
     if merge:
         return (
-            "The base model has no name on the hub that others could get it by, so the adapters will be merged into it: "
-            "the artifact is a whole model that plain transformers loads. (--set strategy.options.merge=false saves the "
-            "adapters alone.)"
+            "The base model has no name on the hub by which others could get it, so the adapters will be merged into "
+            "it: the artifact is a whole model that plain transformers loads. "
+            "(--set strategy.options.merge=false saves the adapters alone.)"
         )
     alone = "The artifact will be the adapters alone, which PEFT loads on top of the base model"
     return f"{alone}; whoever uses it needs the same base model." if is_local else f"{alone} from the hub."

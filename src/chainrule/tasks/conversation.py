@@ -1,14 +1,15 @@
 """Conversations as token ids, in the tokenizer's own chat template, with the tokens of the replies marked.
 
 Which part of a rendered conversation is a reply is found for any template by rendering its beginnings: up to a reply
-with the prompt that asks for it, and up to the reply's end. Each must be how the whole begins; what lies between the two
-is what the model has to write, the mark that ends its turn included.
+with the prompt that asks for it, and up to the reply's end. Each must be how the whole begins; what lies between the
+two is what the model has to write, the mark that ends its turn included.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -154,7 +155,7 @@ def marked(tokenizer: Any, encoded: Encoded, row: int) -> str:
     learned = np.zeros(len(ids), bool) if trained is None else trained[span]
     edges = [0, *(np.flatnonzero(np.diff(learned)) + 1).tolist(), len(ids)]
     parts = []
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         text = tokenizer.decode(ids[start:end], skip_special_tokens=False)
         parts.append(f"⟦{text}⟧" if start < len(ids) and learned[start] else text)
     return "".join(parts)

@@ -1,8 +1,8 @@
 """The loss of a causal language model, with logits only where a token is to be predicted, a few positions at a time.
 
-A row of 500 tokens over a vocabulary of 50,000 has 100 MB of logits in float32. Here the trunk gives hidden states, those
-of the positions before a labelled token are picked, and the head turns them into logits in pieces. Each piece's backward
-is done at once, so that one piece of logits is all there ever is; the trunk then has one backward of its own.
+A row of 500 tokens over a vocabulary of 50,000 has 100 MB of logits in float32. Here the trunk gives hidden states,
+those of the positions before a labelled token are picked, and the head turns them into logits in pieces. Each piece's
+backward is done at once, so that one piece of logits is all there ever is; the trunk then has one backward of its own.
 """
 
 from __future__ import annotations
