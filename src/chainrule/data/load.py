@@ -265,7 +265,8 @@ def _same_columns(
         missing = check_columns(table.names, fields, table.file)
         unlabelled = [problem for problem in missing if problem.where.field == target]
         if name == "test" and (
-            (missing and missing == unlabelled) or (not missing and len(table) and not any(table.texts(fields[target])))
+            (missing and missing == unlabelled)
+            or (not missing and target in fields and len(table) and not any(table.texts(fields[target])))
         ):
             message = "test has no labels: it is not used, and nothing can be measured on it."
             notes.append(finding("unlabelled-split", "warning", message, split=name, file=table.file))

@@ -92,7 +92,7 @@ def _pipeline(manifest: Manifest) -> str:
 
 
 def _code(manifest: Manifest) -> str:
-    """Python for the card; a base model's name is the user's text, so it stands there as a Python string on one line."""
+    """Python for the card; a base model's name is the user's text, so it stands there as a Python string."""
     base = json.dumps(_base_name(manifest), ensure_ascii=True)
     return plain_use(manifest.task, manifest.loads_in, '"FOLDER"', base).replace("`", "\\x60")
 

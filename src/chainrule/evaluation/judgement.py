@@ -92,8 +92,8 @@ def baseline_table(record: Record) -> dict[str, Any]:
     """All metrics of the model and of the baselines, a row each.
 
     Returns:
-        {"metrics": [Words], "rows": [{"name", "about", "kind", "judged", "cells": [(value, interval)]}], "about": Words},
-        or empty.
+        {"metrics": [Words], "rows": [{"name", "about", "kind", "judged", "cells": [(value, interval)]}],
+         "about": Words}, or empty.
     """
     evaluation = record.evaluation
     metrics = mapping(evaluation.get("metrics"))

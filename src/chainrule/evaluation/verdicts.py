@@ -13,9 +13,7 @@ _NAMES: dict[str, dict[Language, str]] = {
     "tfidf": {"en": "TF-IDF", "zh": "TF-IDF 基线"},
     "untuned": {"en": "the untuned model", "zh": "未微调的模型"},
 }
-_RAW = frozenset({"rmse", "loss", "perplexity"})  # in the unit of the target; all else is told in points, hundredths
-    {"rmse", "loss", "perplexity"}
-)  # in the target's own unit; everything else is told in points, hundredths
+_RAW = frozenset({"rmse", "loss", "perplexity"})  # in the unit of the target; all else is told in points
 
 
 def baseline_name(baseline: str, language: Language) -> str:
