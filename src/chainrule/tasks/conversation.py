@@ -135,9 +135,10 @@ def encode(tokenizer: Any, inputs: Mapping[str, Sequence[str]], targets: np.ndar
 
 
 def special_tokens(tokenizer: Any) -> np.ndarray:
-    """The ids of all tokens that are no text, such as the end of a turn."""
+    """The ids of all tokens that are no text, such as the end of a turn; one for unknown words stands for text."""
     added = (token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special)
-    return np.array(sorted({*tokenizer.all_special_ids, *added}), dtype=np.int64)
+    special = {*tokenizer.all_special_ids, *added} - {tokenizer.unk_token_id}
+    return np.array(sorted(special), dtype=np.int64)
 
 
 def end_of_turn(tokenizer: Any) -> int | None:
