@@ -121,7 +121,7 @@ def test_bad_rows_are_all_told_with_row_and_reason(tmp_path: Path) -> None:
     cells = [*(row["messages"] for row in many(ROWS["messages"])), *(cell for cell, _, _ in BAD)]
     rows = [{"messages": cell if cell == "no list" else json.dumps(cell)} for cell in cells]
     report = loaded(tmp_path, rows).report
-    told = {problem.where.row: problem for problem in report.problems}
+    told = {problem.where.row or 0: problem for problem in report.problems}
     assert sorted(told) == list(range(31, 31 + len(BAD)))
     for row, (_, _, expected) in enumerate(BAD, start=31):
         assert told[row].expected.startswith(expected)

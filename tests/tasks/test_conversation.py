@@ -104,7 +104,8 @@ def test_rows_longer_than_the_limit() -> None:
     encoded = encode(tokenizer, contexts, replies("good film", "bad"), 9)
     assert encoded.lengths.tolist() == [9, 9]
     assert encoded.full_lengths.tolist()[0] > 9
-    assert encoded.targets is not None and encoded.targets.tolist()[1] == 0, "no token of the reply is left"
+    assert encoded.targets is not None
+    assert encoded.targets.tolist()[1] == 0, "no token of the reply is left"
     prompts = encode(tokenizer, contexts, None, 9)
     assert tokenizer.decode(prompts.ids[prompts.offsets[1] :]).endswith("assistant"), "the end of a prompt is kept"
 

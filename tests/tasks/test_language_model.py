@@ -97,7 +97,8 @@ def test_passes_gradcheck() -> None:
 
         @staticmethod
         def backward(context: Any, *upper: torch.Tensor) -> torch.Tensor:
-            return upper[0] * context.gradient
+            gradient: torch.Tensor = upper[0] * context.gradient
+            return gradient
 
     states = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(Summed.apply, (states,))

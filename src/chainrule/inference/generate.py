@@ -15,8 +15,9 @@ from chainrule.data.batch import by_length, collate
 from chainrule.data.chat import MESSAGES
 from chainrule.errors import Problem, RecipeError, Where
 from chainrule.inference.predict import Predictor
-from chainrule.tasks.conversation import end_of_turn
+from chainrule.tasks.conversation import ends_of
 
+NEW_TOKENS = 256
 BATCH_TOKENS = 16_384  # prompt and reply, padded: what the memory for keys and values grows with
 
 
@@ -24,13 +25,14 @@ class Writing(Section):
     """How replies are written.
 
     Attributes:
-        max_new_tokens: a reply that has not ended by then is cut there.
+        max_new_tokens: a reply that has not ended by then is cut there; None for 256, or half of the model's positions
+            where it has fewer than 512.
         temperature: 0 takes the most likely token each time; above, tokens are drawn from the model's probabilities
             sharpened (below 1) or flattened (above 1) by it.
         seed: decides what is drawn.
     """
 
-    max_new_tokens: int = Field(default=256, ge=1)
+    max_new_tokens: int | None = Field(default=None, ge=1)
     temperature: float = Field(default=0.0, ge=0, le=100)
     seed: int = Field(default=0, ge=0, lt=2**32)
 
@@ -63,11 +65,12 @@ def write_replies(predictor: Predictor, contexts: Sequence[str], writing: Writin
         RecipeError: `max_new_tokens` leaves no room for a prompt.
     """
     forward, tokenizer = predictor.forward, predictor.tokenizer
-    encoded = predictor.task.encode(tokenizer, {MESSAGES: contexts}, None, _room(predictor, writing))
+    longest, room = _lengths(predictor, writing)
+    encoded = predictor.task.encode(tokenizer, {MESSAGES: contexts}, None, room)
     model = forward.model.to(torch.bfloat16 if forward.precision == "bfloat16" else torch.float32).eval()
-    ends = _ends(predictor)
+    ends = ends_of(model, tokenizer)
     config = GenerationConfig(
-        max_new_tokens=writing.max_new_tokens,
+        max_new_tokens=longest,
         do_sample=writing.temperature > 0,
         temperature=writing.temperature or None,
         top_k=0 if writing.temperature else None,
@@ -76,7 +79,7 @@ def write_replies(predictor: Predictor, contexts: Sequence[str], writing: Writin
     )
     texts, finished = [""] * len(contexts), np.zeros(len(contexts), dtype=bool)
     torch.manual_seed(writing.seed)
-    for rows in by_length(encoded.lengths + writing.max_new_tokens, BATCH_TOKENS):
+    for rows in by_length(encoded.lengths + longest, BATCH_TOKENS):
         batch = collate(encoded, rows, pad_id=forward.pad_id, left=True, device=forward.device)
         inputs = {"attention_mask": torch.ones_like(batch.inputs["input_ids"]), **batch.inputs}
         with torch.inference_mode():
@@ -90,19 +93,12 @@ def write_replies(predictor: Predictor, contexts: Sequence[str], writing: Writin
     return Replies(texts, finished, encoded.full_lengths > encoded.lengths)
 
 
-def _ends(predictor: Predictor) -> list[int]:
-    """Every token that ends a reply: the template's, the tokenizer's and the model's own."""
-    own = getattr(predictor.forward.model.generation_config, "eos_token_id", None)
-    found = {end_of_turn(predictor.tokenizer), predictor.tokenizer.eos_token_id}
-    found |= set(own) if isinstance(own, list) else {own}
-    return sorted(int(token) for token in found if token is not None)
-
-
-def _room(predictor: Predictor, writing: Writing) -> int:
-    """How many tokens a prompt may have so that the reply still fits."""
+def _lengths(predictor: Predictor, writing: Writing) -> tuple[int, int]:
+    """The longest reply, and how many tokens a prompt may have so that it still fits."""
     positions = getattr(predictor.forward.model.config.get_text_config(), "max_position_embeddings", None) or 2**20
-    if writing.max_new_tokens >= positions:
+    longest = writing.max_new_tokens or min(NEW_TOKENS, positions // 2)
+    if longest >= positions:
         where = Where(field="max_new_tokens")
-        problem = Problem(f"a number from 1 to {positions - 1}", str(writing.max_new_tokens), "Change it.", where)
+        problem = Problem(f"a number from 1 to {positions - 1}", str(longest), "Change it.", where)
         raise RecipeError("The replies cannot have this length.", [problem])
-    return int(positions - writing.max_new_tokens)
+    return longest, positions - longest

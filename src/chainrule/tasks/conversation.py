@@ -149,6 +149,20 @@ def end_of_turn(tokenizer: Any) -> int | None:
     return last if last in special_tokens(tokenizer) else None
 
 
+def ends_of(model: Any, tokenizer: Any) -> list[int]:
+    """Every token that ends a reply: the template's, the tokenizer's and the model's own."""
+    own = model.generation_config.eos_token_id
+    found = {end_of_turn(tokenizer), tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
+    return sorted(int(token) for token in found if token is not None)
+
+
+def end_replies(model: Any, tokenizer: Any) -> None:
+    """Let the model's own settings name every end of a reply, so that plain transformers stops there, too."""
+    model.generation_config.eos_token_id = ends_of(model, tokenizer)
+    if model.generation_config.pad_token_id is None:
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+
+
 def marked(tokenizer: Any, encoded: Encoded, row: int) -> str:
     """One row as the model reads it, with what is learned between ⟦ and ⟧."""
     span = slice(encoded.offsets[row], encoded.offsets[row + 1])

@@ -41,6 +41,7 @@ from chainrule.system.memory import PeakMemory
 from chainrule.system.progress import Display
 from chainrule.system.seed import seed_everything
 from chainrule.tasks import find_task
+from chainrule.tasks.conversation import end_replies
 from chainrule.tasks.language_model import check_model
 from chainrule.tasks.prepare import Prepared, prepare
 from chainrule.training.events import Sink, event_log, require_trackers, trackers
@@ -114,13 +115,12 @@ def _with_options(recipe: Recipe, strategy: Strategy) -> Recipe:
 def _job(
     recipe: Recipe, task: Task, strategy: Strategy, prepared: Prepared, device: torch.device, display: Display
 ) -> Job:
-    model = _load(recipe, task, prepared)
+    model = strategy.prepare(_load(recipe, task, prepared), display.say)
     targets = prepared.encoded["train"].targets
     if targets is None:
         raise DataError("The training rows have no labels.")
     if task.prepare_head is not None:
         task.prepare_head(model, targets)
-    model = strategy.prepare(model, display.say)
     model.to(device)
     if recipe.training.accelerate:
         accelerate(model, device)
@@ -140,6 +140,7 @@ def _load(recipe: Recipe, task: Task, prepared: Prepared) -> Any:
     if task.head == "language-model":
         model = load_language_model(recipe.model.name, recipe.structure)
         check_model(model)
+        end_replies(model, prepared.tokenizer)
         return model
     return load_classifier(
         recipe.model.name,
