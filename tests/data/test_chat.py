@@ -179,3 +179,18 @@ def test_real_sets(name: str, shared_data: Callable[[str], Path]) -> None:
     assert dataset.report.ok, dataset.report.problems[:3]
     assert dataset.fields == {"messages": "messages"}
     assert {"train", "validation", "test"} == set(dataset.splits)
+
+
+def test_tools_that_are_not_read_are_told(shared_data: Callable[[str], Path]) -> None:
+    report = load(str(shared_data("glaive_toolcall")), Data(), TASK).report
+    told = {found.split: found.count for found in report.findings if found.kind == "unread-tools"}
+    assert set(told) == {"train", "validation", "test"}
+    assert 0 < told["train"] < 210
+
+
+def test_a_missing_column_is_named_by_the_option_of_the_command(tmp_path: Path) -> None:
+    file = tmp_path / "new.csv"
+    file.write_text("q\nSay 1\n", encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        load_inputs(str(file), TASK)
+    assert caught.value.problems[0].todo == "Say which column it is: --column prompt=COLUMN."

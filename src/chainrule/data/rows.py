@@ -18,6 +18,9 @@ from chainrule.data.table import Table
 from chainrule.data.targets import Value, read_targets, target_text
 from chainrule.errors import Problem
 
+TOOLS = "tools"
+_NO_TOOLS = ("", "[]", "null")
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -94,6 +97,14 @@ def _prepare_conversations(
         message = f"{changed} {agree(len(found.cleaned), 'were changed')} by the cleaning that was asked for."
         note = finding("cleaned", "info", message, split=split, file=table.file, rows=found.cleaned)
         findings.insert(0, note)
+    cells = table.texts(TOOLS) if TOOLS in table.names else []
+    tools = [int(table.rows[i]) for i, cell in enumerate(cells) if cell and cell.strip() not in _NO_TOOLS]
+    if tools:
+        message = f"{count_rows(len(tools), split)} {agree(len(tools), 'list')} tools that the model will not see."
+        todo = "The column tools is not read yet: put what the model should know of them into the system's turn."
+        findings.append(
+            finding("unread-tools", "warning", message, todo=todo, split=split, file=table.file, rows=tools)
+        )
     rows = _usable(table, {MESSAGES: found.contexts}, found.replies, found.flaws)
     return _without_duplicates(rows, findings, problems, split, clean)
 
