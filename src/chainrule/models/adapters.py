@@ -33,6 +33,11 @@ def has_adapters(model: Any) -> bool:
     return hasattr(model, "peft_config")
 
 
+def plain_model(model: Any) -> Any:
+    """The transformers model itself, with adapters in its layers where it has some: PEFT's wrapper is left off."""
+    return model.get_base_model() if has_adapters(model) else model
+
+
 def linear_modules(model: Any) -> dict[str, nn.Module]:
     """The linear layers that may get an adapter, by name: those of the pretrained trunk, not of the head."""
     outside = [*head_modules(model), *_names_of(model, model.get_output_embeddings())]

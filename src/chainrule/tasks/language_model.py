@@ -19,6 +19,7 @@ from chainrule.core.recipe import Spec, parse_options
 from chainrule.core.task import Objective, Predictions
 from chainrule.data.batch import IGNORED
 from chainrule.errors import ModelError, Problem, Where
+from chainrule.models.adapters import plain_model
 from chainrule.tasks.objectives import NoOptions, known_loss
 
 CHUNK = 1024
@@ -135,7 +136,7 @@ def chunked_cross_entropy(
 
 def parts_of(model: Any) -> CausalModel:
     """Take a causal language model apart; adapters stay in place."""
-    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    plain = plain_model(model)
     head, config = plain.get_output_embeddings(), plain.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1.0
     divisor = getattr(config, "logits_scaling", None) or 1.0

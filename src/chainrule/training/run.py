@@ -22,6 +22,7 @@ from chainrule.evaluation.compare import judge
 from chainrule.evaluation.report import model_card, write_report
 from chainrule.inference.predict import forward_of
 from chainrule.models.accelerate import accelerate, restore
+from chainrule.models.adapters import plain_model
 from chainrule.models.inspect import count_parameters
 from chainrule.models.load import load_classifier, load_language_model, weights_hash
 from chainrule.models.save import save_model, weights_file
@@ -123,7 +124,7 @@ def _job(
         task.prepare_head(model, targets)
     model.to(device)
     if recipe.training.accelerate:
-        accelerate(model, device)
+        accelerate(plain_model(model), device)
     fast = "bfloat16" if has_bfloat16(device) else "float32"
     return Job(
         model=model,
@@ -163,7 +164,7 @@ def _sink(recipe: Recipe, out: Path) -> Sink:
 
 
 def _save_artifact(out: Path, job: Job, recipe: Recipe, prepared: Prepared, outcome: Outcome) -> Manifest:
-    restore(outcome.model)
+    restore(plain_model(outcome.model))
     base = _base_name(recipe.model.name) or ""
     limit = prepared.max_length if job.task.head == "classifier" else None
     with atomic_folder(out / "artifact") as folder:
