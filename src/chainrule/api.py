@@ -33,6 +33,14 @@ class Flags(TypedDict, total=False):
     seed: int
 
 
+class WritingFlags(TypedDict, total=False):
+    """How `predict` writes replies, for a model that does."""
+
+    max_new_tokens: int
+    temperature: float
+    seed: int
+
+
 _FLAG_KEYS = {
     "task": "task",
     "model": "model.name",
@@ -79,11 +87,11 @@ def check(
     }
     recipe = parse_recipe(merge({}, changes))
     dataset = load(source, recipe.data, known)
-    if model is None and max_length is None:
+    if model is None and max_length is None and (known.prepare_tokenizer is None or not dataset.report.ok):
         return dataset.report
     from chainrule.tasks.prepare import with_tokens
 
-    return with_tokens(dataset, recipe).report
+    return with_tokens(dataset, recipe, known).report
 
 
 def train(
@@ -174,13 +182,16 @@ def predict(
     out: str | Path | None = None,
     fields: Mapping[str, str] | None = None,
     display: Display | None = None,
+    **writing: Unpack[WritingFlags],
 ) -> list[dict[str, Any]] | int:
-    """Label new rows.
+    """Label new rows, or write replies to them.
 
     Args:
-        source: a file; its columns are kept and predicted_label and predicted_score put beside them.
+        source: a file; its columns are kept and predicted_label and predicted_score put beside them, or predicted_text
+            and predicted_finished (whether the reply had ended by `max_new_tokens`).
         text: one text, several, or {"text_a": […], "text_b": […]} instead of a file.
         out: where to write; the file appears whole or not at all.
+        writing: `max_new_tokens` (default 256), `temperature` (default 0: the most likely token each time) and `seed`.
 
     Returns:
         The rows, or their number when they were written to `out`.
@@ -199,13 +210,14 @@ def predict(
         problem = Problem(expected="a file to write the predictions of", got="a text", todo="Leave out `out`.")
         raise RecipeError("Only the predictions of a file are written to a file.", [problem])
     artifact = _artifact(model)
+    how = _writing(artifact, writing)
     predictor = load_predictor(artifact)
     if text is not None:
         texts = [text] if isinstance(text, str) else text
-        return predict_texts(predictor, texts if isinstance(texts, Mapping) else {"text": list(texts)})
+        return predict_texts(predictor, texts if isinstance(texts, Mapping) else {"text": list(texts)}, how)
     if out is not None:
-        return predict_file(predictor, source, Path(out), fields or {}, display or Quiet())
-    chunks = predicted_chunks(predictor, open_rows(predictor, source, fields or {}))
+        return predict_file(predictor, source, Path(out), fields or {}, display or Quiet(), how)
+    chunks = predicted_chunks(predictor, open_rows(predictor, source, fields or {}), writing=how)
     return [row for _, rows in chunks for row in rows]
 
 
@@ -270,6 +282,20 @@ def make_recipe(source: Any, recipe: Recipe | str | Path | None, settings: Mappi
         )
         raise RecipeError("The recipe does not say where the rows are.", [problem])
     return chosen
+
+
+def _writing(artifact: Artifact, options: Mapping[str, Any]) -> Any:
+    """The typed options of `predict` for replies; other tasks have none."""
+    from chainrule.core.recipe import Spec, parse_options
+    from chainrule.inference.generate import Writing
+    from chainrule.tasks import find_task
+
+    given = {name: value for name, value in options.items() if value is not None}
+    task = find_task(artifact.manifest.task)
+    if given and task.target.kind != "reply":
+        problem = Problem("a model that writes replies", task.name, f"Leave out {', '.join(given)}.")
+        raise RecipeError("This model writes no text.", [problem])
+    return parse_options(Writing, Spec(name="text", options=given), "predict")
 
 
 def _set_environment() -> None:

@@ -65,4 +65,12 @@ def _print(report: CheckReport) -> None:
         print_line(f"  - {problem}")
     if len(report.problems) > 20:
         print_line(f"  … and {len(report.problems) - 20} more (all of them with --json)")
+    for name, split in report.splits.items():
+        if "tokens_learned" in split.lengths:
+            learned, read = split.lengths["tokens_learned"], split.lengths["tokens_read"]
+            share = f"{100 * learned / max(read, 1):.1f} %"
+            print_line(f"{name}: {learned:,.0f} of {read:,.0f} tokens ({share}) are learned: those of the replies")
+    if report.example is not None:
+        where = f"row {report.example.row} of {report.example.split}"
+        print_line(f"{where} as the model reads it, what is learned between ⟦ and ⟧:\n{report.example.text}")
     print_line("The data can be used." if report.ok else "The data cannot be used as it is.")

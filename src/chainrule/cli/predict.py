@@ -23,9 +23,14 @@ def predict(
     column: Annotated[
         list[str] | None, typer.Option(metavar="FIELD=COLUMN", help="The column that holds a field, e.g. text=review.")
     ] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="The longest reply, in tokens (default 256).")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="0 (the default) writes what is most likely; above 0 replies are drawn.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Decides what is drawn at a temperature above 0.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Label new rows: the file's columns with predicted_label and predicted_score beside them."""
+    """Label new rows, or write replies to them: the file's columns with the predictions beside them."""
     texts: Any = text or None
     if (text_a is None) != (text_b is None) or (text_a is not None and text):
         raise typer.BadParameter(
@@ -35,7 +40,9 @@ def predict(
     if text_a is not None and text_b is not None:
         texts = {"text_a": [text_a], "text_b": [text_b]}
     fields = dict(_field(pair) for pair in column or [])
-    result = api.predict(model, source, text=texts, out=out, fields=fields, display=display())
+    flags = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+    writing: Any = {name: value for name, value in flags.items() if value is not None}
+    result = api.predict(model, source, text=texts, out=out, fields=fields, display=display(), **writing)
     if isinstance(result, int):
         if as_json:
             print_json({"rows": result, "out": str(out)})
@@ -45,11 +52,20 @@ def predict(
         print_json({"predictions": result})
     elif texts is not None:
         for row in result:
-            print_line("\t".join(str(value) for value in row.values()))
+            _print_answer(row)
     else:
         writer = csv.DictWriter(sys.stdout, list(result[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(result)
+
+
+def _print_answer(row: dict[str, Any]) -> None:
+    if "predicted_text" not in row:
+        print_line("\t".join(str(value) for value in row.values()))
+        return
+    print_line(row["predicted_text"])
+    if not row["predicted_finished"]:
+        display().say("warning: the reply had not ended when the limit of new tokens was reached (--max-new-tokens).")
 
 
 def _field(pair: str) -> tuple[str, str]:

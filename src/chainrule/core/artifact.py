@@ -32,6 +32,7 @@ class Manifest(BaseModel):
     fields: dict[str, str]
     max_length: int
     base_model: str
+    base_sha256: str | None = None
     parent: str | None = None
     recipe: dict[str, Any]
     metrics: dict[str, float]

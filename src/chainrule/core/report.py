@@ -46,6 +46,14 @@ class SplitSummary(Report):
     lengths: dict[str, float] = Field(default_factory=dict)
 
 
+class Rendering(Report):
+    """One row as the model reads it; what is learned of it stands between ⟦ and ⟧."""
+
+    split: str
+    row: int
+    text: str
+
+
 class CheckReport(Report):
     """What `check` found. `problems` are the errors, row by row; `findings` the summary by kind."""
 
@@ -58,6 +66,7 @@ class CheckReport(Report):
     problems: tuple[Problem, ...] = Field(default=(), exclude=True)
     cut: dict[str, Any] | None = None
     max_length: int | None = None
+    example: Rendering | None = None
 
     @property
     def ok(self) -> bool:

@@ -10,7 +10,8 @@ import numpy as np
 
 from chainrule.core.recipe import Spec
 
-FieldKind = Literal["text", "class", "classes", "number"]
+FieldKind = Literal["text", "messages", "class", "classes", "number", "reply"]
+Head = Literal["classifier", "language-model"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class FieldSpec:
 
     Attributes:
         name: the field's name in recipes and flags ("text", "label", …).
-        kind: "text"; "class" (one label); "classes" (several labels, joined by "|" or a JSON list); "number".
+        kind: "text"; "messages" (a conversation); "class" (one label); "classes" (several labels, joined by "|" or a
+            JSON list); "number"; "reply" (a text that is to be written).
         aliases: column names that are taken for this field when none is named, best first.
         required: whether every row must have it.
     """
@@ -31,7 +33,7 @@ class FieldSpec:
 
     @property
     def is_input(self) -> bool:
-        return self.kind == "text"
+        return self.kind in ("text", "messages")
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,10 @@ class Predictions:
     """What a model says of some rows, without logits.
 
     Attributes:
-        values: what is scored: class indexes (n,), a 0/1 matrix (n, labels), or numbers (n,).
+        values: what is scored: class indexes (n,), a 0/1 matrix (n, labels), numbers (n,), or of each reply the number
+            of tokens that were the model's first choice (n,).
         scores: the model's confidence in each value: (n,), or (n, labels) for several labels.
-        losses: the loss of each row, or None where the targets are unknown.
+        losses: the loss of each row (of a reply: the mean over its tokens), or None where the targets are unknown.
     """
 
     values: np.ndarray
@@ -60,10 +63,18 @@ class Objective(Protocol):
         ...
 
 
-class Decode(Protocol):
-    """Logits (n, labels) to predictions; with targets, the loss of each row too."""
+class Encode(Protocol):
+    """Inputs (field -> texts) and targets to token ids, at most `max_length` a row: a `data.encode.Encoded`."""
 
-    def __call__(self, logits: np.ndarray, targets: np.ndarray | None) -> Predictions: ...
+    def __call__(
+        self, tokenizer: Any, inputs: Mapping[str, Sequence[str]], targets: np.ndarray | None, max_length: int
+    ) -> Any: ...
+
+
+class Read(Protocol):
+    """One forward of a batch, and what the model says of its rows; with targets, the loss of each row too."""
+
+    def __call__(self, model: Any, batch: Any, targets: np.ndarray | None) -> Predictions: ...
 
 
 class MakeObjective(Protocol):
@@ -84,6 +95,12 @@ class Detail(Protocol):
     def __call__(self, targets: np.ndarray, predictions: Predictions, labels: Sequence[str]) -> dict[str, Any]: ...
 
 
+class PrepareTokenizer(Protocol):
+    """Give a tokenizer what the task needs and it lacks; what is added is saved with the model."""
+
+    def __call__(self, tokenizer: Any) -> None: ...
+
+
 class PrepareHead(Protocol):
     """Fit the fresh head of a model to the training targets before step one."""
 
@@ -95,10 +112,14 @@ class Task:
     """A task as a table of functions.
 
     Attributes:
-        problem_type: transformers' name for it, written to config.json.
+        problem_type: transformers' name for it, written to config.json; empty where it has none.
+        head: what stands on top of the pretrained trunk.
         measure: every metric at once, used for validation and for the point estimates of `evaluate`.
         best_by_loss: keep the weights with the lowest validation loss instead of the best primary metric. A
             correlation does not see a wrong level or scale, so it cannot choose the weights of a regression.
+        baseline: what the verdict compares with: cheap models fitted on the same rows, or the untuned model itself.
+        micro_batch_tokens: the longest row times the rows of a micro-batch, where the recipe does not say; None for
+            no such limit.
     """
 
     name: str
@@ -109,10 +130,15 @@ class Task:
     problem_type: str
     measure: Measure
     detail: Detail
-    decode: Decode
+    encode: Encode
+    read: Read
     objective: MakeObjective
+    head: Head = "classifier"
+    prepare_tokenizer: PrepareTokenizer | None = None
     prepare_head: PrepareHead | None = None
     best_by_loss: bool = False
+    baseline: Literal["fitted", "untuned"] = "fitted"
+    micro_batch_tokens: int | None = None
 
     @property
     def inputs(self) -> tuple[FieldSpec, ...]:
@@ -124,8 +150,15 @@ class Task:
         return (by_loss, by_metric) if self.best_by_loss else (by_metric, by_loss)
 
     def named(self, columns: Mapping[str, str]) -> dict[str, str]:
-        """Columns by field; "label" names the target of every task, whatever its own name."""
-        return {self.target.name if name == "label" else name: column for name, column in columns.items()}
+        """Columns by field; "label" and "text" name the target and the first input where no field is called so."""
+        general = {"text": self.inputs[0].name, "label": self.target.name}
+        own = {field.name for field in self.fields}
+        return {name if name in own else general.get(name, name): column for name, column in columns.items()}
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether the target is one or several names out of a fixed set."""
+        return self.target.kind in ("class", "classes")
 
     @property
     def target(self) -> FieldSpec:

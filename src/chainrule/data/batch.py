@@ -12,6 +12,7 @@ from chainrule.data.encode import Encoded
 
 # Batches are sorted by length inside windows of this many batches: nearly all padding goes, much of the shuffle stays.
 WINDOW_BATCHES = 50
+IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Batch:
 
     Attributes:
         inputs: input_ids (b, t) int64, and attention_mask and token_type_ids (b, t) where the model needs them.
-        targets: (b,) or (b, labels), or None.
+        targets: (b,) or (b, labels); or (b, t) token ids with IGNORED where nothing is to be predicted; or None.
         rows: (b,) int64 positions in the Encoded they came from.
         tokens: real tokens, without padding.
     """
@@ -82,10 +83,23 @@ def collate(encoded: Encoded, rows: np.ndarray, *, pad_id: int, left: bool, devi
         inputs["attention_mask"] = torch.from_numpy(mask).to(device)
     if types is not None:
         inputs["token_type_ids"] = torch.from_numpy(types).to(device)
+    if encoded.trained is not None:
+        return Batch(inputs, _token_targets(encoded, rows, ids, left).to(device), rows, int(lengths.sum()))
     targets = None if encoded.targets is None else torch.from_numpy(np.ascontiguousarray(encoded.targets[rows]))
     if targets is not None:
         targets = targets.to(device, torch.float32 if targets.is_floating_point() else torch.int64)
     return Batch(inputs, targets, rows, int(lengths.sum()))
+
+
+def _token_targets(encoded: Encoded, rows: np.ndarray, ids: np.ndarray, left: bool) -> torch.Tensor:
+    """The ids themselves where a token is to be predicted (b, t), IGNORED elsewhere."""
+    targets = np.full(ids.shape, IGNORED, dtype=np.int64)
+    trained = encoded.trained if encoded.trained is not None else np.ones(len(encoded.ids), bool)
+    for place, row in enumerate(rows):
+        start, end = encoded.offsets[row], encoded.offsets[row + 1]
+        span = slice(ids.shape[1] - (end - start), ids.shape[1]) if left else slice(0, end - start)
+        targets[place, span] = np.where(trained[start:end], ids[place, span], IGNORED)
+    return torch.from_numpy(targets)
 
 
 def by_length(lengths: np.ndarray, tokens: int) -> Iterator[np.ndarray]:

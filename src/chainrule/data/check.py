@@ -9,6 +9,7 @@ import numpy as np
 
 from chainrule.core.report import Finding, SplitSummary
 from chainrule.core.task import Task
+from chainrule.data.chat import MESSAGES, turns_of
 from chainrule.data.flaws import agree, count_rows, finding, shorten
 from chainrule.data.rows import Rows
 from chainrule.data.table import Table
@@ -22,9 +23,11 @@ def check_splits(splits: Mapping[str, Rows], labels: Sequence[str], task: Task) 
     """All findings about usable rows: within each split, and between splits."""
     findings: list[Finding] = []
     problems: list[Problem] = []
-    noun = _noun(splits["train"])
+    noun = noun_of(splits["train"])
     for name, rows in splits.items():
-        findings += [*_duplicates(rows, name, noun), *_conflicts(rows, name, noun, task)]
+        findings += _duplicates(rows, name, noun)
+        if task.target.kind != "reply":  # a prompt may well have several good replies
+            findings += _conflicts(rows, name, noun, task)
         if not len(rows) and name != "train":
             found, problem = _no_rows(rows, name)
             findings.append(found)
@@ -33,26 +36,36 @@ def check_splits(splits: Mapping[str, Rows], labels: Sequence[str], task: Task) 
     one, wrong = _one_class(splits["train"], labels, task)
     findings += one
     problems += wrong
-    if task.target.kind != "number" and not one:
+    if task.has_labels and not one:
         findings += _class_sizes(splits["train"], labels)
     return findings, problems
 
 
 def summary(rows: Rows, labels: Sequence[str], task: Task) -> SplitSummary:
-    """Size and make-up of a split; lengths are in characters (both texts of a pair together)."""
+    """Size and make-up of a split; lengths are in characters (all texts of a row together)."""
     counts: dict[str, int] = {}
-    if task.target.kind != "number" and rows.values:
+    if task.has_labels and rows.values:
         seen = _count(rows.values)
         counts = {label: seen.get(label, 0) for label in labels}
     lengths: dict[str, float] = {}
     if len(rows):
-        characters = np.sum([[len(text) for text in texts] for texts in rows.inputs.values()], axis=0)
+        characters = _characters(rows)
         lengths = {
             "characters_median": float(np.median(characters)),
             "characters_95_percent": float(np.quantile(characters, 0.95)),
             "characters_longest": float(characters.max()),
         }
     return SplitSummary(rows=len(rows), file=rows.table.file, labels=counts, lengths=lengths)
+
+
+def _characters(rows: Rows) -> np.ndarray:
+    if MESSAGES in rows.inputs:
+        contexts = zip(rows.inputs[MESSAGES], rows.values, strict=True)
+        return np.array(
+            [sum(len(turn["content"]) for turn in turns_of(text)) + len(str(end)) for text, end in contexts]
+        )
+    found: np.ndarray = np.sum([[len(text) for text in texts] for texts in rows.inputs.values()], axis=0)
+    return found
 
 
 def length_finding(lengths: np.ndarray, max_length: int, split: str | None, table: Table) -> Finding | None:
@@ -92,7 +105,8 @@ def shared_between(splits: Mapping[str, Rows], noun: str) -> list[Finding]:
             if not count:
                 continue
             same = int(np.isin(mine.row_hashes[shared], theirs.row_hashes).sum())
-            differing = "" if same == count else f" ({count - same:,} of them with another label)"
+            other = "reply" if MESSAGES in mine.inputs else "label"
+            differing = "" if same == count else f" ({count - same:,} of them with another {other})"
             message = (
                 f"{count_rows(count, later)} {agree(count, 'have')} the same {noun} as rows of {earlier}{differing}."
             )
@@ -117,7 +131,10 @@ def share(part: int, whole: int) -> str:
     return "under 0.1 %" if 0 < percent < 0.1 else f"{percent:.1f} %"
 
 
-def _noun(rows: Rows) -> str:
+def noun_of(rows: Rows) -> str:
+    """What the inputs of a row are called."""
+    if MESSAGES in rows.inputs:
+        return "prompt"
     return "text" if len(rows.inputs) == 1 else "pair of texts"
 
 
@@ -179,7 +196,7 @@ def _one_class(train: Rows, labels: Sequence[str], task: Task) -> tuple[list[Fin
     if task.target.kind == "number" and len(set(train.values)) == 1:
         message = f"All {len(train):,} rows of train have the same target, {train.values[0]}."
         kind, expected, got, todo = "one-class", "different targets", f"only {train.values[0]}", "Check the column."
-    elif task.target.kind != "number" and len(labels) < (2 if task.target.kind == "class" else 1):
+    elif task.has_labels and len(labels) < (2 if task.target.kind == "class" else 1):
         only = f"the one label {shorten(labels[0])}" if labels else "no label"
         message = f"All {len(train):,} rows of train have {only}."
         kind, expected, got = "one-class", "at least two different labels" if labels else "labels", f"only {only}"

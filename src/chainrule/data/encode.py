@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,8 @@ class Encoded:
         types: (tokens,) uint8 segment numbers, or None where the tokenizer makes none.
         full_lengths: (n,) int64 tokens each row would have without the limit.
         targets: (n,) or (n, labels), or None.
+        trained: (tokens,) bool, the tokens that are to be predicted, or None where a row has one target as a whole.
+        refused: row position -> why the row could not be encoded; such a row has no tokens.
     """
 
     ids: np.ndarray
@@ -28,6 +30,8 @@ class Encoded:
     types: np.ndarray | None
     full_lengths: np.ndarray
     targets: np.ndarray | None
+    trained: np.ndarray | None = None
+    refused: Mapping[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -36,6 +40,21 @@ class Encoded:
     def lengths(self) -> np.ndarray:
         """(n,) tokens of each row as encoded."""
         return np.diff(self.offsets)
+
+    def take(self, rows: np.ndarray) -> Encoded:
+        """The rows at these positions, in that order; none of them refused."""
+        places = [np.arange(self.offsets[row], self.offsets[row + 1]) for row in rows]
+        chosen = np.concatenate(places) if places else np.zeros(0, np.int64)
+        offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+        np.cumsum(self.lengths[rows], out=offsets[1:])
+        return Encoded(
+            ids=self.ids[chosen],
+            offsets=offsets,
+            types=None if self.types is None else self.types[chosen],
+            full_lengths=self.full_lengths[rows],
+            targets=None if self.targets is None else self.targets[rows],
+            trained=None if self.trained is None else self.trained[chosen],
+        )
 
 
 def encode(

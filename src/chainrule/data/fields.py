@@ -11,7 +11,7 @@ from chainrule.data.flaws import shorten
 from chainrule.errors import DataError, Problem, Where
 
 _PAIR = ("text_a", "text_b")
-_FLAG = re.compile(r"--([a-z-]+) COLUMN")
+_FLAG = re.compile(r"--(?:set data\.fields\.)?([a-z_-]+)[ =]COLUMN")
 
 
 def find_fields(
@@ -43,6 +43,8 @@ def find_fields(
     if problems:
         raise _unfit(problems, with_target)
     found = {spec.name: _find(spec, columns, named, recorded or {}) for spec in task.fields}
+    if task.target.kind == "reply":
+        return _conversation(task, found, named, (columns, file), with_target)
     inputs, problems = _inputs(task, found, named, recorded, (columns, file))
     if with_target and found[task.target.name] is None:
         problems.append(_missing([task.target], columns, file))
@@ -56,6 +58,35 @@ def find_fields(
     if problems:
         raise _unfit(problems, with_target)
     return mapping
+
+
+def _conversation(
+    task: Task,
+    found: Mapping[str, str | None],
+    named: Mapping[str, str],
+    place: tuple[Sequence[str], str | None],
+    with_target: bool,
+) -> dict[str, str]:
+    """A column of whole conversations where there is one, else the prompt, what goes with it, and the reply."""
+    columns, file = place
+    specs = {spec.name: spec for spec in task.fields}
+    whole = next(spec.name for spec in task.fields if spec.kind == "messages")
+    prompt, reply = task.inputs[0].name, task.target.name
+    extra = [spec.name for spec in task.inputs if spec.name not in (whole, prompt)]
+    if found[whole] is not None and (whole in named or not {prompt, reply} & named.keys()):
+        chosen, needed = [whole, *(name for name in extra if name in named)], []
+    else:
+        needed = [prompt, reply] if with_target else [prompt]
+        chosen = [prompt, *extra, *needed[1:]]
+    missing = [specs[name] for name in needed if found[name] is None]
+    if missing:
+        raise _unfit([_missing([spec], columns, file) for spec in missing], with_target)
+    mapping: dict[str, str] = {}
+    for name in sorted(chosen, key=lambda name: (name not in named, name in extra)):
+        column = found[name]
+        if column is not None and column not in mapping.values():
+            mapping[name] = column
+    return {name: mapping[name] for name in chosen if name in mapping}
 
 
 def check_columns(columns: Sequence[str], fields: Mapping[str, str], file: str | None) -> list[Problem]:
@@ -167,8 +198,14 @@ def _by_column(flag: re.Match[str]) -> str:
 
 
 def _naming(names: Sequence[str]) -> str:
-    flags = " ".join(f"--{'label' if name == 'labels' else name.replace('_', '-')} COLUMN" for name in names)
+    flags = " ".join(_flag(name) for name in names)
     return f"Say which column it is: {flags}."
+
+
+def _flag(name: str) -> str:
+    if name not in ("text", *_PAIR, "label", "labels", "score"):
+        return f"--set data.fields.{name}=COLUMN"
+    return f"--{'label' if name == 'labels' else name.replace('_', '-')} COLUMN"
 
 
 def _list(columns: Sequence[str]) -> str:

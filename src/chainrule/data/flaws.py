@@ -42,6 +42,18 @@ KINDS: dict[str, tuple[str, str, str]] = {
     "bad-label": ("error", "have a list of labels that cannot be read", 'Join labels by "|" or write a JSON list.'),
     "unknown-label": ("error", "have a label that train never shows", "Correct the label, or add such rows to train."),
     "not-a-number": ("error", "have a target that is not a number", "Write plain numbers such as 3.5."),
+    "bad-messages": (
+        "error",
+        "have a conversation that cannot be read",
+        'Write a list such as [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}].',
+    ),
+    "no-reply": ("error", "have no reply to learn from", "Add the reply, or remove these rows."),
+    "nothing-to-learn": (
+        "error",
+        "have no token of a reply within the length limit",
+        "Raise --max-length, or shorten or remove these rows.",
+    ),
+    "unanswered-turn": ("warning", "have turns after the last reply, which were left out", ""),
     "blank-line": ("info", "are blank (not counted as rows)", ""),
     "literal-quotes": ("warning", "have unpaired quotes, which were read as plain characters", "Look at these rows."),
     "swallowed-rows": (

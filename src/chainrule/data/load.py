@@ -12,7 +12,7 @@ import numpy as np
 from chainrule.core.recipe import Data
 from chainrule.core.report import CheckReport, Finding
 from chainrule.core.task import Task
-from chainrule.data.check import check_splits, share, summary
+from chainrule.data.check import check_splits, noun_of, share, summary
 from chainrule.data.fields import check_columns, find_fields
 from chainrule.data.flaws import MAX_PROBLEMS, agree, count_rows, finding, summarise
 from chainrule.data.read import SPLITS, Reading, read
@@ -30,7 +30,7 @@ class Split:
     Attributes:
         table: all columns of these rows, and their places in the file.
         inputs: field -> (n,) texts.
-        targets: int64 (n,) of label indexes, float32 (n, labels) of 0 and 1, or float64 (n,).
+        targets: int64 (n,) of label indexes, float32 (n, labels) of 0 and 1, float64 (n,), or (n,) replies as texts.
         hashes: (n,) uint64 of the inputs.
     """
 
@@ -55,7 +55,7 @@ class Dataset:
 
     Attributes:
         splits: "train", "validation" and perhaps "test".
-        labels: sorted label names found in train; for a number the name of its field.
+        labels: sorted label names found in train; for a number the name of its field; for a reply none.
         fields: the task's field -> column.
         cut: how the splits were made, where they were not given.
         fingerprint: split (or "all") -> SHA-256 of its file.
@@ -116,7 +116,7 @@ def load(source: Any, spec: Data, task: Task, *, recorded: Cut | None = None) ->
     splits, cut, wrong = _cut(rows, spec, task, reading.fingerprint, recorded)
     problems += wrong
     findings += [_too_few(wrong)] if wrong else []
-    labels = (task.target.name,) if task.target.kind == "number" else label_names(splits[TRAIN].values)
+    labels = _labels(splits[TRAIN], task)
     for name in splits:
         splits[name], told, wrong = _drop_unknown(splits[name], labels, task, name, spec.on_bad_row)
         findings += told
@@ -220,7 +220,7 @@ def _seen_before(rows: Rows, name: str, known_hashes: Mapping[str, np.ndarray]) 
         if not count or used in (name, "test"):  # nothing was learned from the test rows
             continue
         doing = "was trained on" if used == TRAIN else f"was chosen by ({used})"
-        noun = "text" if len(rows.inputs) == 1 else "pair of texts"
+        noun = noun_of(rows)
         rows_of = f"{count_rows(count, None)} of {len(rows):,} ({share(count, len(rows))})"
         message = f"{rows_of} {agree(count, 'have')} the same {noun} as rows the model {doing}."
         todo = "The score is too good by what it remembers: evaluate on rows it has not seen."
@@ -265,7 +265,8 @@ def _same_columns(
         missing = check_columns(table.names, fields, table.file)
         unlabelled = [problem for problem in missing if problem.where.field == target]
         if name == "test" and (
-            (missing and missing == unlabelled) or (not missing and len(table) and not any(table.texts(fields[target])))
+            (missing and missing == unlabelled)
+            or (not missing and target in fields and len(table) and not any(table.texts(fields[target])))
         ):
             message = "test has no labels: it is not used, and nothing can be measured on it."
             notes.append(finding("unlabelled-split", "warning", message, split=name, file=table.file))
@@ -292,7 +293,7 @@ def _cut(
         parts: dict[str, np.ndarray] | None = recorded.apply(whole.row_hashes)
     else:
         parts = cut_rows(whole.hashes, _strata(whole, task), fractions)
-        if parts is not None and task.target.kind != "number":
+        if parts is not None and task.has_labels:
             parts = keep_labels_in_train(parts, whole.hashes, [names_of(value) for value in whole.values])
     if parts is None:
         problem = Problem(
@@ -316,10 +317,18 @@ def _cut(
 def _strata(rows: Rows, task: Task) -> np.ndarray:
     if task.target.kind == "number":
         return strata_of_numbers(np.array(rows.values, dtype=np.float64))
+    if not task.has_labels:
+        return np.zeros(len(rows), np.int64)
     # By a row's rarest label, so that rare labels are spread first, as Sechidis, Tsoumakas and Vlahavas (2011) do.
     counts = Counter(name for value in rows.values for name in names_of(value))
     order = {name: code for code, name in enumerate(sorted(counts, key=lambda name: (counts[name], name)))}
     return np.array([min((order[name] for name in names_of(value)), default=-1) for value in rows.values], np.int64)
+
+
+def _labels(train: Rows, task: Task) -> tuple[str, ...]:
+    if task.has_labels:
+        return label_names(train.values)
+    return (task.target.name,) if task.target.kind == "number" else ()
 
 
 def _too_few(problems: Sequence[Problem]) -> Finding:
@@ -330,7 +339,7 @@ def _too_few(problems: Sequence[Problem]) -> Finding:
 def _drop_unknown(
     rows: Rows, labels: Sequence[str], task: Task, name: str, on_bad_row: str
 ) -> tuple[Rows, list[Finding], list[Problem]]:
-    if task.target.kind == "number":
+    if not task.has_labels:
         return rows, [], []
     good, flaws = unknown_labels(rows.values, labels, rows.table, task.target.name)
     if not flaws:

@@ -10,12 +10,16 @@ import numpy as np
 from chainrule.core.recipe import Clean
 from chainrule.core.report import Finding
 from chainrule.core.task import Task
+from chainrule.data.chat import MESSAGES, read_conversations
 from chainrule.data.clean import clean_texts, exact_duplicates
-from chainrule.data.flaws import Flaw, summarise
+from chainrule.data.flaws import Flaw, agree, count_rows, finding, summarise
 from chainrule.data.split import hash_texts
 from chainrule.data.table import Table
 from chainrule.data.targets import Value, read_targets, target_text
 from chainrule.errors import Problem
+
+TOOLS = "tools"
+_NO_TOOLS = ("", "[]", "null")
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,8 @@ def prepare(
     Args:
         fields: field -> column; targets are read if the task's target field is in it.
     """
+    if task.target.kind == "reply":
+        return _prepare_conversations(table, fields, split=split, clean=clean, on_bad_row=on_bad_row)
     raw = {spec.name: table.texts(fields[spec.name]) for spec in task.inputs if spec.name in fields}
     cleaned = clean_texts({name: [text or "" for text in texts] for name, texts in raw.items()}, clean, table, split)
     flaws = text_flaws(table, raw, cleaned.inputs)
@@ -77,9 +83,35 @@ def prepare(
         values, found = read_targets(table, target.name, fields[target.name], target.kind)
         flaws += found
     findings, problems = summarise(flaws, split=split, file=table.file, on_bad_row=on_bad_row)
-    bad = {flaw.row for flaw in flaws if flaw.problem is not None}
-    rows = _usable(table, cleaned.inputs, values, bad)
-    findings = [*cleaned.findings, *findings]
+    rows = _usable(table, cleaned.inputs, values, flaws)
+    return _without_duplicates(rows, [*cleaned.findings, *findings], problems, split, clean)
+
+
+def _prepare_conversations(
+    table: Table, fields: Mapping[str, str], *, split: str | None, clean: Clean, on_bad_row: str
+) -> Prepared:
+    found = read_conversations(table, fields, clean, with_reply=True)
+    findings, problems = summarise(found.flaws, split=split, file=table.file, on_bad_row=on_bad_row)
+    if found.cleaned:
+        changed = count_rows(len(found.cleaned), split)
+        message = f"{changed} {agree(len(found.cleaned), 'were changed')} by the cleaning that was asked for."
+        note = finding("cleaned", "info", message, split=split, file=table.file, rows=found.cleaned)
+        findings.insert(0, note)
+    cells = table.texts(TOOLS) if TOOLS in table.names else []
+    tools = [int(table.rows[i]) for i, cell in enumerate(cells) if cell and cell.strip() not in _NO_TOOLS]
+    if tools:
+        message = f"{count_rows(len(tools), split)} {agree(len(tools), 'list')} tools that the model will not see."
+        todo = "The column tools is not read yet: put what the model should know of them into the system's turn."
+        findings.append(
+            finding("unread-tools", "warning", message, todo=todo, split=split, file=table.file, rows=tools)
+        )
+    rows = _usable(table, {MESSAGES: found.contexts}, found.replies, found.flaws)
+    return _without_duplicates(rows, findings, problems, split, clean)
+
+
+def _without_duplicates(
+    rows: Rows, findings: list[Finding], problems: list[Problem], split: str | None, clean: Clean
+) -> Prepared:
     if clean.exact_duplicates:
         keep, note = exact_duplicates(rows.row_hashes, rows.table, split)
         rows = rows.take(np.flatnonzero(keep))
@@ -116,7 +148,8 @@ def _emptiness(text: str | None) -> str:
     return "only white space" if text.isspace() else "nothing that is left after cleaning"
 
 
-def _usable(table: Table, inputs: dict[str, list[str]], values: Sequence[Value | None], bad: set[int]) -> Rows:
+def _usable(table: Table, inputs: dict[str, list[str]], values: Sequence[Value | None], flaws: Sequence[Flaw]) -> Rows:
+    bad = {flaw.row for flaw in flaws if flaw.problem is not None}
     keep = np.array([index for index, row in enumerate(table.rows.tolist()) if row not in bad], dtype=np.int64)
     if bad:
         table = table.take(keep)

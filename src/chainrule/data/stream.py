@@ -13,6 +13,7 @@ import pyarrow as pa
 from chainrule.core.recipe import Clean
 from chainrule.core.report import Finding
 from chainrule.core.task import Task
+from chainrule.data.chat import MESSAGES, read_conversations
 from chainrule.data.clean import clean_texts
 from chainrule.data.fields import find_fields
 from chainrule.data.flaws import MAX_PROBLEMS, Flaw, summarise
@@ -42,6 +43,7 @@ class Inputs:
     findings: tuple[Finding, ...]
     chunk_rows: int
     clean: Clean
+    task: Task
 
     def __len__(self) -> int:
         return self.rows
@@ -49,7 +51,7 @@ class Inputs:
     def __iter__(self) -> Iterator[tuple[Table, dict[str, list[str]]]]:
         for piece, _ in _pieces(self.source, self.chunk_rows):
             table = _with_columns(piece, self.columns)
-            inputs, flaws = _texts(table, self.fields, self.clean)
+            inputs, flaws = _texts(table, self.fields, self.clean, self.task)
             bad = {flaw.row for flaw in flaws if flaw.problem is not None}
             if bad:
                 keep = np.array([i for i, row in enumerate(table.rows.tolist()) if row not in bad], dtype=np.int64)
@@ -113,7 +115,7 @@ def load_inputs(
             mapping = find_fields(table.names, task, named=named or {}, recorded=fields, with_target=False, file=file)
         flaws += found
         if mapping is not None:
-            more = _texts(_with_columns(table, tuple(columns)), mapping, clean)[1]
+            more = _texts(_with_columns(table, tuple(columns)), mapping, clean, task)[1]
             flaws += more
             rows += len(table) - len({flaw.row for flaw in more if flaw.problem is not None})
     findings, problems = summarise(flaws, split=None, file=file, on_bad_row=on_bad_row)
@@ -123,7 +125,7 @@ def load_inputs(
     if problems:
         message = " ".join(found.message for found in findings if found.severity == "error")
         raise DataError(f"The data cannot be predicted: {message or 'it has no rows.'}", problems[:MAX_PROBLEMS])
-    return Inputs(source, rows, tuple(columns), mapping or {}, tuple(findings), chunk_rows, clean)
+    return Inputs(source, rows, tuple(columns), mapping or {}, tuple(findings), chunk_rows, clean, task)
 
 
 def _pieces(source: Any, chunk_rows: int) -> Iterator[tuple[Table, list[Flaw]]]:
@@ -135,7 +137,12 @@ def _pieces(source: Any, chunk_rows: int) -> Iterator[tuple[Table, list[Flaw]]]:
             yield table.take(np.arange(start, min(start + chunk_rows, len(table)))), []
 
 
-def _texts(table: Table, fields: Mapping[str, str], clean: Clean) -> tuple[dict[str, list[str]], list[Flaw]]:
+def _texts(
+    table: Table, fields: Mapping[str, str], clean: Clean, task: Task
+) -> tuple[dict[str, list[str]], list[Flaw]]:
+    if task.target.kind == "reply":
+        found = read_conversations(table, fields, clean, with_reply=False)
+        return {MESSAGES: found.contexts}, found.flaws
     raw = {name: table.texts(column) for name, column in fields.items()}
     inputs = {name: [text or "" for text in texts] for name, texts in raw.items()}
     inputs = clean_texts(inputs, clean, table, None).inputs

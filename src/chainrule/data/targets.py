@@ -58,10 +58,13 @@ def encode_targets(values: Sequence[Value], kind: FieldKind, labels: Sequence[st
     """Values as the array the task works with.
 
     Returns:
-        class: int64 (n,) of indexes into `labels`; classes: float32 (n, labels) of 0 and 1; number: float64 (n,).
+        class: int64 (n,) of indexes into `labels`; classes: float32 (n, labels) of 0 and 1; number: float64 (n,);
+        reply: (n,) of texts.
     """
     if kind == "number":
         return np.array(values, dtype=np.float64)
+    if kind == "reply":
+        return np.array([str(value) for value in values], dtype=object)
     index = {name: position for position, name in enumerate(labels)}
     if kind == "class":
         return np.array([index[str(value)] for value in values], dtype=np.int64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -10,17 +11,18 @@ from safetensors.numpy import load_file
 
 from chainrule.core.artifact import ROWS, Artifact
 from chainrule.core.recipe import Data
-from chainrule.core.report import EvaluationReport
+from chainrule.core.report import EvaluationReport, Finding
 from chainrule.core.task import Predictions
-from chainrule.data.check import length_finding
+from chainrule.data.flaws import finding
 from chainrule.data.load import Labelled, load_labelled
 from chainrule.data.split import Cut
-from chainrule.errors import DataError
-from chainrule.evaluation.baselines import Baselines
+from chainrule.errors import DataError, ModelError
+from chainrule.evaluation.baselines import UNTUNED, Baselines
 from chainrule.evaluation.compare import judge
-from chainrule.inference.predict import Predictor, load_predictor
+from chainrule.inference.predict import Predictor, load_predictor, predict_encoded, untuned
 from chainrule.system.files import output_errors, write_json
 from chainrule.system.progress import Display
+from chainrule.tasks.prepare import EncodedSplit, encode_split, require_usable
 
 
 def evaluate_artifact(
@@ -39,24 +41,20 @@ def evaluate_artifact(
     rows = _read(artifact, predictor, source, spec.model_copy(update={"clean": artifact.clean}), split)
     findings = list(rows.findings)
     part = rows.split if limit is None else rows.split.take(np.arange(min(limit, len(rows.split))))
-    inputs, targets = part.inputs, part.targets
+    shown = None if rows.name == "all" else rows.name
+    part = replace(part, inputs={name: part.inputs[name] for name in artifact.manifest.inputs})
+    done = encode_split(predictor.task, predictor.tokenizer, part, artifact.manifest.max_length, shown, spec.on_bad_row)
+    require_usable(done)
+    findings += done.findings
+    encoded, targets = done.encoded, done.encoded.targets
     if targets is None:
         raise DataError("The rows to evaluate on have no labels.")
-    encoded = predictor.encode(inputs, targets)
-    shown = None if rows.name == "all" else rows.name
-    long = length_finding(encoded.full_lengths, artifact.manifest.max_length, shown, part.table)
-    findings += [long] if long else []
     with display.bar("evaluating", len(encoded)) as bar:
         predictions = predictor.predict(encoded, bar)
-    baselines = _baselines(artifact)
-    scores: dict[str, Predictions] = baselines.predict(inputs) if baselines else {}
+    scores, chosen, told = _compared_with(predictor, done, display)
+    findings += told
     metrics, baseline_metrics, verdict, detail = judge(
-        predictor.task,
-        targets,
-        predictions,
-        scores,
-        chosen=baselines.best if baselines else None,
-        labels=artifact.manifest.labels,
+        predictor.task, targets, predictions, scores, chosen=chosen, labels=artifact.manifest.labels
     )
     return EvaluationReport(
         artifact=artifact.path.name if artifact.run_folder is None else artifact.run_folder.name,
@@ -124,6 +122,21 @@ def _read(artifact: Artifact, predictor: Predictor, source: Any, spec: Data, spl
         recorded_cut=cut,
         known_hashes=seen,
     )
+
+
+def _compared_with(
+    predictor: Predictor, rows: EncodedSplit, display: Display
+) -> tuple[dict[str, Predictions], str | None, list[Finding]]:
+    """Baselines' predictions of the same rows, the one the verdict is about, and why there are none."""
+    if predictor.task.baseline == "fitted":
+        baselines = _baselines(predictor.artifact)
+        return (baselines.predict(rows.split.inputs), baselines.best, []) if baselines else ({}, None, [])
+    try:
+        with untuned(predictor) as forward, display.bar("evaluating the untuned model", len(rows.encoded)) as bar:
+            return {UNTUNED: predict_encoded(forward, rows.encoded, predictor.task.read, bar)}, UNTUNED, []
+    except ModelError as error:
+        message = f"The untuned model cannot be compared with. {error}"
+        return {}, None, [finding("no-baseline", "warning", message)]
 
 
 def _baselines(artifact: Artifact) -> Baselines | None:

@@ -26,6 +26,7 @@ from chainrule.evaluation.compare import LOWER_IS_BETTER
 from chainrule.system.files import atomic_path, write_json
 
 Inputs = Mapping[str, Sequence[str]]
+UNTUNED = "untuned"  # the model before step one: the baseline of tasks where nothing cheap could do the work
 _SEARCH_ROWS = 10_000  # enough to choose C by; the chosen one is fitted on all rows
 _FEWEST_PASSES = 6  # of dual coordinate descent over the rows; with many classes more cost minutes and change little
 _MOST_PASSES = 200

@@ -6,6 +6,7 @@ and Markdown, where every value that is put into the template is escaped unless 
 
 from __future__ import annotations
 
+import json
 import re
 from functools import lru_cache
 from pathlib import PurePosixPath
@@ -18,6 +19,7 @@ from markupsafe import Markup
 from chainrule.core.artifact import Manifest
 from chainrule.core.report import EvaluationReport
 from chainrule.evaluation.languages import named
+from chainrule.evaluation.plain_use import GENERATION, plain_use
 from chainrule.evaluation.quantities import SHARES, count_text, metric_text
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
@@ -46,7 +48,8 @@ def model_card(manifest: Manifest, evaluation: EvaluationReport | None) -> str:
         evaluation=evaluation,
         measured=_measured_on(evaluation),
         strategy=_strategy(manifest),
-        plain="transformers" in manifest.loads_in,
+        generates=manifest.task == GENERATION,
+        plain=Markup(_code(manifest)),
     )
     return card
 
@@ -61,7 +64,8 @@ def markdown(value: object) -> str:
 
 
 def _front_matter(manifest: Manifest, evaluation: EvaluationReport | None) -> dict[str, Any]:
-    front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-classification"}
+    library = "peft" if "peft" in manifest.loads_in else "transformers"
+    front: dict[str, Any] = {"library_name": library, "pipeline_tag": _pipeline(manifest)}
     if _HUB_ID.match(manifest.base_model):
         front["base_model"] = manifest.base_model
     front["tags"] = ["chainrule", manifest.task]
@@ -75,12 +79,22 @@ def _front_matter(manifest: Manifest, evaluation: EvaluationReport | None) -> di
             for name, estimate in evaluation.metrics.items()
         ]
         result = {
-            "task": {"type": "text-classification", "name": manifest.task},
+            "task": {"type": _pipeline(manifest), "name": manifest.task},
             "dataset": dataset,
             "metrics": metrics,
         }
         front["model-index"] = [{"name": f"{_base_name(manifest)}-{manifest.task}", "results": [result]}]
     return front
+
+
+def _pipeline(manifest: Manifest) -> str:
+    return GENERATION if manifest.task == GENERATION else "text-classification"
+
+
+def _code(manifest: Manifest) -> str:
+    """Python for the card; a base model's name is the user's text, so it stands there as a Python string."""
+    base = json.dumps(_base_name(manifest), ensure_ascii=True)
+    return plain_use(manifest.task, manifest.loads_in, '"FOLDER"', base).replace("`", "\\x60")
 
 
 def _metric_rows(manifest: Manifest, evaluation: EvaluationReport | None) -> list[tuple[str, str, str]]:

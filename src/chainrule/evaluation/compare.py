@@ -17,11 +17,11 @@ from chainrule.core.report import Estimate, Verdict
 from chainrule.core.task import Predictions, Task
 from chainrule.evaluation import significance
 from chainrule.evaluation.verdicts import verdict_text
-from chainrule.metrics import classification, regression
+from chainrule.metrics import classification, regression, tokens
 
 Scores = dict[str, np.ndarray]
 MIN_ROWS = 30  # fewer rows than this get no verdict
-LOWER_IS_BETTER = frozenset({"rmse", "loss"})
+LOWER_IS_BETTER = frozenset({"rmse", "loss", "perplexity"})
 _SHARES = frozenset({"accuracy", "exact_match"})
 _CORRELATIONS = frozenset({"pearson", "spearman"})
 _PERFECT = frozenset({"macro_f1", "micro_f1", "f1"})  # 1 means that all rows are right, and no resample can differ
@@ -31,6 +31,7 @@ _WEIGHTED: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], Scores]] = {
     "class": classification.weighted,
     "classes": classification.multilabel_weighted,
     "number": regression.weighted,
+    "reply": tokens.weighted,
 }
 
 
@@ -108,27 +109,37 @@ def _replicates(
     for column, (name, metric) in enumerate(names):
         replicates[name][metric] = found[:, column]
         accelerations[name][metric] = float(accelerated[column])
-    for name, (losses, speed) in _loss_replicates(predictors, count).items():
+    for name, (losses, speed) in _loss_replicates(_sizes(kind, targets), predictors, count).items():
         replicates[name]["loss"] = losses
         accelerations[name]["loss"] = speed
+        if kind == "reply":  # the interval is the same through any rising function
+            replicates[name]["perplexity"] = np.exp(np.minimum(losses, tokens.MAX_LOSS))
+            accelerations[name]["perplexity"] = speed
     return replicates, accelerations
 
 
-def _loss_replicates(predictors: Mapping[str, Predictions], count: int) -> dict[str, tuple[np.ndarray, float]]:
+def _sizes(kind: str, targets: np.ndarray) -> np.ndarray:
+    """How much each row's loss counts (n,): a reply as many times as it has tokens."""
+    return np.asarray(targets, dtype=np.float64) if kind == "reply" else np.ones(len(targets))
+
+
+def _loss_replicates(
+    sizes: np.ndarray, predictors: Mapping[str, Predictions], count: int
+) -> dict[str, tuple[np.ndarray, float]]:
     losses = {name: item.losses for name, item in predictors.items() if item.losses is not None}
     if not losses:
         return {}
     matrix = np.stack([np.asarray(column, dtype=np.float64) for column in losses.values()], axis=1)
-    rows = len(matrix)
-    ones = np.ones(rows, dtype=np.int64)
-    found = significance.bootstrap(lambda weights: weights @ matrix / rows, ones, replicates=count)
-    speeds = significance.mean_acceleration(matrix)
+    ones = np.ones(len(matrix), dtype=np.int64)
+    parts = matrix * sizes[:, None]
+    found = significance.bootstrap(lambda weights: weights @ parts / (weights @ sizes)[:, None], ones, replicates=count)
+    speeds = significance.mean_acceleration(parts - sizes[:, None] * (parts.sum(axis=0) / sizes.sum()))
     return {name: (found[:, i], float(speeds[i])) for i, name in enumerate(losses)}
 
 
 def _cells(kind: str, targets: np.ndarray, values: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """One row index for each distinct row of (targets, values …), and how many rows are like it."""
-    if kind == "number":
+    if kind in ("number", "reply"):
         return np.arange(len(targets)), np.ones(len(targets), dtype=np.int64)
     columns = [np.asarray(column).reshape(len(targets), -1) for column in (targets, *values)]
     if kind == "classes":
@@ -187,7 +198,7 @@ def _randomization_p(task: Task, targets: np.ndarray, model: Predictions, baseli
         right = [(targets == item.values).reshape(len(targets), -1).all(axis=1) for item in (model, baseline)]
         return significance.mcnemar(*right)
     if metric == "loss":
-        return _loss_p(model, baseline, count)
+        return _loss_p(_sizes(kind, targets), model, baseline, count)
     pair = [np.asarray(item.values) for item in (model, baseline)]
     first, counts = _cells(kind, targets, pair)
     truth, pair = targets[first], [values[first] for values in pair]
@@ -221,10 +232,11 @@ def _standard(values: np.ndarray, metric: str) -> np.ndarray:
     return (values - values.mean()) / spread if spread > 0 else np.zeros(len(values))
 
 
-def _loss_p(model: Predictions, baseline: Predictions, count: int) -> float:
+def _loss_p(sizes: np.ndarray, model: Predictions, baseline: Predictions, count: int) -> float:
     if model.losses is None or baseline.losses is None:
         raise ValueError("to compare losses both predictions need row losses")
     gap = np.asarray(model.losses, dtype=np.float64) - np.asarray(baseline.losses, dtype=np.float64)
+    gap = gap * sizes / sizes.mean()
     counts = np.ones(len(gap), dtype=np.int64)
     observed = float(gap.mean())
     return significance.randomization(

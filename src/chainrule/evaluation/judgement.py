@@ -8,6 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from chainrule.evaluation.baselines import UNTUNED
 from chainrule.evaluation.charts import Interval, difference_chart, interval_chart
 from chainrule.evaluation.languages import Words, both, named, say
 from chainrule.evaluation.quantities import (
@@ -91,7 +92,8 @@ def baseline_table(record: Record) -> dict[str, Any]:
     """All metrics of the model and of the baselines, a row each.
 
     Returns:
-        {"metrics": [Words], "rows": [{"name", "about", "kind", "judged", "cells": [(value, interval)]}]}, or empty.
+        {"metrics": [Words], "rows": [{"name", "about", "kind", "judged", "cells": [(value, interval)]}],
+         "about": Words}, or empty.
     """
     evaluation = record.evaluation
     metrics = mapping(evaluation.get("metrics"))
@@ -121,7 +123,8 @@ def baseline_table(record: Record) -> dict[str, Any]:
             }
         )
     heads = [say("table.percent", name=named("metric", n)) if n in SHARES else named("metric", n) for n in names]
-    return {"metrics": heads, "rows": rows}
+    said = "baselines.untuned" if UNTUNED in mapping(evaluation.get("baselines")) else "baselines.about"
+    return {"metrics": heads, "rows": rows, "about": say(said)}
 
 
 def every_evaluation(record: Record) -> list[dict[str, Any]]:

@@ -7,8 +7,8 @@ from typing import Any
 
 from chainrule.evaluation.languages import Words, both, say
 
-SHARES = frozenset({"accuracy", "macro_f1", "micro_f1", "f1", "exact_match", "precision", "recall"})
-LOWER_IS_BETTER = frozenset({"rmse", "loss"})
+SHARES = frozenset({"accuracy", "macro_f1", "micro_f1", "f1", "exact_match", "precision", "recall", "token_accuracy"})
+LOWER_IS_BETTER = frozenset({"rmse", "loss", "perplexity"})
 NOTHING = "–"
 THIN = "\u202f"
 MINUS = "\u2212"

@@ -8,6 +8,7 @@ from typing import Any
 from chainrule.evaluation.charts import bar, heat_map, scatter
 from chainrule.evaluation.judgement import mapping, quote, short_path
 from chainrule.evaluation.languages import Words, both, named, say
+from chainrule.evaluation.plain_use import GENERATION, plain_use
 from chainrule.evaluation.quantities import count_text, finite, metric_text
 from chainrule.evaluation.record import Record
 
@@ -95,6 +96,7 @@ def data_check(record: Record) -> dict[str, Any]:
         "facts": facts,
         "findings": findings(check.get("findings")),
         "evaluated": findings(record.evaluation.get("findings")),
+        "example": str(mapping(check.get("example")).get("text") or ""),
         "problems": [(_place(item), say("check.problem", **_told(item))) for item in problems[:PROBLEMS]],
         "more": max(0, len(problems) - PROBLEMS),
         "splits": _splits(mapping(check.get("splits"))),
@@ -150,21 +152,15 @@ def usage(record: Record) -> list[tuple[Words, str]]:
     if not record.finished:
         return []
     name = quote(record.name)
-    found = [(say("use.predict"), f"chainrule predict {name} new.csv --out labelled.csv")]
+    generates = record.task == GENERATION
+    first = "new.csv --out replies.csv" if generates else "new.csv --out labelled.csv"
+    found = [(say("use.replies" if generates else "use.predict"), f"chainrule predict {name} {first}")]
     if "text_b" not in mapping(record.check.get("fields")):
         found.append((say("use.text"), f'chainrule predict {name} --text "…"'))
     found.append((say("use.evaluate"), f"chainrule evaluate {name} other.csv"))
-    if "transformers" in _list(record.manifest.get("loads_in") or ["transformers"]):
-        folder = repr(record.name.rstrip("/") + "/artifact")
-        found.append(
-            (
-                say("use.plain"),
-                "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n"
-                f"tokenizer = AutoTokenizer.from_pretrained({folder})\n"
-                f"model = AutoModelForSequenceClassification.from_pretrained({folder})",
-            )
-        )
-    return found
+    folder, base = repr(record.name.rstrip("/") + "/artifact"), repr(str(record.manifest.get("base_model", "")))
+    plain = plain_use(record.task, _list(record.manifest.get("loads_in") or ["transformers"]), folder, base)
+    return [*found, (say("use.plain"), plain)] if plain else found
 
 
 def row_list(rows: Iterable[int]) -> str:

@@ -11,8 +11,9 @@ _NAMES: dict[str, dict[Language, str]] = {
     "majority": {"en": "the majority class", "zh": "多数类基线"},
     "mean": {"en": "the mean", "zh": "均值基线"},
     "tfidf": {"en": "TF-IDF", "zh": "TF-IDF 基线"},
+    "untuned": {"en": "the untuned model", "zh": "未微调的模型"},
 }
-_RAW = frozenset({"rmse", "loss"})  # in the target's own unit; everything else is told in points, hundredths
+_RAW = frozenset({"rmse", "loss", "perplexity"})  # in the unit of the target; all else is told in points
 
 
 def baseline_name(baseline: str, language: Language) -> str:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from chainrule.core.artifact import Artifact
-from chainrule.core.task import Decode, Predictions, Task
+from chainrule.core.recipe import Structure, read_recipe
+from chainrule.core.task import Predictions, Read, Task
 from chainrule.data.batch import by_length, collate
-from chainrule.data.encode import Encoded, encode
-from chainrule.models.load import load_saved_classifier, load_tokenizer
+from chainrule.data.encode import Encoded
+from chainrule.errors import ModelError, Problem, Where
+from chainrule.models.adapters import has_adapters, without_adapters
+from chainrule.models.load import load_language_model, load_saved, load_tokenizer, weights_hash
 from chainrule.system.device import choose_device, has_bfloat16
 from chainrule.system.progress import Bar
 from chainrule.tasks import find_task
@@ -50,23 +53,64 @@ class Predictor:
         """Tokenise as training did, in the order of fields that training used."""
         manifest = self.artifact.manifest
         ordered = {name: inputs[name] for name in manifest.inputs}
-        return encode(self.tokenizer, ordered, targets, manifest.max_length)
+        encoded: Encoded = self.task.encode(self.tokenizer, ordered, targets, manifest.max_length)
+        return encoded
 
     def predict(self, encoded: Encoded, bar: Bar | None = None) -> Predictions:
         """Predictions for every row, in the order of the rows."""
-        return predict_encoded(self.forward, encoded, self.task.decode, bar)
+        return predict_encoded(self.forward, encoded, self.task.read, bar)
 
 
 def load_predictor(artifact: Artifact, *, device: str = "auto") -> Predictor:
     """Load an artifact for prediction, in the number format it was trained in where this machine has it."""
     tokenizer = load_tokenizer(str(artifact.path))
     place = choose_device(device)
-    model = load_saved_classifier(artifact.path).to(place).eval()
+    task = find_task(artifact.manifest.task)
+    model = load_saved(artifact.path, task.head, base_name(artifact)).to(place).eval()
+    if has_adapters(model):
+        _same_base(artifact)
     wanted = artifact.manifest.recipe.get("training", {}).get("precision", "float32")
     precision = "bfloat16" if wanted == "bfloat16" and has_bfloat16(place) else "float32"
-    return Predictor(
-        artifact, find_task(artifact.manifest.task), tokenizer, forward_of(model, tokenizer, place, precision)
-    )
+    return Predictor(artifact, task, tokenizer, forward_of(model, tokenizer, place, precision))
+
+
+def base_name(artifact: Artifact) -> str:
+    """The model that an artifact was made from, as it can be loaded: the manifest has no paths, the run has."""
+    run = artifact.run_folder
+    if run is None:
+        return artifact.manifest.base_model
+    return read_recipe(run / "resolved.yaml").model.name
+
+
+@contextmanager
+def untuned(predictor: Predictor) -> Iterator[Forward]:
+    """Inside, the Forward of the language model as it was before it was trained.
+
+    Raises:
+        ModelError: the base model cannot be found, or it is not the one that was trained.
+    """
+    forward = predictor.forward
+    if has_adapters(forward.model):
+        with without_adapters(forward.model):
+            yield forward
+        return
+    _same_base(predictor.artifact)
+    model = load_language_model(base_name(predictor.artifact), Structure()).to(forward.device).eval()
+    yield replace(forward, model=model)
+
+
+def _same_base(artifact: Artifact) -> None:
+    """Refuse another model of the same name."""
+    name, known = base_name(artifact), artifact.manifest.base_sha256
+    found = weights_hash(name) if known is not None else None
+    if found != known:
+        problem = Problem(
+            where=Where(file=str(artifact.path)),
+            expected=f"the base model {name!r} with weights of SHA-256 {known}",
+            got=found or "none on this machine",
+            todo="Put the model it was trained from back in place.",
+        )
+        raise ModelError("The base model is not the one that this artifact was made from.", [problem])
 
 
 def forward_of(model: Any, tokenizer: Any, device: torch.device, precision: str) -> Forward:
@@ -74,7 +118,7 @@ def forward_of(model: Any, tokenizer: Any, device: torch.device, precision: str)
     return Forward(model, int(tokenizer.pad_token_id or 0), tokenizer.padding_side == "left", device, precision)
 
 
-def predict_encoded(forward: Forward, encoded: Encoded, decode: Decode, bar: Bar | None = None) -> Predictions:
+def predict_encoded(forward: Forward, encoded: Encoded, read: Read, bar: Bar | None = None) -> Predictions:
     """Predictions for every row, in the order of the rows.
 
     Memory beside the model: one batch of logits, and per row what `Predictions` holds.
@@ -83,8 +127,7 @@ def predict_encoded(forward: Forward, encoded: Encoded, decode: Decode, bar: Bar
     with _evaluating(forward.model), torch.inference_mode(), forward.autocast():
         for rows in by_length(encoded.lengths, BATCH_TOKENS):
             batch = collate(encoded, rows, pad_id=forward.pad_id, left=forward.pad_left, device=forward.device)
-            logits = forward.model(**batch.inputs).logits.float().cpu().numpy()
-            parts.append(decode(logits, None if encoded.targets is None else encoded.targets[rows]))
+            parts.append(read(forward.model, batch, None if encoded.targets is None else encoded.targets[rows]))
             places.append(rows)
             if bar is not None:
                 bar.advance(len(rows))

@@ -13,31 +13,40 @@ from typing import Any, TextIO
 import numpy as np
 
 from chainrule.core.task import Predictions
+from chainrule.data.chat import MESSAGES, prompt_of
 from chainrule.data.clean import clean_text
 from chainrule.data.stream import Inputs, load_inputs
 from chainrule.data.table import text_of
 from chainrule.errors import DataError, OutputError, Problem, Where
+from chainrule.inference.generate import Writing, write_replies
 from chainrule.inference.predict import Predictor
 from chainrule.system.files import atomic_path, refuse_existing
 from chainrule.system.progress import Display
 
 CHUNK_ROWS = 2048
+CHUNK_REPLIES = 64  # a reply takes a second or so; this many are written before the file grows again
 LABEL, SCORE = "predicted_label", "predicted_score"
+REPLY, FINISHED = "predicted_text", "predicted_finished"
 
 Row = dict[str, Any]
 Writer = Callable[[Sequence[str], Sequence[Row]], None]
 
 
-def predict_texts(predictor: Predictor, inputs: Mapping[str, Sequence[str]]) -> list[Row]:
+def predict_texts(
+    predictor: Predictor, inputs: Mapping[str, Sequence[str]], writing: Writing | None = None
+) -> list[Row]:
     """Predictions for texts in memory, cleaned as the training texts were.
 
     Args:
-        inputs: the fields the model was trained on, e.g. {"text": […]} or {"text_a": […], "text_b": […]}.
+        inputs: the fields the model was trained on, e.g. {"text": […]} or {"text_a": […], "text_b": […]}; prompts are
+            {"text": […]} too.
+        writing: how replies are written.
 
     Raises:
         DataError: other fields than the model was trained on, nothing in them, or empty texts.
     """
-    wanted = predictor.artifact.manifest.inputs
+    is_chat = predictor.task.target.kind == "reply"
+    wanted = ("text",) if is_chat else predictor.artifact.manifest.inputs
     if set(inputs) != set(wanted):
         problem = Problem(
             expected=f"the input {' and '.join(wanted)}",
@@ -62,10 +71,19 @@ def predict_texts(predictor: Predictor, inputs: Mapping[str, Sequence[str]]) -> 
         problems = [Problem("at least one text", "none", "Give a text to predict.")]
     if problems:
         raise DataError("The texts cannot be predicted.", problems)
-    return in_words(predictor, predictor.predict(predictor.encode(cleaned)))
+    if is_chat:
+        cleaned = {MESSAGES: [prompt_of(text) for text in cleaned["text"]]}
+    return _answers(predictor, cleaned, writing)[0]
 
 
-def predict_file(predictor: Predictor, source: Any, out: Path, fields: Mapping[str, str], display: Display) -> int:
+def predict_file(
+    predictor: Predictor,
+    source: Any,
+    out: Path,
+    fields: Mapping[str, str],
+    display: Display,
+    writing: Writing | None = None,
+) -> int:
     """Write the input's columns with the predictions beside them, in pieces: memory does not grow with the rows.
 
     The output appears whole or not at all; its format follows its ending (.csv, .tsv, .jsonl).
@@ -87,16 +105,19 @@ def predict_file(predictor: Predictor, source: Any, out: Path, fields: Mapping[s
         _opened(temporary, out) as write,
     ):
         cut: list[int] = []
-        for names, rows in predicted_chunks(predictor, inputs, cut):
+        unfinished = 0
+        for names, rows in predicted_chunks(predictor, inputs, cut, writing):
             write(names, rows)
             bar.advance(len(rows))
+            unfinished += sum(row.get(FINISHED) is False for row in rows)
     if cut:
-        limit, shown = predictor.artifact.manifest.max_length, ", ".join(map(str, cut[:10]))
-        more = ", …" if len(cut) > 10 else ""
-        display.say(
-            f"warning: {len(cut):,} of {len(inputs):,} rows have more than {limit} tokens and were read up to there "
-            f"(rows {shown}{more})."
-        )
+        shown, more = ", ".join(map(str, cut[:10])), ", …" if len(cut) > 10 else ""
+        limit = f"have more than {predictor.artifact.manifest.max_length} tokens and were read up to there"
+        why = "are longer than the model reads; their beginnings were left out" if REPLY in names else limit
+        display.say(f"warning: {len(cut):,} of {len(inputs):,} rows {why} (rows {shown}{more}).")
+    if unfinished:
+        told = f"{unfinished:,} of {len(inputs):,} replies had not ended when the limit of new tokens was reached"
+        display.say(f"warning: {told} ({FINISHED} is false there). Raise --max-new-tokens.")
     return len(inputs)
 
 
@@ -107,10 +128,10 @@ def open_rows(predictor: Predictor, source: Any, fields: Mapping[str, str]) -> I
         DataError: the source cannot be read, or has a column named like a prediction.
     """
     artifact = predictor.artifact
-    inputs = load_inputs(
-        source, predictor.task, artifact.manifest.fields, CHUNK_ROWS, named=fields, clean=artifact.clean
-    )
-    for name in (LABEL, SCORE):
+    is_chat = predictor.task.target.kind == "reply"
+    size = CHUNK_REPLIES if is_chat else CHUNK_ROWS
+    inputs = load_inputs(source, predictor.task, artifact.manifest.fields, size, named=fields, clean=artifact.clean)
+    for name in (REPLY, FINISHED) if is_chat else (LABEL, SCORE):
         if name in inputs.columns:
             problem = Problem(
                 where=Where(file=_shown(source), field=name),
@@ -127,7 +148,7 @@ def _shown(source: Any) -> str:
 
 
 def predicted_chunks(
-    predictor: Predictor, inputs: Inputs, cut: list[int] | None = None
+    predictor: Predictor, inputs: Inputs, cut: list[int] | None = None, writing: Writing | None = None
 ) -> Iterator[tuple[list[str], list[Row]]]:
     """Column names and rows with predictions, chunk by chunk, in the order of the input.
 
@@ -135,12 +156,23 @@ def predicted_chunks(
         cut: takes the numbers of the rows (1-based) that were longer than the model reads.
     """
     for table, texts in inputs:
-        encoded = predictor.encode(texts)
+        predicted, longer = _answers(predictor, texts, writing)
         if cut is not None:
-            cut += table.rows[encoded.full_lengths > encoded.lengths].tolist()
-        predicted = in_words(predictor, predictor.predict(encoded))
+            cut += table.rows[longer].tolist()
         rows = [before | after for before, after in zip(table.columns.to_pylist(), predicted, strict=True)]
         yield [*table.names, *predicted[0]], rows
+
+
+def _answers(
+    predictor: Predictor, inputs: Mapping[str, Sequence[str]], writing: Writing | None
+) -> tuple[list[Row], np.ndarray]:
+    """What is predicted of each row, and a mask of the rows that were longer than the model reads."""
+    if predictor.task.target.kind == "reply":
+        replies = write_replies(predictor, inputs[MESSAGES], writing or Writing())
+        pairs = zip(replies.texts, replies.finished.tolist(), strict=True)
+        return [{REPLY: text, FINISHED: finished} for text, finished in pairs], replies.cut
+    encoded = predictor.encode(inputs)
+    return in_words(predictor, predictor.predict(encoded)), encoded.full_lengths > encoded.lengths
 
 
 def in_words(predictor: Predictor, predictions: Predictions) -> list[Row]:

@@ -42,6 +42,7 @@ def scale_output(model: Any, targets: np.ndarray) -> None:
 def settle(model: nn.Module) -> None:
     """Make every parametrised layer a plain one with the same outputs, so that plain transformers can load it."""
     for module in list(model.modules()):
-        if parametrize.is_parametrized(module):
-            for name in list(module.parametrizations):  # type: ignore[arg-type]
+        found = dict(module.named_children()).get("parametrizations")  # its own: PEFT's wrappers lend those inside
+        if isinstance(found, nn.ModuleDict):
+            for name in list(found):
                 parametrize.remove_parametrizations(module, name, leave_parametrized=True)

@@ -9,15 +9,23 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from chainrule.core.recipe import Structure
+from chainrule.core.task import Head
 from chainrule.errors import ChainruleError, ModelError, Problem, Where
+from chainrule.models.adapters import ADAPTERS, add_saved
 from chainrule.models.catalog import MODELS, model_folder
+from chainrule.models.save import WEIGHTS
+from chainrule.system.files import sha256
 from chainrule.system.hub import hub_error, unreachable
 
 LONGEST = 512
+_FACTORIES: dict[Head, Any] = {
+    "classifier": AutoModelForSequenceClassification,
+    "language-model": AutoModelForCausalLM,
+}
 
 # What the families call the same two probabilities.
 _DROPOUT = ("hidden_dropout_prob", "dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop")
@@ -102,9 +110,40 @@ def load_classifier(
     return _load(AutoModelForSequenceClassification, name, place, config=config, ignore_mismatched_sizes=True)
 
 
-def load_saved_classifier(folder: Path) -> Any:
-    """A fine-tuned classifier from an artifact folder, in float32."""
-    return _load(AutoModelForSequenceClassification, str(folder), str(folder))
+def load_language_model(name: str, structure: Structure) -> Any:
+    """A pretrained causal language model in float32.
+
+    Raises:
+        ModelError: the model cannot be found, is not in safetensors, or is of a family that writes no text.
+    """
+    place = locate(name)
+    config = _config(name, place)
+    _set_first(config, _DROPOUT, structure.dropout)
+    _set_first(config, _ATTENTION_DROPOUT, structure.attention_dropout)
+    return _load(AutoModelForCausalLM, name, place, config=config)
+
+
+def load_saved(folder: Path, head: Head, base: str) -> Any:
+    """A fine-tuned model from an artifact folder, in float32.
+
+    Args:
+        base: the model under the adapters, where the artifact is adapters.
+
+    Raises:
+        ModelError: the files are damaged, or the base model cannot be found.
+    """
+    factory = _FACTORIES[head]
+    if not (folder / ADAPTERS).is_file():
+        return _load(factory, str(folder), str(folder))
+    config = _config(str(folder), str(folder))
+    model = _load(factory, base, locate(base), config=config, ignore_mismatched_sizes=True)
+    return add_saved(model, folder)
+
+
+def weights_hash(name: str) -> str | None:
+    """The SHA-256 of a model's weights where they lie in a single file on this machine; None for a hub name."""
+    file = Path(locate(name)) / WEIGHTS
+    return sha256(file) if file.is_file() else None
 
 
 def _load(factory: Any, name: str, place: str, **options: Any) -> Any:

@@ -1,4 +1,4 @@
-"""An artifact folder: a plain Hugging Face model folder that plain transformers loads."""
+"""An artifact folder: a plain Hugging Face model folder, or a PEFT folder of adapters, that plain libraries load."""
 
 from __future__ import annotations
 
@@ -7,17 +7,39 @@ from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
+from chainrule.models.adapters import ADAPTER_WEIGHTS, has_adapters
+
 WEIGHTS = "model.safetensors"
 
 
-def save_model(folder: Path, model: Any, tokenizer: Any, *, max_length: int) -> None:
-    """Write config.json, model.safetensors and the tokenizer's files into an existing folder.
+def save_model(folder: Path, model: Any, tokenizer: Any, *, max_length: int | None, base: str) -> tuple[str, ...]:
+    """Write config.json, the weights and the tokenizer's files into an existing folder.
 
-    The tokenizer remembers `max_length`, so that plain transformers cuts rows where training did.
+    Args:
+        max_length: what the tokenizer is to remember, so that plain transformers cuts rows where training did.
+        base: what adapters name as the model they belong to.
+
+    Returns:
+        The plain libraries that load the folder.
     """
-    tokenizer.model_max_length = max_length
+    if max_length is not None:
+        tokenizer.model_max_length = max_length
     transformers_logging.disable_progress_bar()
-    model.save_pretrained(folder, safe_serialization=True, max_shard_size="100GB")
+    if has_adapters(model):
+        for config in model.peft_config.values():
+            config.base_model_name_or_path = base
+        # PEFT would ask the hub whether the base model's vocabulary has grown; no strategy changes the vocabulary
+        model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+        model.config.save_pretrained(folder)
+    else:
+        model.save_pretrained(folder, safe_serialization=True, max_shard_size="100GB")
     tokenizer.save_pretrained(folder)
     readable = (folder / "config.json").stat().st_mode
-    (folder / WEIGHTS).chmod(readable)  # safetensors makes it readable by its owner alone
+    weights_file(folder).chmod(readable)  # safetensors makes it readable by its owner alone
+    return ("peft",) if has_adapters(model) else ("transformers",)
+
+
+def weights_file(folder: Path) -> Path:
+    """The file that holds an artifact's weights: the whole model's, or its adapters'."""
+    adapters = folder / ADAPTER_WEIGHTS
+    return adapters if adapters.is_file() else folder / WEIGHTS

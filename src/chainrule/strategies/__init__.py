@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from chainrule.core.recipe import Section, Spec, parse_options, unknown_name
-from chainrule.strategies import full, head, partial
+from chainrule.strategies import full, head, lora, partial
 from chainrule.strategies.base import Strategy
 
 
@@ -23,6 +23,11 @@ STRATEGIES: dict[str, Entry] = {
     "full": Entry(full.Options, full.Full, "trains every parameter"),
     "partial": Entry(partial.Options, partial.Partial, "trains the top layers and the head (option: top)"),
     "head": Entry(head.Options, head.Head, "trains the head alone on frozen features"),
+    "lora": Entry(
+        lora.Options,
+        lora.Lora,
+        "trains low-rank adapters, and a classifier's head (options: rank, alpha, dropout, targets, merge)",
+    ),
 }
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from chainrule.core.recipe import Optimizer
+from chainrule.core.recipe import Optimizer, Section
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,21 @@ class Strategy(Protocol):
     """A way to fine-tune."""
 
     @property
+    def options(self) -> Section: ...
+
+    @property
     def default_learning_rate(self) -> float: ...
+
+    def prepare(self, model: Any, tell: Callable[[str], None]) -> Any:
+        """Called once on the loaded model, before the kernels go on: put in what is to be trained besides its weights.
+
+        Args:
+            tell: takes what the user should know before step one.
+
+        Returns:
+            The model to train.
+        """
+        ...
 
     def phases(self, model: Any, optimizer: Optimizer, steps: int) -> list[Phase]:
         """What is trained and when. `optimizer.learning_rate` is resolved; `steps` is the length of the run."""

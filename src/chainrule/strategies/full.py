@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from chainrule.core.recipe import Optimizer, Section
@@ -19,6 +20,9 @@ class Full:
 
     def __init__(self, options: Options) -> None:
         self.options = options
+
+    def prepare(self, model: Any, tell: Callable[[str], None]) -> Any:
+        return model
 
     def phases(self, model: Any, optimizer: Optimizer, steps: int) -> list[Phase]:
         names = [name for name, _ in model.named_parameters()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from chainrule.core.recipe import Optimizer, Section
@@ -20,6 +21,9 @@ class Head:
 
     def __init__(self, options: Options) -> None:
         self.options = options
+
+    def prepare(self, model: Any, tell: Callable[[str], None]) -> Any:
+        return model
 
     def phases(self, model: Any, optimizer: Optimizer, steps: int) -> list[Phase]:
         return [Phase(0, decayed_groups(model, anatomy(model).head, optimizer))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import Field
@@ -25,6 +26,9 @@ class Partial:
 
     def __init__(self, options: Options) -> None:
         self.options = options
+
+    def prepare(self, model: Any, tell: Callable[[str], None]) -> Any:
+        return model
 
     def phases(self, model: Any, optimizer: Optimizer, steps: int) -> list[Phase]:
         """One phase.

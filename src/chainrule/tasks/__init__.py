@@ -6,10 +6,11 @@ from typing import Any
 
 from chainrule.core.recipe import unknown_name
 from chainrule.core.task import Task
-from chainrule.tasks import multi_label_classification, regression, text_classification
+from chainrule.tasks import multi_label_classification, regression, text_classification, text_generation
 
 TASKS: dict[str, Task] = {
-    task.name: task for task in (text_classification.TASK, multi_label_classification.TASK, regression.TASK)
+    task.name: task
+    for task in (text_classification.TASK, multi_label_classification.TASK, regression.TASK, text_generation.TASK)
 }
 
 

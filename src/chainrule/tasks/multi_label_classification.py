@@ -6,9 +6,11 @@ import numpy as np
 from scipy.special import expit
 
 from chainrule.core.task import FieldSpec, Predictions, Task
+from chainrule.data.encode import encode
 from chainrule.metrics import classification
 from chainrule.tasks.fields import TEXT_FIELDS
 from chainrule.tasks.objectives import binary_cross_entropy
+from chainrule.tasks.reading import from_logits
 
 
 def _decode(logits: np.ndarray, targets: np.ndarray | None) -> Predictions:
@@ -28,6 +30,7 @@ TASK = Task(
     problem_type="multi_label_classification",
     measure=classification.multilabel_measure,
     detail=classification.multilabel_detail,
-    decode=_decode,
+    encode=encode,
+    read=from_logits(_decode),
     objective=binary_cross_entropy,
 )

@@ -43,7 +43,7 @@ class NoOptions(Section):
 
 def cross_entropy(spec: Spec, targets: np.ndarray, labels: int) -> LogitsObjective:
     """Softmax cross-entropy over classes."""
-    _known(spec, "cross-entropy")
+    known_loss(spec, "cross-entropy")
     options = parse_options(CrossEntropyOptions, spec, "loss")
     weights = None
     if options.class_weights == "balanced":
@@ -62,7 +62,7 @@ def cross_entropy(spec: Spec, targets: np.ndarray, labels: int) -> LogitsObjecti
 
 def binary_cross_entropy(loss: Spec, targets: np.ndarray) -> LogitsObjective:
     """Sigmoid cross-entropy, the mean over labels of each row."""
-    _known(loss, "binary-cross-entropy")
+    known_loss(loss, "binary-cross-entropy")
     parse_options(NoOptions, loss, "loss")
 
     def row_loss(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
@@ -73,7 +73,7 @@ def binary_cross_entropy(loss: Spec, targets: np.ndarray) -> LogitsObjective:
 
 def mean_squared_error(loss: Spec, targets: np.ndarray) -> LogitsObjective:
     """Squared error in units of the training targets' variance, so that the loss starts near 1 for any unit."""
-    _known(loss, "mean-squared-error")
+    known_loss(loss, "mean-squared-error")
     parse_options(NoOptions, loss, "loss")
     variance = max(float(np.var(targets)), 1e-12)
 
@@ -83,6 +83,11 @@ def mean_squared_error(loss: Spec, targets: np.ndarray) -> LogitsObjective:
     return LogitsObjective(row_loss)
 
 
-def _known(spec: Spec, name: str) -> None:
+def known_loss(spec: Spec, name: str) -> None:
+    """Refuse a loss that the task does not have; "default" means `name`.
+
+    Raises:
+        RecipeError: another loss.
+    """
     if spec.name not in ("default", name):
         raise unknown_name("loss", spec.name, (name,))

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from chainrule.core.recipe import Recipe
-from chainrule.core.report import CheckReport
+from chainrule.core.report import CheckReport, Finding, Rendering
 from chainrule.core.task import Task
 from chainrule.data.check import length_finding
-from chainrule.data.encode import Encoded, encode
-from chainrule.data.load import Dataset, load
+from chainrule.data.encode import Encoded
+from chainrule.data.flaws import MAX_PROBLEMS, Flaw, summarise
+from chainrule.data.load import Dataset, Split, load
+from chainrule.errors import DataError, Problem
 from chainrule.models.load import load_tokenizer, token_limit
+from chainrule.tasks.conversation import marked
 
 
 @dataclass(frozen=True)
@@ -20,7 +25,8 @@ class Prepared:
     """Splits ready for a model.
 
     Attributes:
-        report: the check of the rows with what the tokenizer adds: rows longer than `max_length`.
+        report: the check of the rows with what the tokenizer adds: rows longer than `max_length`, and rows of which
+            nothing can be learned.
         encoded: split name -> tokenised rows, for the splits that were asked for.
     """
 
@@ -29,6 +35,16 @@ class Prepared:
     tokenizer: Any
     max_length: int
     encoded: dict[str, Encoded]
+
+
+@dataclass(frozen=True)
+class EncodedSplit:
+    """Rows of a split with their tokens, what was noticed about them, and the rows that cannot be used."""
+
+    split: Split
+    encoded: Encoded
+    findings: tuple[Finding, ...]
+    problems: tuple[Problem, ...]
 
 
 def prepare(recipe: Recipe, source: Any, task: Task, splits: Sequence[str] | None = None) -> Prepared:
@@ -44,23 +60,86 @@ def prepare(recipe: Recipe, source: Any, task: Task, splits: Sequence[str] | Non
     """
     dataset = load(source, recipe.data, task)
     dataset.require_ok()
-    return with_tokens(dataset, recipe, splits)
+    prepared = with_tokens(dataset, recipe, task, splits)
+    replace(dataset, report=prepared.report).require_ok()
+    return prepared
 
 
-def with_tokens(dataset: Dataset, recipe: Recipe, splits: Sequence[str] | None = None) -> Prepared:
-    """Encode the usable rows of a dataset and add what their lengths tell to its report."""
+def with_tokens(dataset: Dataset, recipe: Recipe, task: Task, splits: Sequence[str] | None = None) -> Prepared:
+    """Encode the usable rows of a dataset and add what their tokens tell to its report."""
     tokenizer = load_tokenizer(recipe.model.name)
+    if task.prepare_tokenizer is not None:
+        task.prepare_tokenizer(tokenizer)
     limit = token_limit(recipe.model.name, tokenizer, recipe.model.max_length)
-    encoded, findings, summaries = {}, [], dict(dataset.report.splits)
+    encoded, findings, problems = {}, list(dataset.report.findings), list(dataset.report.problems)
+    summaries, kept = dict(dataset.report.splits), dict(dataset.splits)
+    example = None
     for name, split in dataset.splits.items():
         if (splits is not None and name not in splits) or not len(split):
             continue
-        encoded[name] = encode(tokenizer, split.inputs, split.targets, limit)
-        full = encoded[name].full_lengths
-        found = length_finding(full, limit, name, split.table)
-        findings += [found] if found else []
-        tokens = {"tokens_mean": round(float(full.mean()), 1), "tokens_max": float(full.max())}
-        lengths = {**summaries[name].lengths, **tokens}
-        summaries[name] = summaries[name].model_copy(update={"lengths": lengths})
-    update = {"findings": (*dataset.report.findings, *findings), "splits": summaries, "max_length": limit}
-    return Prepared(dataset, dataset.report.model_copy(update=update), tokenizer, limit, encoded)
+        done = encode_split(task, tokenizer, split, limit, name, recipe.data.on_bad_row)
+        kept[name], encoded[name] = done.split, done.encoded
+        findings += done.findings
+        problems += done.problems
+        if example is None and done.encoded.trained is not None and len(done.split):
+            row = int(done.split.table.rows[0])
+            example = Rendering(split=name, row=row, text=marked(tokenizer, done.encoded, 0))
+        lengths = {**summaries[name].lengths, **_token_lengths(done.encoded)}
+        summaries[name] = summaries[name].model_copy(update={"rows": len(done.split), "lengths": lengths})
+    update = {
+        "findings": tuple(findings),
+        "problems": tuple(problems[:MAX_PROBLEMS]),
+        "splits": summaries,
+        "max_length": limit,
+        "example": example,
+    }
+    report = dataset.report.model_copy(update=update)
+    return Prepared(replace(dataset, splits=kept, report=report), report, tokenizer, limit, encoded)
+
+
+def encode_split(
+    task: Task, tokenizer: Any, split: Split, limit: int, name: str | None, on_bad_row: str
+) -> EncodedSplit:
+    """Encode a split; rows the template refuses, or of whose reply nothing is left, are errors or are skipped."""
+    encoded = task.encode(tokenizer, split.inputs, split.targets, limit)
+    found = length_finding(encoded.full_lengths, limit, name, split.table)
+    findings = [found] if found else []
+    if encoded.trained is None:
+        return EncodedSplit(split, encoded, tuple(findings), ())
+    flaws = [_unusable(split, encoded, int(row), limit) for row in np.flatnonzero(encoded.targets == 0)]
+    told, problems = summarise(flaws, split=name, file=split.table.file, on_bad_row=on_bad_row)
+    if flaws:
+        good = np.flatnonzero(encoded.targets > 0)
+        split, encoded = split.take(good), encoded.take(good)
+    if not len(split) and not problems:
+        problems = [Problem("rows to learn from", "none that can be used", "Raise --max-length.")]
+    return EncodedSplit(split, encoded, (*findings, *told), tuple(problems))
+
+
+def require_usable(done: EncodedSplit) -> None:
+    """Raise DataError if rows of the split cannot be used."""
+    if done.problems:
+        told = " ".join(found.message for found in done.findings if found.severity == "error")
+        raise DataError(f"The data cannot be used: {told or 'no rows are left.'}", done.problems[:MAX_PROBLEMS])
+
+
+def _unusable(split: Split, encoded: Encoded, row: int, limit: int) -> Flaw:
+    number, where = int(split.table.rows[row]), split.table.where(row, "messages")
+    if row in encoded.refused:
+        todo = "Change the order or the roles of the turns, or choose another model."
+        problem = Problem("a conversation that the chat template renders", encoded.refused[row], todo, where)
+        return Flaw("bad-messages", number, problem)
+    expected = f"a token of a reply among the first {limit} tokens"
+    got = f"none: the turns before it are longer ({int(encoded.full_lengths[row]):,} tokens in all)"
+    todo = "Raise --max-length, or shorten this row."
+    return Flaw("nothing-to-learn", number, Problem(expected, got, todo, where))
+
+
+def _token_lengths(encoded: Encoded) -> dict[str, float]:
+    full = encoded.full_lengths
+    if not len(full):
+        return {}
+    lengths = {"tokens_mean": round(float(full.mean()), 1), "tokens_max": float(full.max())}
+    if encoded.trained is not None:
+        lengths |= {"tokens_read": float(len(encoded.ids)), "tokens_learned": float(encoded.trained.sum())}
+    return lengths

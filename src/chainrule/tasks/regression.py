@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from chainrule.core.task import FieldSpec, Predictions, Task
+from chainrule.data.encode import encode
 from chainrule.metrics import regression
 from chainrule.models.heads import scale_output
 from chainrule.tasks.fields import TEXT_FIELDS
 from chainrule.tasks.objectives import mean_squared_error
+from chainrule.tasks.reading import from_logits
 
 
 def _decode(logits: np.ndarray, targets: np.ndarray | None) -> Predictions:
@@ -29,7 +31,8 @@ TASK = Task(
     problem_type="regression",
     measure=regression.measure,
     detail=regression.detail,
-    decode=_decode,
+    encode=encode,
+    read=from_logits(_decode),
     objective=mean_squared_error,
     prepare_head=scale_output,
     best_by_loss=True,

@@ -7,9 +7,11 @@ from scipy.special import logsumexp, softmax
 
 from chainrule.core.recipe import Spec
 from chainrule.core.task import FieldSpec, Objective, Predictions, Task
+from chainrule.data.encode import encode
 from chainrule.metrics import classification
 from chainrule.tasks.fields import TEXT_FIELDS
 from chainrule.tasks.objectives import cross_entropy
+from chainrule.tasks.reading import from_logits
 
 
 def _decode(logits: np.ndarray, targets: np.ndarray | None) -> Predictions:
@@ -38,6 +40,7 @@ TASK = Task(
     problem_type="single_label_classification",
     measure=classification.measure,
     detail=classification.detail,
-    decode=_decode,
+    encode=encode,
+    read=from_logits(_decode),
     objective=_objective,
 )

@@ -10,6 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
     AutoModel,
+    AutoModelForCausalLM,
     BertConfig,
     DistilBertConfig,
     LlamaConfig,
@@ -43,6 +44,28 @@ def tiny_model(folder: Path, family: str = "bert", *, seed: int = 0, positions: 
     model = AutoModel.from_config(_CONFIGS[family](len(tokenizer), positions))
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def tiny_language_model(vocabulary: int = 96, *, tied: bool = True, positions: int = 64, seed: int = 0) -> Any:
+    """A random Llama with two layers and a head over the vocabulary."""
+    config = _llama(vocabulary, positions)
+    config.tie_word_embeddings = tied
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(config)
+
+
+def tiny_chat_model(folder: Path, *, positions: int = 64, template: str | None = None, seed: int = 0) -> Path:
+    """Write a random causal language model and its tokenizer as a Hugging Face folder and return it.
+
+    Args:
+        template: the tokenizer's chat template; None for none.
+    """
+    tokenizer = tiny_tokenizer(positions, decoder=True)
+    tokenizer.chat_template = template
+    folder.mkdir(parents=True, exist_ok=True)
+    tiny_language_model(len(tokenizer), positions=positions, seed=seed).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -7,23 +7,25 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors.numpy import save_file
 
 from chainrule.core.artifact import MANIFEST, ROWS, Manifest, Run
 from chainrule.core.recipe import Recipe
 from chainrule.core.report import CheckReport, EvaluationReport
-from chainrule.core.task import Task
+from chainrule.core.task import Predictions, Task
 from chainrule.data.load import Dataset
 from chainrule.data.split import Cut
 from chainrule.errors import DataError
-from chainrule.evaluation.baselines import fit_baselines
+from chainrule.evaluation.baselines import UNTUNED, fit_baselines
 from chainrule.evaluation.compare import judge
 from chainrule.evaluation.report import model_card, write_report
 from chainrule.inference.predict import forward_of
 from chainrule.models.accelerate import accelerate, restore
+from chainrule.models.adapters import plain_model
 from chainrule.models.inspect import count_parameters
-from chainrule.models.load import load_classifier
-from chainrule.models.save import WEIGHTS, save_model
+from chainrule.models.load import load_classifier, load_language_model, weights_hash
+from chainrule.models.save import save_model, weights_file
 from chainrule.strategies import make_strategy
 from chainrule.strategies.base import Strategy
 from chainrule.system.device import choose_device, environment, has_bfloat16, use_threads
@@ -40,6 +42,8 @@ from chainrule.system.memory import PeakMemory
 from chainrule.system.progress import Display
 from chainrule.system.seed import seed_everything
 from chainrule.tasks import find_task
+from chainrule.tasks.conversation import end_replies
+from chainrule.tasks.language_model import check_model
 from chainrule.tasks.prepare import Prepared, prepare
 from chainrule.training.events import Sink, event_log, require_trackers, trackers
 from chainrule.training.trainer import Job, Outcome, resolve, train
@@ -70,8 +74,8 @@ def train_recipe(recipe: Recipe, source: Any, out: Path, display: Display, began
         _tell(prepared.report, prepared.max_length, display)
         recipe = recipe.replace({"model.max_length": prepared.max_length, "training.threads": threads})
         seed_everything(recipe.seed)
-        job = _job(recipe, task, strategy, prepared, device)
-        resolved = resolve(job, recipe, display)
+        job = _job(recipe, task, strategy, prepared, device, display)
+        resolved = resolve(job, _with_options(recipe, strategy), display)
         machine = environment(device, threads) | {"precision": resolved.training.precision}
         with atomic_folder(out) as folder:
             write_text(folder / "recipe.yaml", asked.to_yaml())
@@ -84,7 +88,7 @@ def train_recipe(recipe: Recipe, source: Any, out: Path, display: Display, began
             manifest = _save_artifact(out, job, resolved, prepared, outcome)
             report = _judge(out, task, prepared, outcome, resolved, display)
             write_text(out / "artifact" / "README.md", model_card(manifest, report))
-            summary = _summary(out, resolved, outcome, task, report) | {"parameters": count_parameters(job.model)}
+            summary = _summary(out, resolved, outcome, task, report)
             _write_summary(out, summary, began, memory)
             write_report(out)
             _write_summary(out, summary, began, memory)  # with the time of the report
@@ -100,18 +104,19 @@ def _tell(report: CheckReport, limit: int, display: Display) -> None:
     for finding in report.findings:
         display.say(f"{finding.severity}: {finding.message}" + (f" {finding.todo}" if finding.todo else ""))
     sizes = ", ".join(f"{split.rows:,} {name}" for name, split in report.splits.items())
-    display.say(f"Data: {sizes} rows; {len(report.labels)} labels; at most {limit} tokens a row.")
+    labels = f" {len(report.labels)} labels;" if report.labels else ""
+    display.say(f"Data: {sizes} rows;{labels} at most {limit} tokens a row.")
 
 
-def _job(recipe: Recipe, task: Task, strategy: Strategy, prepared: Prepared, device: Any) -> Job:
-    model = load_classifier(
-        recipe.model.name,
-        prepared.tokenizer,
-        prepared.dataset.labels,
-        task.problem_type,
-        recipe.structure,
-        seed=recipe.seed,
-    )
+def _with_options(recipe: Recipe, strategy: Strategy) -> Recipe:
+    """With every option of the strategy written out, those that it chose on seeing the model included."""
+    return recipe.replace({"strategy.options": strategy.options.model_dump(mode="json")})
+
+
+def _job(
+    recipe: Recipe, task: Task, strategy: Strategy, prepared: Prepared, device: torch.device, display: Display
+) -> Job:
+    model = strategy.prepare(_load(recipe, task, prepared), display.say)
     targets = prepared.encoded["train"].targets
     if targets is None:
         raise DataError("The training rows have no labels.")
@@ -119,7 +124,7 @@ def _job(recipe: Recipe, task: Task, strategy: Strategy, prepared: Prepared, dev
         task.prepare_head(model, targets)
     model.to(device)
     if recipe.training.accelerate:
-        accelerate(model, device)
+        accelerate(plain_model(model), device)
     fast = "bfloat16" if has_bfloat16(device) else "float32"
     return Job(
         model=model,
@@ -129,6 +134,22 @@ def _job(recipe: Recipe, task: Task, strategy: Strategy, prepared: Prepared, dev
         train=prepared.encoded["train"],
         validation=prepared.encoded["validation"],
         forward=forward_of(model, prepared.tokenizer, device, fast),
+    )
+
+
+def _load(recipe: Recipe, task: Task, prepared: Prepared) -> Any:
+    if task.head == "language-model":
+        model = load_language_model(recipe.model.name, recipe.structure)
+        check_model(model)
+        end_replies(model, prepared.tokenizer)
+        return model
+    return load_classifier(
+        recipe.model.name,
+        prepared.tokenizer,
+        prepared.dataset.labels,
+        task.problem_type,
+        recipe.structure,
+        seed=recipe.seed,
     )
 
 
@@ -143,10 +164,12 @@ def _sink(recipe: Recipe, out: Path) -> Sink:
 
 
 def _save_artifact(out: Path, job: Job, recipe: Recipe, prepared: Prepared, outcome: Outcome) -> Manifest:
-    restore(job.model)
+    restore(plain_model(outcome.model))
+    base = _base_name(recipe.model.name) or ""
+    limit = prepared.max_length if job.task.head == "classifier" else None
     with atomic_folder(out / "artifact") as folder:
-        save_model(folder, job.model, prepared.tokenizer, max_length=prepared.max_length)
-        manifest = _manifest(folder, job.task, recipe, prepared, outcome)
+        loads_in = save_model(folder, outcome.model, prepared.tokenizer, max_length=limit, base=base)
+        manifest = _manifest(folder, recipe, prepared, outcome, loads_in)
         write_text(folder / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
         write_text(folder / "README.md", model_card(manifest, None))
         with atomic_path(folder / ROWS) as path:
@@ -154,8 +177,10 @@ def _save_artifact(out: Path, job: Job, recipe: Recipe, prepared: Prepared, outc
     return manifest
 
 
-def _manifest(folder: Path, task: Task, recipe: Recipe, prepared: Prepared, outcome: Outcome) -> Manifest:
-    dataset = prepared.dataset
+def _manifest(
+    folder: Path, recipe: Recipe, prepared: Prepared, outcome: Outcome, loads_in: tuple[str, ...]
+) -> Manifest:
+    dataset, task = prepared.dataset, find_task(recipe.task.name)
     plain = recipe.model_dump(mode="json")
     for section, key in (("data", "source"), ("model", "name")):
         plain[section][key] = _base_name(plain[section][key])
@@ -167,6 +192,7 @@ def _manifest(folder: Path, task: Task, recipe: Recipe, prepared: Prepared, outc
         fields=dataset.fields,
         max_length=prepared.max_length,
         base_model=plain["model"]["name"],
+        base_sha256=weights_hash(recipe.model.name),
         recipe=plain,
         metrics=outcome.metrics,
         primary_metric=task.primary_metric,
@@ -175,8 +201,8 @@ def _manifest(folder: Path, task: Task, recipe: Recipe, prepared: Prepared, outc
             "rows": {name: len(split.table) for name, split in dataset.splits.items()},
             "cut_sha256": dataset.cut.sha256 if dataset.cut else None,
         },
-        loads_in=("transformers",),
-        weights_sha256=sha256(folder / WEIGHTS),
+        loads_in=loads_in,
+        weights_sha256=sha256(weights_file(folder)),
     )
 
 
@@ -194,25 +220,12 @@ def _row_arrays(dataset: Dataset) -> dict[str, np.ndarray]:
 def _judge(
     out: Path, task: Task, prepared: Prepared, outcome: Outcome, recipe: Recipe, display: Display
 ) -> EvaluationReport:
-    dataset = prepared.dataset
-    train_split, validation = dataset.splits["train"], dataset.splits["validation"]
-    display.say("Fitting the cheap baselines on the same training rows …")
-    baselines = fit_baselines(
-        task,
-        dataset.labels,
-        (train_split.inputs, train_split.targets),
-        (validation.inputs, validation.targets),
-        seed=recipe.seed,
-    )
-    with atomic_folder(out / "baselines") as folder:
-        baselines.save(folder)
+    baselines, chosen = _baselines(out, task, prepared, outcome, recipe, display)
+    targets = prepared.encoded["validation"].targets
+    if targets is None:
+        raise DataError("The validation rows have no targets.")
     metrics, scores, verdict, detail = judge(
-        task,
-        validation.targets,
-        outcome.predictions,
-        baselines.predict(validation.inputs),
-        chosen=baselines.best,
-        labels=dataset.labels,
+        task, targets, outcome.predictions, baselines, chosen=chosen, labels=prepared.dataset.labels
     )
     report = EvaluationReport(
         artifact=out.name,
@@ -223,12 +236,32 @@ def _judge(
         primary_metric=task.primary_metric,
         baselines=scores,
         verdict=verdict,
-        rows=len(validation.table),
+        rows=len(targets),
         detail=detail,
     )
     (out / "evaluations").mkdir()
     write_json(out / "evaluations" / "validation.json", report.as_dict())
     return report
+
+
+def _baselines(
+    out: Path, task: Task, prepared: Prepared, outcome: Outcome, recipe: Recipe, display: Display
+) -> tuple[dict[str, Predictions], str]:
+    """What the model is compared with on validation, and which of it the verdict is about."""
+    if outcome.untuned is not None:
+        return {UNTUNED: outcome.untuned}, UNTUNED
+    train_split, validation = (prepared.dataset.splits[name] for name in ("train", "validation"))
+    display.say("Fitting the cheap baselines on the same training rows …")
+    baselines = fit_baselines(
+        task,
+        prepared.dataset.labels,
+        (train_split.inputs, train_split.targets),
+        (validation.inputs, validation.targets),
+        seed=recipe.seed,
+    )
+    with atomic_folder(out / "baselines") as folder:
+        baselines.save(folder)
+    return baselines.predict(validation.inputs), baselines.best
 
 
 def _summary(out: Path, recipe: Recipe, outcome: Outcome, task: Task, report: EvaluationReport) -> dict[str, Any]:
@@ -239,6 +272,7 @@ def _summary(out: Path, recipe: Recipe, outcome: Outcome, task: Task, report: Ev
         "model": recipe.model.name,
         "strategy": recipe.strategy.name,
         "trained_parameters": outcome.trained_parameters,
+        "parameters": count_parameters(outcome.model),
         "steps": outcome.steps,
         "best_step": outcome.best_step,
         "stopped": outcome.stopped,

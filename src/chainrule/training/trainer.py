@@ -55,6 +55,8 @@ class Outcome:
         seconds: from the first batch to the last optimizer step, validation excluded.
         metrics: on validation, of the weights that are kept.
         predictions: on validation, of the weights that are kept.
+        model: what is to be saved.
+        untuned: on validation, of the model before step one, where the task compares with it.
     """
 
     steps: int
@@ -64,6 +66,8 @@ class Outcome:
     metrics: dict[str, float]
     predictions: Predictions
     stopped: str
+    model: Any
+    untuned: Predictions | None
 
 
 @dataclass
@@ -86,7 +90,7 @@ def resolve(job: Job, recipe: Recipe, display: Display) -> Recipe:
     changes: dict[str, Any] = {}
     if recipe.optimizer.learning_rate is None:
         changes["optimizer.learning_rate"] = job.strategy.default_learning_rate
-    micro = recipe.training.micro_batch_size or recipe.training.batch_size
+    micro = recipe.training.micro_batch_size or _micro_batch_size(job, recipe)
     changes["training.micro_batch_size"] = min(micro, recipe.training.batch_size)
     recipe = recipe.replace(changes)
     planned = planned_steps(recipe, len(job.train))
@@ -122,6 +126,7 @@ def train(job: Job, recipe: Recipe, record: Sink, display: Display) -> Outcome:
         keep_half_gradients(job.model)
     best = _Best()
     record({"event": "start", "step": 0, "steps": total, "rows": len(job.train)})
+    untuned = _untuned(job, recipe, record) if job.task.baseline == "untuned" else None
     done, seconds, stopped = 0, 0.0, "all steps done"
     every = recipe.training.evaluate_every_steps or steps_per_epoch(recipe, len(job.train))
     with display.bar("training", total) as bar:
@@ -137,11 +142,12 @@ def train(job: Job, recipe: Recipe, record: Sink, display: Display) -> Outcome:
                     break
     trained = count_parameters(job.model, trainable_only=True)
     _restore(job.model, best.weights)
-    settle(job.strategy.finish(job.model))
+    model = job.strategy.finish(job.model)
+    settle(model)
     if best.predictions is None:
         raise ValueError("a run must end with an evaluation")
     record({"event": "finish", "step": done, "best_step": best.step, "reason": stopped, "seconds": seconds})
-    return Outcome(done, seconds, trained, best.step, best.metrics, best.predictions, stopped)
+    return Outcome(done, seconds, trained, best.step, best.metrics, best.predictions, stopped, model, untuned)
 
 
 def steps_per_epoch(recipe: Recipe, rows: int) -> int:
@@ -208,12 +214,25 @@ def _record_step(step: Step, recipe: Recipe, rows: int, record: Sink, bar: Bar, 
     bar.advance(1, f"loss {step.loss:.4f}{seen}")
 
 
-def _evaluate(job: Job, recipe: Recipe, step: int, record: Sink, best: _Best) -> None:
+def _untuned(job: Job, recipe: Recipe, record: Sink) -> Predictions:
+    """The validation of the model as it is before step one."""
     began = time.perf_counter()
-    predictions = predict_encoded(_forward(job, recipe), job.validation, job.task.decode)
+    predictions, metrics = _validate(job, recipe, 0)
+    seconds = round(time.perf_counter() - began, 3)
+    record({"event": "evaluation", "step": 0, "epoch": 0.0, "metrics": metrics, "best": False, "seconds": seconds})
+    return predictions
+
+
+def _validate(job: Job, recipe: Recipe, step: int) -> tuple[Predictions, dict[str, float]]:
+    predictions = predict_encoded(_forward(job, recipe), job.validation, job.task.read)
     if predictions.losses is None or not np.isfinite(predictions.losses).all():
         raise _diverged(recipe, f"a validation loss that is not a number after step {step}")
-    metrics = job.task.measure(_targets(job.validation), predictions)
+    return predictions, job.task.measure(_targets(job.validation), predictions)
+
+
+def _evaluate(job: Job, recipe: Recipe, step: int, record: Sink, best: _Best) -> None:
+    began = time.perf_counter()
+    predictions, metrics = _validate(job, recipe, step)
     rank = job.task.rank(metrics)
     better = rank > best.rank
     if better:
@@ -232,6 +251,11 @@ def _evaluate(job: Job, recipe: Recipe, step: int, record: Sink, best: _Best) ->
             "seconds": round(time.perf_counter() - began, 3),
         }
     )
+
+
+def _micro_batch_size(job: Job, recipe: Recipe) -> int:
+    tokens, size = job.task.micro_batch_tokens, recipe.training.batch_size
+    return size if tokens is None else max(1, min(size, tokens // int(job.train.lengths.max())))
 
 
 def _choose_precision(job: Job, recipe: Recipe, display: Display) -> str:

@@ -1,0 +1,184 @@
+"""Conversations: from prompt and reply columns, or a column of messages, to one form.
+
+A row's input is the list of turns before the last reply, as JSON; its target is that reply. Earlier replies of the same
+conversation stay in the input, and are learned too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from chainrule.core.recipe import Clean
+from chainrule.data.clean import clean_text
+from chainrule.data.flaws import Flaw, shorten
+from chainrule.data.table import Table
+from chainrule.errors import Problem
+
+MESSAGES = "messages"
+REPLY = "assistant"
+
+# What the common formats call the same four roles; a function call is something the model has to write.
+_ROLES = {
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "model", "bot", "chatgpt", "function_call"), REPLY),
+    **dict.fromkeys(("tool", "observation", "function", "function_response"), "tool"),
+    **dict.fromkeys(("system", "developer"), "system"),
+}
+_EXAMPLE = '[{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]'
+
+Turn = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Conversations:
+    """The rows of a table in one form.
+
+    Attributes:
+        contexts: (n,) the turns before the reply as JSON; empty where the row cannot be used.
+        replies: (n,) the reply; None where the row cannot be used, or none was asked for.
+        cleaned: numbers of the rows that cleaning changed.
+    """
+
+    contexts: list[str]
+    replies: list[str | None]
+    flaws: list[Flaw]
+    cleaned: list[int]
+
+
+def read_conversations(table: Table, fields: Mapping[str, str], clean: Clean, *, with_reply: bool) -> Conversations:
+    """Read every row's turns.
+
+    Args:
+        fields: field -> column: `messages`, or `prompt` with perhaps `context`, `system` and `response`.
+        with_reply: the last reply is split off as the target, and a row without one cannot be used. Without it a
+            conversation that ends in a reply is read up to that reply: it is what is to be written anew.
+    """
+    cells = {name: table.texts(column) for name, column in fields.items()}
+    contexts: list[str] = []
+    replies: list[str | None] = []
+    flaws: list[Flaw] = []
+    cleaned: list[int] = []
+    for index, number in enumerate(table.rows.tolist()):
+        row = {name: texts[index] for name, texts in cells.items()}
+        try:
+            before = _turns(row, with_reply)
+            turns = [{**turn, "content": clean_text(turn["content"], clean)} for turn in before]
+            context, reply, left = _split(turns, with_reply)
+            _refuse_empty(turns[: len(context) + (reply is not None)], MESSAGES in row)
+        except _UnusableError as wrong:
+            problem = Problem(wrong.expected, wrong.got, wrong.todo, table.where(index, wrong.field))
+            flaws.append(Flaw(wrong.kind, number, problem))
+            contexts.append("")
+            replies.append(None)
+            continue
+        if turns != before:
+            cleaned.append(number)
+        if left:
+            flaws.append(Flaw("unanswered-turn", number))
+        if any("\ufffd" in turn["content"] for turn in turns):
+            flaws.append(Flaw("replacement-character", number))
+        contexts.append(as_text(context))
+        replies.append(reply)
+    return Conversations(contexts, replies, flaws, cleaned)
+
+
+def as_text(turns: Sequence[Turn]) -> str:
+    """Turns as the JSON text that `turns_of` reads."""
+    return json.dumps(list(turns), ensure_ascii=False)
+
+
+def turns_of(text: str) -> list[Turn]:
+    """The turns of a context."""
+    return list(json.loads(text))
+
+
+def prompt_of(text: str) -> str:
+    """The context of a single prompt."""
+    return as_text([{"role": "user", "content": text}])
+
+
+class _UnusableError(Exception):
+    """Why a row cannot be used."""
+
+    def __init__(self, field: str, expected: str, got: str, todo: str, kind: str = "bad-messages") -> None:
+        super().__init__(got)
+        self.field, self.expected, self.got, self.todo, self.kind = field, expected, got, todo, kind
+
+
+def _turns(row: Mapping[str, str | None], with_reply: bool) -> list[Turn]:
+    system = row.get("system") or ""
+    if MESSAGES in row:
+        turns = [_turn(raw, place) for place, raw in enumerate(_list(row[MESSAGES]), start=1)]
+    else:
+        asked = [part for part in (row["prompt"], row.get("context")) if part and not part.isspace()]
+        turns = [{"role": "user", "content": "\n\n".join(asked)}]
+        if not row["prompt"] or row["prompt"].isspace():
+            raise _UnusableError("prompt", "a prompt", "nothing", "Fill in or remove this row.", "empty-text")
+        if with_reply:
+            turns.append({"role": REPLY, "content": row["response"] or ""})
+    if system.strip() and turns[0]["role"] != "system":
+        turns.insert(0, {"role": "system", "content": system})
+    return turns
+
+
+def _list(cell: str | None) -> list[Any]:
+    if cell is None or not cell.strip():
+        raise _UnusableError(MESSAGES, "a list of messages", "nothing", "Fill in or remove this row.")
+    try:
+        value = json.loads(cell)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, list) or not value:
+        raise _UnusableError(MESSAGES, f"a list of messages such as {_EXAMPLE}", shorten(cell), "Correct this row.")
+    return value
+
+
+def _turn(raw: Any, place: int) -> Turn:
+    """One message of either format, in ours."""
+    if not isinstance(raw, dict):
+        raise _UnusableError(MESSAGES, f"an object as message {place}", shorten(str(raw)), "Correct this row.")
+    role = raw.get("role") or raw.get("from")
+    if role not in _ROLES:
+        known = ", ".join(_ROLES)
+        got = f"the role {shorten(str(role))}" if role else "no role"
+        raise _UnusableError(MESSAGES, f"a role of message {place}: {known}", got, "Correct the role.")
+    if raw.get("tool_calls"):
+        todo = "Write the call as the content of the message, in the form the model should write it."
+        raise _UnusableError(MESSAGES, f"message {place} as text", "tool_calls", todo)
+    content = raw.get("content") if raw.get("content") is not None else raw.get("value")
+    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+        content = "".join(str(part.get("text") or "") for part in content)
+    if not isinstance(content, str):
+        got = "nothing" if content is None else shorten(str(content))
+        raise _UnusableError(MESSAGES, f"a text as the content of message {place}", got, "Correct this row.")
+    return {"role": _ROLES[role], "content": content}
+
+
+def _split(turns: list[Turn], with_reply: bool) -> tuple[list[Turn], str | None, int]:
+    """The turns before the last reply, the reply, and how many turns come after it."""
+    ends = [place for place, turn in enumerate(turns) if turn["role"] == REPLY]
+    if not with_reply:
+        context = turns[:-1] if turns[-1]["role"] == REPLY else turns
+        reply, left = None, 0
+    elif not ends:
+        raise _UnusableError(MESSAGES, "a reply of the assistant", "none", "Add it or remove this row.", "no-reply")
+    else:
+        context, reply, left = turns[: ends[-1]], turns[ends[-1]]["content"], len(turns) - ends[-1] - 1
+    if not any(turn["role"] != "system" for turn in context):
+        raise _UnusableError(MESSAGES, "something to reply to", "no turn before the reply", "Add it.")
+    return context, reply, left
+
+
+def _refuse_empty(turns: Sequence[Turn], whole: bool) -> None:
+    for place, turn in enumerate(turns, start=1):
+        is_reply = turn["role"] == REPLY
+        field = MESSAGES if whole else "response" if is_reply else "prompt"
+        if "\0" in turn["content"]:
+            raise _UnusableError(field, "text", "a NUL byte", "Remove the NUL bytes.", "nul-byte")
+        if turn["role"] != "system" and not turn["content"].strip():
+            got = f"an empty turn of the {turn['role']} (turn {place})" if whole else "nothing"
+            kind = "no-reply" if is_reply else "empty-text"
+            raise _UnusableError(field, "a text", got, "Fill in or remove this row.", kind)

@@ -1,0 +1,109 @@
+"""Adapters (LoRA and its relatives) on a model, through PEFT: found, put on, taken off, loaded."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from chainrule.errors import ModelError, Problem, Where
+from chainrule.system.extras import require
+
+ADAPTERS = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_POOLERS = ("pooler",)
+
+
+def peft_library(purpose: str) -> Any:
+    """The PEFT library.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    return require("peft", extra="peft", purpose=purpose)
+
+
+def has_adapters(model: Any) -> bool:
+    """Whether the model carries adapters."""
+    return hasattr(model, "peft_config")
+
+
+def plain_model(model: Any) -> Any:
+    """The transformers model itself, with adapters in its layers where it has some: PEFT's wrapper is left off."""
+    return model.get_base_model() if has_adapters(model) else model
+
+
+def linear_modules(model: Any) -> dict[str, nn.Module]:
+    """The linear layers that may get an adapter, by name: those of the pretrained trunk, not of the head."""
+    outside = [*head_modules(model), *_names_of(model, model.get_output_embeddings())]
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+        and not any(name == head or name.startswith(head + ".") for head in outside)
+    }
+
+
+def head_modules(model: Any) -> tuple[str, ...]:
+    """The modules of a classifier that are trained whole beside adapters, because they may be fresh.
+
+    They are the pooler and what stands outside the pretrained trunk. A language model has none.
+    """
+    if model.get_output_embeddings() is not None:
+        return ()
+    prefix = model.base_model_prefix
+    outside = [name for name, child in model.named_children() if name != prefix and list(child.parameters())]
+    inside = [f"{prefix}.{name}" for name, _ in model.base_model.named_children() if name in _POOLERS]
+    return tuple(name for name in [*inside, *outside] if list(model.get_submodule(name).parameters()))
+
+
+def add_saved(model: Any, folder: Path) -> Any:
+    """Put the adapters of an artifact folder on their base model.
+
+    Raises:
+        MissingExtraError: PEFT is not installed.
+        ModelError: they do not fit this model.
+    """
+    peft = peft_library("A model with adapters")
+    try:
+        with _quiet():
+            return peft.PeftModel.from_pretrained(model, str(folder))
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        todo = "Use the base model that the adapters were trained on."
+        problem = Problem("adapters that fit their base model", reason, todo, Where(file=str(folder)))
+        raise ModelError("The adapters cannot be loaded.", [problem]) from error
+
+
+def put_on(model: Any, config: Any) -> Any:
+    """A model with fresh adapters, by a PEFT configuration."""
+    with _quiet():
+        return peft_library("A model with adapters").get_peft_model(model, config)
+
+
+def without_adapters(model: Any) -> AbstractContextManager[Any]:
+    """Inside, the model is its own base model."""
+    context: AbstractContextManager[Any] = model.disable_adapter()
+    return context
+
+
+def endings(names: Sequence[str]) -> tuple[str, ...]:
+    """The last parts of module names, each once: how PEFT names targets."""
+    return tuple(dict.fromkeys(name.rpartition(".")[2] for name in names))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """PEFT asks transformers for something by a name that it is about to lose."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".*is_gradient_checkpointing", category=FutureWarning)
+        yield
+
+
+def _names_of(model: Any, wanted: nn.Module | None) -> Iterator[str]:
+    return (name for name, module in model.named_modules() if wanted is not None and module is wanted)

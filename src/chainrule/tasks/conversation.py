@@ -1,0 +1,210 @@
+"""Conversations as token ids, in the tokenizer's own chat template, with the tokens of the replies marked.
+
+Which part of a rendered conversation is a reply is found for any template by rendering its beginnings: up to a reply
+with the prompt that asks for it, and up to the reply's end. Each must be how the whole begins; what lies between the
+two is what the model has to write, the mark that ends its turn included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from jinja2 import TemplateError
+
+from chainrule.data.chat import MESSAGES, REPLY, Turn, turns_of
+from chainrule.data.encode import Encoded
+from chainrule.errors import ModelError, Problem, Where
+
+CHUNK_ROWS = 1024
+
+# For tokenizers without a template of their own; it is stored with the model, so that plain transformers renders alike.
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] | capitalize }}:\n{{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n\n{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:\n{% endif %}"
+)
+_PROBE: list[Turn] = [{"role": "user", "content": "Question"}, {"role": REPLY, "content": "Answer"}]
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A conversation as the model reads it.
+
+    Attributes:
+        text: with the prompt for the next reply at its end, if it does not end in a reply.
+        replies: (start, end) in characters of what the model has to write.
+    """
+
+    text: str
+    replies: tuple[tuple[int, int], ...]
+
+
+class TemplateMismatchError(Exception):
+    """The chat template does not render this conversation so that its replies can be told apart."""
+
+
+def prepare_tokenizer(tokenizer: Any) -> None:
+    """Give the tokenizer the plain template if it has none, and make sure that replies can be found and ended.
+
+    Raises:
+        ModelError: its template does not let replies be found, or does not end them with a special token.
+    """
+    if tokenizer.chat_template is None and tokenizer.eos_token is not None:
+        tokenizer.chat_template = PLAIN_TEMPLATE
+    if not tokenizer.is_fast:
+        raise _unusable("a fast tokenizer, which tells where a token stands in the text", "a slow one")
+    if tokenizer.chat_template is None:
+        raise _unusable("a chat template, or a token that ends a text", "neither")
+    try:
+        render(tokenizer, _PROBE)
+    except TemplateMismatchError as error:
+        raise _unusable("a chat template in which the replies can be told apart", str(error)) from None
+    if end_of_turn(tokenizer) is None:
+        raise _unusable("a chat template that ends a reply with a special token", "one without such an end")
+
+
+def render(tokenizer: Any, turns: Sequence[Turn]) -> Rendered:
+    """Render a conversation and find its replies.
+
+    Raises:
+        TemplateMismatchError: a beginning of the conversation is not rendered as the whole begins, or not at all.
+    """
+    ends_in_reply = turns[-1]["role"] == REPLY
+    whole = _apply(tokenizer, turns, prompt=not ends_in_reply)
+    spans = []
+    for place, turn in enumerate(turns):
+        if turn["role"] != REPLY:
+            continue
+        start = _apply(tokenizer, turns[:place], prompt=True)
+        last = place + 1 == len(turns)
+        end = whole if last else _apply(tokenizer, turns[: place + 1], prompt=False)
+        if not (whole.startswith(end) and end.startswith(start) and len(end) > len(start)):
+            raise TemplateMismatchError(f"one that renders turn {place + 1} differently once other turns follow")
+        spans.append((len(start), len(end)))
+    return Rendered(whole, tuple(spans))
+
+
+def encode(tokenizer: Any, inputs: Mapping[str, Sequence[str]], targets: np.ndarray | None, max_length: int) -> Encoded:
+    """Tokenise conversations.
+
+    Args:
+        inputs: the turns before the reply, as JSON, under "messages".
+        targets: (n,) replies; None to write them: then the prompt for a reply is the end of each row.
+        max_length: longer rows are cut: at their end, or without replies at their beginning.
+
+    Returns:
+        With replies, `trained` marks every token of every reply and `targets` (n,) counts them. Rows that the template
+        refuses are in `refused`.
+    """
+    contexts = inputs[MESSAGES]
+    ids: list[np.ndarray] = []
+    marks: list[np.ndarray] = []
+    full: list[int] = []
+    refused: dict[int, str] = {}
+    special = special_tokens(tokenizer)
+    for first in range(0, len(contexts), CHUNK_ROWS):
+        rendered: list[Rendered] = []
+        for row in range(first, min(first + CHUNK_ROWS, len(contexts))):
+            turns = turns_of(contexts[row])
+            reply = [] if targets is None else [{"role": REPLY, "content": str(targets[row])}]
+            try:
+                rendered.append(render(tokenizer, [*turns, *reply]))
+            except TemplateMismatchError as error:
+                refused[row] = str(error)
+                rendered.append(Rendered("", ()))
+        for found, row_ids, row_marks in zip(rendered, *_tokens(tokenizer, rendered, special), strict=True):
+            full.append(len(row_ids) if found.text else 0)
+            kept = slice(max_length) if targets is not None else slice(max(0, len(row_ids) - max_length), None)
+            ids.append(row_ids[kept])
+            marks.append(row_marks[kept])
+    offsets = np.zeros(len(ids) + 1, dtype=np.int64)
+    np.cumsum([len(row) for row in ids], out=offsets[1:])
+    return Encoded(
+        ids=np.concatenate(ids) if ids else np.zeros(0, np.int32),
+        offsets=offsets,
+        types=None,
+        full_lengths=np.asarray(full, dtype=np.int64),
+        targets=None if targets is None else np.array([int(row.sum()) for row in marks], dtype=np.int64),
+        trained=None if targets is None else np.concatenate(marks) if marks else np.zeros(0, bool),
+        refused=refused,
+    )
+
+
+def special_tokens(tokenizer: Any) -> np.ndarray:
+    """The ids of all tokens that are no text, such as the end of a turn; one for unknown words stands for text."""
+    added = (token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special)
+    special = {*tokenizer.all_special_ids, *added} - {tokenizer.unk_token_id}
+    return np.array(sorted(special), dtype=np.int64)
+
+
+def end_of_turn(tokenizer: Any) -> int | None:
+    """The id of the token that ends a reply in this tokenizer's template; None if replies have no such end."""
+    rendered = [render(tokenizer, _PROBE)]
+    ids, marks = _tokens(tokenizer, rendered, special_tokens(tokenizer))
+    last = int(ids[0][np.flatnonzero(marks[0])[-1]])
+    return last if last in special_tokens(tokenizer) else None
+
+
+def ends_of(model: Any, tokenizer: Any) -> list[int]:
+    """Every token that ends a reply: the template's, the tokenizer's and the model's own."""
+    own = model.generation_config.eos_token_id
+    found = {end_of_turn(tokenizer), tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
+    return sorted(int(token) for token in found if token is not None)
+
+
+def end_replies(model: Any, tokenizer: Any) -> None:
+    """Let the model's own settings name every end of a reply, so that plain transformers stops there, too."""
+    model.generation_config.eos_token_id = ends_of(model, tokenizer)
+    if model.generation_config.pad_token_id is None:
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+
+
+def marked(tokenizer: Any, encoded: Encoded, row: int) -> str:
+    """One row as the model reads it, with what is learned between ⟦ and ⟧."""
+    span = slice(encoded.offsets[row], encoded.offsets[row + 1])
+    ids, trained = encoded.ids[span], encoded.trained
+    learned = np.zeros(len(ids), bool) if trained is None else trained[span]
+    edges = [0, *(np.flatnonzero(np.diff(learned)) + 1).tolist(), len(ids)]
+    parts = []
+    for start, end in pairwise(edges):
+        text = tokenizer.decode(ids[start:end], skip_special_tokens=False)
+        parts.append(f"⟦{text}⟧" if start < len(ids) and learned[start] else text)
+    return "".join(parts)
+
+
+def _tokens(
+    tokenizer: Any, rendered: Sequence[Rendered], special: np.ndarray
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Ids and marks of each row. What follows the token that ends a reply, such as a line break, is not marked."""
+    texts = [row.text for row in rendered]
+    batch = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    ids, marks = [], []
+    for row, row_ids, places in zip(rendered, batch["input_ids"], batch["offset_mapping"], strict=True):
+        numbers = np.asarray(row_ids, dtype=np.int32)
+        starts, ends = np.asarray(places, dtype=np.int64).reshape(-1, 2).T
+        mark = np.zeros(len(numbers), dtype=bool)
+        for start, end in row.replies:
+            inside = np.flatnonzero((ends > start) & (starts < end))
+            closing = inside[np.isin(numbers[inside], special)]
+            mark[inside if not len(closing) else inside[inside <= closing[-1]]] = True
+        ids.append(numbers)
+        marks.append(mark)
+    return ids, marks
+
+
+def _apply(tokenizer: Any, turns: Sequence[Turn], *, prompt: bool) -> str:
+    try:
+        return str(tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=prompt))
+    except (TemplateError, ValueError, TypeError, IndexError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise TemplateMismatchError(f"one that refuses it: {reason}") from None
+
+
+def _unusable(expected: str, got: str) -> ModelError:
+    todo = "Choose another model, or give its tokenizer a chat_template (a Jinja text in tokenizer_config.json)."
+    problem = Problem(expected=expected, got=got, todo=todo, where=Where(field="model.name"))
+    return ModelError("The tokenizer of this model cannot be used for text-generation.", [problem])

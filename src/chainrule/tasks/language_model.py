@@ -1,0 +1,188 @@
+"""The loss of a causal language model, with logits only where a token is to be predicted, a few positions at a time.
+
+A row of 500 tokens over a vocabulary of 50,000 has 100 MB of logits in float32. Here the trunk gives hidden states,
+those of the positions before a labelled token are picked, and the head turns them into logits in pieces. Each piece's
+backward is done at once, so that one piece of logits is all there ever is; the trunk then has one backward of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from chainrule.core.recipe import Spec, parse_options
+from chainrule.core.task import Objective, Predictions
+from chainrule.data.batch import IGNORED
+from chainrule.errors import ModelError, Problem, Where
+from chainrule.models.adapters import plain_model
+from chainrule.tasks.objectives import NoOptions, known_loss
+
+CHUNK = 1024
+TOLERANCE = 1e-3
+
+Logits = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class CausalModel:
+    """A causal language model in two parts, with or without adapters.
+
+    Attributes:
+        trunk: token ids to hidden states, everything below the head.
+        logits: hidden states (n, d) to logits (n, vocabulary), scaling and capping included.
+    """
+
+    trunk: Any
+    logits: Logits
+
+    def hidden(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The last hidden states (b, t, d)."""
+        states: torch.Tensor = self.trunk(**inputs, use_cache=False).last_hidden_state
+        return states
+
+
+@dataclass(frozen=True)
+class NextTokenObjective:
+    """The sum over labelled tokens of the cross-entropy; the count is the number of labelled tokens."""
+
+    chunk: int = CHUNK
+
+    def accumulate(self, model: Any, batch: Any) -> tuple[torch.Tensor, int]:
+        parts = parts_of(model)
+        states, wanted, _ = labelled(parts.hidden(batch.inputs), batch.targets)
+        loss, gradient = chunked_cross_entropy(states, wanted, parts.logits, chunk=self.chunk)
+        if gradient is not None:
+            with torch.autocast(states.device.type, enabled=False):  # backward keeps the types that forward chose
+                states.backward(gradient)  # type: ignore[no-untyped-call]
+        return loss, len(wanted)
+
+
+def objective(loss: Spec, targets: np.ndarray) -> Objective:
+    """Cross-entropy of the next token, over the tokens of the replies."""
+    known_loss(loss, "cross-entropy")
+    parse_options(NoOptions, loss, "loss")
+    return NextTokenObjective()
+
+
+def read(model: Any, batch: Any, targets: np.ndarray | None) -> Predictions:
+    """Score the replies of a batch: correct first choices, exp(−loss) as confidence, and loss per token, row by row."""
+    parts = parts_of(model)
+    states, wanted, rows = labelled(parts.hidden(batch.inputs), batch.targets)
+    size = len(batch.rows)
+    losses, right, tokens = (torch.zeros(size, dtype=torch.float64, device=states.device) for _ in range(3))
+    for piece in _pieces(len(wanted), CHUNK):
+        logits = parts.logits(states[piece]).float()
+        each = functional.cross_entropy(logits, wanted[piece], reduction="none")
+        losses.index_add_(0, rows[piece], each.double())
+        right.index_add_(0, rows[piece], (logits.argmax(-1) == wanted[piece]).double())
+        tokens.index_add_(0, rows[piece], torch.ones_like(each, dtype=torch.float64))
+    mean = (losses / tokens).cpu().numpy()
+    return Predictions(right.cpu().numpy().astype(np.int64), np.exp(-mean), mean)
+
+
+def labelled(hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The hidden states that predict a labelled token, those tokens, and the rows they stand in.
+
+    Args:
+        hidden: (b, t, d).
+        targets: (b, t) token ids, IGNORED where nothing is predicted. The state before a token predicts it.
+
+    Returns:
+        (n, d), (n,), (n,).
+    """
+    shifted = targets[:, 1:]
+    rows, places = torch.nonzero(shifted != IGNORED, as_tuple=True)
+    return hidden[rows, places], shifted[rows, places], rows
+
+
+def chunked_cross_entropy(
+    states: torch.Tensor, targets: torch.Tensor, logits: Logits, *, chunk: int = CHUNK
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The summed cross-entropy of logits(states), computed and differentiated `chunk` positions at a time.
+
+    Parameters inside `logits` that are trained get their gradients added here; the caller passes the returned gradient
+    on to what made `states`.
+
+    Args:
+        states: (n, d).
+        targets: (n,) token ids.
+        logits: hidden states to logits, position by position.
+
+    Returns:
+        The sum as a 0-d float32 tensor, detached, and its gradient (n, d) in the type of `states`; None where nothing
+        below needs one.
+    """
+    total = torch.zeros((), dtype=torch.float32 if states.dtype != torch.float64 else torch.float64)
+    total = total.to(states.device)
+    gradient = torch.empty_like(states) if states.requires_grad else None
+    for piece in _pieces(len(targets), chunk):
+        leaf = states[piece].detach().requires_grad_(gradient is not None)
+        values = logits(leaf)
+        values = values if values.dtype == torch.float64 else values.float()
+        loss = functional.cross_entropy(values, targets[piece], reduction="sum")
+        if loss.requires_grad:
+            with torch.autocast(states.device.type, enabled=False):
+                loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.detach()
+        if gradient is not None and leaf.grad is not None:
+            gradient[piece] = leaf.grad
+    return total, gradient
+
+
+def parts_of(model: Any) -> CausalModel:
+    """Take a causal language model apart; adapters stay in place."""
+    plain = plain_model(model)
+    head, config = plain.get_output_embeddings(), plain.config.get_text_config()
+    scale = getattr(config, "logit_scale", None) or 1.0
+    divisor = getattr(config, "logits_scaling", None) or 1.0
+    cap = getattr(config, "final_logit_softcapping", None)
+
+    def logits(states: torch.Tensor) -> torch.Tensor:
+        values: torch.Tensor = head(states)
+        if scale != 1.0 or divisor != 1.0:
+            values = values * (scale / divisor)
+        return values if cap is None else torch.tanh(values / cap) * cap
+
+    return CausalModel(plain.base_model, logits)
+
+
+def check_model(model: Any) -> None:
+    """Make sure that a model is what this task takes it for.
+
+    A token must not see those after it, and the parts must give the logits of the whole.
+
+    Raises:
+        ModelError: it is no causal language model, or has another way from hidden states to logits.
+    """
+    device = next(model.parameters()).device
+    ids = torch.arange(8, device=device).remainder(model.config.get_text_config().vocab_size)[None, :]
+    other = torch.cat([ids[:, :-1], ids[:, -1:] - 1], dim=1)
+    parts = parts_of(model)
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        states = parts.hidden({"input_ids": ids})
+        gap = (states - parts.hidden({"input_ids": other}))[:, :-1].abs().max()
+        whole = model(input_ids=ids, use_cache=False).logits
+        apart = (parts.logits(states[0]) - whole[0]).abs().max()
+        size = float(whole.abs().max())
+    model.train(was_training)
+    if float(gap) > TOLERANCE * float(states.abs().max()):
+        raise _unusable("a causal language model, which reads from left to right", "one that sees the whole text")
+    if float(apart) > TOLERANCE * max(size, 1.0):
+        raise _unusable("a model whose logits come from its last hidden states by its output layer", "another way")
+
+
+def _pieces(count: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+
+def _unusable(expected: str, got: str) -> ModelError:
+    todo = "Choose a causal language model such as smollm2; see `chainrule show catalog`."
+    problem = Problem(expected=expected, got=got, todo=todo, where=Where(field="model.name"))
+    return ModelError("This model cannot be used for text-generation.", [problem])

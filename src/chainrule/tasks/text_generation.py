@@ -1,0 +1,33 @@
+"""A reply to a conversation: chat and instruction tuning. Only what the assistant says is learned."""
+
+from __future__ import annotations
+
+from chainrule.core.task import FieldSpec, Task
+from chainrule.metrics import tokens
+from chainrule.tasks.conversation import encode, prepare_tokenizer
+from chainrule.tasks.language_model import objective, read
+
+TASK = Task(
+    name="text-generation",
+    summary="a reply to a prompt or a conversation",
+    fields=(
+        FieldSpec("prompt", "text", ("prompt", "instruction", "question", "query", "input"), required=False),
+        FieldSpec("context", "text", ("context", "input"), required=False),
+        FieldSpec("system", "text", ("system", "system_prompt"), required=False),
+        FieldSpec("messages", "messages", ("messages", "conversations", "conversation"), required=False),
+        FieldSpec("response", "reply", ("response", "output", "answer", "completion", "reply")),
+    ),
+    default_model="smollm2",
+    primary_metric="loss",
+    problem_type="",
+    measure=tokens.measure,
+    detail=tokens.detail,
+    encode=encode,
+    read=read,
+    objective=objective,
+    head="language-model",
+    prepare_tokenizer=prepare_tokenizer,
+    best_by_loss=True,
+    baseline="untuned",
+    micro_batch_tokens=4096,
+)

@@ -1,0 +1,179 @@
+"""Adapters: what is trained, what is saved, and that merging changes nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+import chainrule
+from chainrule.core.artifact import Run
+from chainrule.core.recipe import Spec, Structure
+from chainrule.errors import ModelError, RecipeError
+from chainrule.inference.predict import Predictor, load_predictor
+from chainrule.models.load import load_classifier, load_tokenizer
+from chainrule.strategies import make_strategy
+from chainrule.strategies.lora import Lora
+from chainrule.testing.data import rated, sentences, write_csv
+from chainrule.testing.models import tiny_model
+
+pytestmark = pytest.mark.unit
+
+TEXTS = ["a good film", "bad book and a dull room", "we had it"]
+
+
+def train(base: Path, data: Path, out: Path, **more: Any) -> Run:
+    settings = {"model": str(base), "strategy": "lora", "training.steps": 12, "optimizer.learning_rate": 1e-2}
+    settings |= {"training.precision": "float32", "training.threads": 1, **more}
+    return chainrule.train(str(data), out=out, settings=settings)
+
+
+def logits(predictor: Predictor, texts: list[str]) -> np.ndarray:
+    with torch.inference_mode():
+        batch = predictor.tokenizer(texts, padding=True, return_tensors="pt")
+        found: np.ndarray = predictor.forward.model(**batch).logits.numpy()
+    return found
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_csv(tmp_path_factory.mktemp("labelled") / "data.csv", sentences(120))
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path, labelled: Path) -> Run:
+    out = tmp_path_factory.mktemp("adapters") / "run"
+    return train(tiny_bert, labelled, out, **{"strategy.options.merge": False})
+
+
+def test_a_folder_of_adapters_holds_what_was_trained_and_names_its_base(adapters: Run, tiny_bert: Path) -> None:
+    folder = adapters.artifact.path
+    assert not (folder / "model.safetensors").exists()
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == tiny_bert.name
+    assert (config["r"], config["lora_alpha"], config["bias"], config["task_type"]) == (16, 32, "none", "SEQ_CLS")
+    kept = load_file(folder / "adapter_model.safetensors")
+    assert all("lora_" in name or "classifier" in name or "pooler" in name for name in kept)
+    assert any("classifier" in name for name in kept)
+    assert sum(value.numel() for value in kept.values()) == adapters.summary["trained_parameters"]
+    assert adapters.artifact.manifest.loads_in == ("peft",)
+    text = "".join(file.read_text(errors="replace") for file in folder.iterdir() if file.suffix in (".json", ".md"))
+    assert str(tiny_bert) not in text
+    options = adapters.artifact.manifest.recipe["strategy"]["options"]
+    assert options == {"rank": 16, "alpha": 32.0, "dropout": 0.0, "targets": "all-linear", "merge": False}
+
+
+def test_adapters_load_in_plain_peft(adapters: Run, tiny_bert: Path) -> None:
+    folder = adapters.artifact.path
+    base = AutoModelForSequenceClassification.from_pretrained(tiny_bert, config=AutoConfig.from_pretrained(folder))
+    with pytest.warns(FutureWarning, match="is_gradient_checkpointing"):
+        model = peft.PeftModel.from_pretrained(base, str(folder)).eval()
+    predictor = load_predictor(adapters.artifact)
+    with torch.inference_mode():
+        found = model(**predictor.tokenizer(TEXTS, padding=True, return_tensors="pt")).logits.numpy()
+    np.testing.assert_allclose(found, logits(predictor, TEXTS), atol=1e-6)
+    assert model.config.id2label == {0: "negative", 1: "positive"}
+
+
+def test_merged_and_not_give_the_same_logits(adapters: Run, tiny_bert: Path, labelled: Path, tmp_path: Path) -> None:
+    merged = train(tiny_bert, labelled, tmp_path / "merged")
+    assert merged.artifact.manifest.loads_in == ("transformers",)
+    assert merged.artifact.manifest.recipe["strategy"]["options"]["merge"] is True
+    apart, together = (logits(load_predictor(run.artifact), TEXTS) for run in (adapters, merged))
+    np.testing.assert_allclose(together, apart, atol=1e-5)
+    assert np.abs(apart - apart.mean()).max() > 0.01
+    assert merged.summary["metrics"] == adapters.summary["metrics"]
+
+
+def test_evaluate_and_predict_with_adapters(adapters: Run, labelled: Path) -> None:
+    report = chainrule.evaluate(adapters, str(labelled), split="validation")
+    assert report.metrics["accuracy"].value == pytest.approx(adapters.summary["metrics"]["accuracy"])
+    rows = chainrule.predict(adapters, text=TEXTS)
+    assert isinstance(rows, list)
+    assert {row["predicted_label"] for row in rows} <= {"negative", "positive"}
+
+
+def test_adapters_without_their_run_need_their_base_by_name(adapters: Run, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for file in adapters.artifact.path.iterdir():
+        (moved / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(ModelError):
+        chainrule.predict(moved, text="a film")
+
+
+def test_another_base_of_the_same_name_is_refused(tmp_path: Path, labelled: Path) -> None:
+    base = tiny_model(tmp_path / "base")
+    run = train(base, labelled, tmp_path / "run", **{"strategy.options.merge": False, "training.steps": 1})
+    for file in base.iterdir():
+        file.unlink()
+    tiny_model(base, seed=1)
+    with pytest.raises(ModelError, match="not the one that this artifact was made from"):
+        chainrule.predict(run, text="a film")
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_a_regression_keeps_its_scale(merge: bool, tiny_bert: Path, tmp_path: Path) -> None:
+    data = write_csv(tmp_path / "data.csv", rated(80, mean=1000.0, scale=50.0))
+    run = train(tiny_bert, data, tmp_path / "run", task="regression", **{"strategy.options.merge": merge})
+    rows = chainrule.predict(run, text=TEXTS)
+    assert isinstance(rows, list)
+    assert all(700 < row["predicted_score"] < 1300 for row in rows)
+    report = chainrule.evaluate(run, str(data), split="validation")
+    assert report.metrics["rmse"].value == pytest.approx(run.summary["metrics"]["rmse"], rel=1e-4)
+
+
+@pytest.mark.parametrize("family", ["roberta", "distilbert", "llama"])
+def test_other_families(family: str, tmp_path: Path, labelled: Path) -> None:
+    base = tiny_model(tmp_path / "base", family)
+    run = train(base, labelled, tmp_path / "run", **{"training.steps": 2})
+    assert 0 < run.summary["trained_parameters"] < run.summary["parameters"]
+    chainrule.predict(run, text=TEXTS)
+
+
+def lora_on(base: Path, **options: Any) -> tuple[Lora, Any, list[str]]:
+    told: list[str] = []
+    tokenizer = load_tokenizer(str(base))
+    kind = "single_label_classification"
+    model = load_classifier(str(base), tokenizer, ["a", "b"], kind, Structure(), seed=0)
+    strategy = make_strategy(Spec(name="lora", options=options))
+    assert isinstance(strategy, Lora)
+    return strategy, strategy.prepare(model, told.append), told
+
+
+def test_targets_can_be_named(tiny_bert: Path) -> None:
+    _, model, _ = lora_on(tiny_bert, targets=["query", "attention.output.dense"], rank=2, alpha=3, dropout=0.25)
+    config = model.peft_config["default"]
+    assert (config.r, config.lora_alpha, config.lora_dropout) == (2, 3, 0.25)
+    adapted = {name.partition(".lora_A")[0] for name, _ in model.named_parameters() if ".lora_A." in name}
+    assert len(adapted) == 4
+    assert all(name.endswith((".query", "attention.output.dense")) for name in adapted)
+
+
+def test_targets_that_do_not_exist(tiny_bert: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        lora_on(tiny_bert, targets=["query", "q_proj", "classifier"])
+    assert str(caught.value.problems[0]) == (
+        "field 'strategy.options.targets': expected endings of names of linear layers: query, key, value, dense, "
+        "got 'q_proj', 'classifier'. Choose among these, or leave it at all-linear."
+    )
+
+
+def test_a_base_on_the_hub_keeps_the_adapters_apart(tiny_bert: Path) -> None:
+    strategy, _, told = lora_on(tiny_bert)
+    assert strategy.options.merge is True
+    assert told[0].startswith("The base model has no name on the hub")
+    tokenizer = load_tokenizer(str(tiny_bert))
+    model = load_classifier(str(tiny_bert), tokenizer, ["a", "b"], "single_label_classification", Structure(), seed=0)
+    model.name_or_path = "somebody/some-model"
+    strategy = Lora(strategy.options.model_copy(update={"merge": None}))
+    strategy.prepare(model, told.append)
+    assert strategy.options.merge is False
+    assert told[1].endswith("on top of the base model from the hub.")

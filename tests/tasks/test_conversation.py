@@ -1,0 +1,143 @@
+"""Which tokens of a conversation are learned, in any template."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from chainrule.data.chat import MESSAGES, as_text, prompt_of
+from chainrule.data.encode import Encoded
+from chainrule.errors import ModelError
+from chainrule.tasks.conversation import (
+    PLAIN_TEMPLATE,
+    TemplateMismatchError,
+    encode,
+    end_of_turn,
+    marked,
+    prepare_tokenizer,
+    render,
+)
+from chainrule.testing.models import tiny_tokenizer
+
+pytestmark = pytest.mark.unit
+
+CHATML = (
+    "{% for m in messages %}{{ '[CLS]' + m['role'] + '\n' + m['content'] + '[SEP]\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '[CLS]assistant\n' }}{% endif %}"
+)
+ALTERNATING = CHATML.replace(
+    "%}{{ '[CLS]' + m",
+    "%}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
+    "{{ '[CLS]' + m",
+    1,
+)
+ONLY_LAST = (
+    "{% for m in messages %}{{ m['role'] }}: "
+    "{% if m['role'] == 'assistant' and not loop.last %}…{% else %}{{ m['content'] }}{% endif %}[SEP]{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+NO_END = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + ' ' }}{% endfor %}assistant: "
+
+
+def tokenizer_with(template: str | None) -> Any:
+    tokenizer = tiny_tokenizer(64, decoder=True)
+    tokenizer.add_special_tokens({"cls_token": "[CLS]"})
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def turns(*contents: str) -> list[dict[str, str]]:
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(contents)]
+
+
+def learned(tokenizer: Any, encoded: Encoded, row: int = 0) -> str:
+    assert encoded.trained is not None
+    span = slice(encoded.offsets[row], encoded.offsets[row + 1])
+    return str(tokenizer.decode(encoded.ids[span][encoded.trained[span]]))
+
+
+def replies(*texts: str) -> np.ndarray:
+    return np.array(texts, dtype=object)
+
+
+@pytest.mark.parametrize("template", [None, CHATML, ALTERNATING], ids=["plain", "chatml", "alternating"])
+def test_every_reply_and_its_end_is_learned_and_nothing_else(template: str | None) -> None:
+    tokenizer = tokenizer_with(template)
+    prepare_tokenizer(tokenizer)
+    encoded = encode(tokenizer, {MESSAGES: [as_text(turns("a film", "good", "a book"))]}, replies("bad room"), 64)
+    assert learned(tokenizer, encoded) == "good [SEP] bad room [SEP]"
+    assert encoded.targets is not None
+    assert encoded.targets.tolist() == [5]
+    text = marked(tokenizer, encoded, 0)
+    assert text.count("⟦") == 2
+    assert "⟦bad room [SEP]⟧" in text
+    assert "⟦good [SEP]⟧" in text
+
+
+def test_what_is_read_is_what_plain_transformers_renders() -> None:
+    tokenizer = tokenizer_with(None)
+    prepare_tokenizer(tokenizer)
+    talk = turns("a film", "good", "a book", "bad")
+    encoded = encode(tokenizer, {MESSAGES: [as_text(talk[:-1])]}, replies("bad"), 64)
+    assert encoded.ids.tolist() == tokenizer.apply_chat_template(talk, return_dict=False)
+    prompt = encode(tokenizer, {MESSAGES: [as_text(talk[:-1])]}, None, 64)
+    asked = tokenizer.apply_chat_template(talk[:-1], add_generation_prompt=True, return_dict=False)
+    assert prompt.ids.tolist() == asked == encoded.ids.tolist()[: len(asked)]
+    assert prompt.trained is None
+    assert prompt.targets is None
+
+
+def test_a_tokenizer_without_a_template_keeps_the_plain_one(tmp_path: Path) -> None:
+    tokenizer = tokenizer_with(None)
+    prepare_tokenizer(tokenizer)
+    assert tokenizer.chat_template == PLAIN_TEMPLATE
+    tokenizer.save_pretrained(tmp_path)
+    assert type(tokenizer).from_pretrained(tmp_path).chat_template == PLAIN_TEMPLATE
+
+
+def test_rows_longer_than_the_limit() -> None:
+    tokenizer = tokenizer_with(CHATML)
+    contexts = {MESSAGES: [prompt_of("a film"), prompt_of("a " * 30)]}
+    encoded = encode(tokenizer, contexts, replies("good film", "bad"), 9)
+    assert encoded.lengths.tolist() == [9, 9]
+    assert encoded.full_lengths.tolist()[0] > 9
+    assert encoded.targets is not None
+    assert encoded.targets.tolist()[1] == 0, "no token of the reply is left"
+    prompts = encode(tokenizer, contexts, None, 9)
+    assert tokenizer.decode(prompts.ids[prompts.offsets[1] :]).endswith("assistant"), "the end of a prompt is kept"
+
+
+def test_a_conversation_the_template_refuses_is_told_apart() -> None:
+    tokenizer = tokenizer_with(ALTERNATING)
+    twice = as_text([{"role": "user", "content": "a"}, {"role": "user", "content": "b"}])
+    encoded = encode(tokenizer, {MESSAGES: [twice, prompt_of("a")]}, replies("good", "bad"), 64)
+    assert encoded.refused == {0: "one that refuses it: roles must alternate"}
+    assert encoded.targets is not None
+    assert encoded.targets[0] == 0
+    assert encoded.lengths[0] == 0
+    kept = encoded.take(np.array([1]))
+    assert learned(tokenizer, kept) == "bad [SEP]"
+    assert kept.lengths.tolist() == [encoded.lengths[1]]
+
+
+def test_a_template_that_hides_earlier_replies() -> None:
+    tokenizer = tokenizer_with(ONLY_LAST)
+    prepare_tokenizer(tokenizer)
+    assert render(tokenizer, turns("a", "good")).replies
+    with pytest.raises(TemplateMismatchError, match="turn 2 differently once other turns follow"):
+        render(tokenizer, turns("a", "good", "b", "bad"))
+
+
+def test_a_template_without_an_end_of_turn() -> None:
+    tokenizer = tokenizer_with(NO_END)
+    with pytest.raises(ModelError) as caught:
+        prepare_tokenizer(tokenizer)
+    assert caught.value.problems[0].where.field == "model.name"
+
+
+def test_end_of_turn() -> None:
+    tokenizer = tokenizer_with(CHATML)
+    assert end_of_turn(tokenizer) == tokenizer.convert_tokens_to_ids("[SEP]")
