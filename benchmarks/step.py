@@ -1,8 +1,9 @@
-"""One training step of the demo model, plain and with the CPU kernels in turn, at several lengths.
+"""One training step of the demo model, by the peers' settings and by ours in turn, at several lengths.
 
-Forward, backward and fused AdamW of a batch of 32 even rows with dropout 0.1. Prints the medians of each and
-the median of the ratios of neighbouring steps. `--waiting` runs itself again with threads that spin and threads that
-sleep (OMP_WAIT_POLICY) while another process keeps the cores busy.
+Forward, backward, clipping and AdamW of a batch of 32 even rows with dropout 0.1. Prints the median of each and the
+ratio to the best of the peers' settings; `efficiency` is the matrix products' arithmetic over (the time times the rate
+of plain `F.linear` at the model's own shapes), measured in the same run. `--waiting` runs itself again with threads
+that spin and threads that sleep (OMP_WAIT_POLICY) while another process keeps the cores busy.
 
     python benchmarks/step.py --lengths 16 56 128 --steps 20
     python benchmarks/step.py --waiting
@@ -17,51 +18,142 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from statistics import median
 from typing import Any
 
 import torch
 from torch.nn import functional
 
-from chainrule.core.recipe import Structure
-from chainrule.models.accelerate import accelerate
+from chainrule.core.recipe import Optimizer, Structure
+from chainrule.models.accelerate import accelerate, keep_half_gradients
 from chainrule.models.load import load_classifier, load_tokenizer
+from chainrule.training.loop import mean_and_clip
+from chainrule.training.optimizers import make_optimizer
 
 ROWS = 32
+OURS = ("ours, plain torch", "ours, compiled")
+# name -> (attention, number format)
+PEERS = {
+    "float32 sdpa": ("sdpa", "float32"),
+    "autocast sdpa": ("sdpa", "autocast"),
+    "autocast eager": ("eager", "autocast"),
+    "bf16 weights sdpa": ("sdpa", "weights"),
+    "bf16 weights eager": ("eager", "weights"),
+}
+Step = Callable[[torch.Tensor], float]
 
 
-def made(fast: bool) -> tuple[Any, torch.optim.Optimizer]:
-    """The model in training mode with its optimizer, with or without the kernels."""
+def fresh() -> Any:
+    """The model in training mode."""
     tokenizer = load_tokenizer("minilm")
-    model = load_classifier("minilm", tokenizer, ["a", "b"], "single_label_classification", Structure(), seed=0)
-    if fast:
+    structure = Structure()
+    return load_classifier("minilm", tokenizer, ["a", "b"], "single_label_classification", structure, seed=0).train()
+
+
+def loss_of(model: Any, ids: torch.Tensor, autocast: bool) -> torch.Tensor:
+    """The loss summed over the rows."""
+    with torch.autocast("cpu", torch.bfloat16) if autocast else contextlib.nullcontext():
+        logits = model(input_ids=ids).logits.float()
+    return functional.cross_entropy(logits, torch.arange(ROWS) % 2, reduction="sum")
+
+
+def peer(attention: str, precision: str) -> Step:
+    """A step of plain transformers and torch with fused AdamW."""
+    model = fresh()
+    model.set_attn_implementation(attention)
+    if precision == "weights":
+        model.to(torch.bfloat16)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+
+    def step(ids: torch.Tensor) -> float:
+        began = time.perf_counter()
+        (loss_of(model, ids, precision == "autocast") / ROWS).backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return (time.perf_counter() - began) * 1000
+
+    return step
+
+
+def ours(compiled: bool, autocast: bool = True) -> Step:
+    """A step as the loop makes it."""
+    with native(compiled):
+        model = fresh()
         accelerate(model, torch.device("cpu"))
-    return model.train(), torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+        if compiled and autocast:
+            keep_half_gradients(model)
+        parameters = list(model.parameters())
+        group = {"params": parameters, "lr": 1e-5, "initial_lr": 1e-5, "weight_decay": 0.01}
+        optimizer = make_optimizer(Optimizer(), [group])
+
+    def step(ids: torch.Tensor) -> float:
+        with native(compiled):
+            began = time.perf_counter()
+            loss_of(model, ids, autocast).backward()  # type: ignore[no-untyped-call]
+            _, optimizer.gradient_scale = mean_and_clip(parameters, ROWS, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            return (time.perf_counter() - began) * 1000
+
+    return step
 
 
-def step(model: Any, optimizer: torch.optim.Optimizer, ids: torch.Tensor, bfloat16: bool) -> float:
-    """Milliseconds of one step."""
-    began = time.perf_counter()
-    context = torch.autocast("cpu", torch.bfloat16) if bfloat16 else contextlib.nullcontext()
-    with context:
-        loss = functional.cross_entropy(model(input_ids=ids).logits.float(), torch.arange(ROWS) % 2)
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-    optimizer.zero_grad()
-    return (time.perf_counter() - began) * 1000
+@contextlib.contextmanager
+def native(on: bool) -> Any:
+    """Compiled kernels on or off inside."""
+    before = os.environ.get("CHAINRULE_NATIVE")
+    os.environ["CHAINRULE_NATIVE"] = "1" if on else "0"
+    try:
+        yield
+    finally:
+        os.environ.pop("CHAINRULE_NATIVE")
+        if before is not None:
+            os.environ["CHAINRULE_NATIVE"] = before
+
+
+def product_rate(rows: int) -> float:
+    """FLOP per millisecond of bfloat16 `F.linear` at the model's shapes, the median over shapes and repeats."""
+    rates = []
+    for inputs, outputs in ((384, 384), (384, 1152), (384, 1536), (1536, 384)):
+        values, weight = torch.randn(rows, inputs).bfloat16(), torch.randn(outputs, inputs).bfloat16()
+        for _ in range(5):
+            began = time.perf_counter()
+            functional.linear(values, weight)
+            rates.append(2 * rows * inputs * outputs / ((time.perf_counter() - began) * 1000))
+    return median(rates)
+
+
+def products(length: int) -> float:
+    """FLOP of all matrix products of one step: forward once, backward twice; attention included."""
+    layer = ROWS * length * (4 * 384 * 384 + 2 * 384 * 1536) + 2 * ROWS * length * length * 384
+    return 3 * 2.0 * 6 * layer
 
 
 def compare(lengths: list[int], steps: int) -> None:
-    """Steps of the plain and the accelerated model in turn."""
-    plain, fast = made(fast=False), made(fast=True)
-    print("| tokens | format | plain ms | kernels ms | plain / kernels |\n|---|---|---|---|---|")
+    """All in turn."""
+    settings = {name: peer(*setting) for name, setting in PEERS.items()}
+    settings |= {OURS[0]: ours(compiled=False), OURS[1]: ours(compiled=True)}
+    names = list(settings)
+    print("| tokens | " + " | ".join(f"{name}, ms" for name in names) + " | best peer / ours | efficiency |")
+    print("|" + "---|" * (len(names) + 3))
     for length in lengths:
         ids = torch.randint(1000, 20000, (ROWS, length))
-        for bfloat16 in (True, False):
-            times = [(step(*plain, ids, bfloat16), step(*fast, ids, bfloat16)) for _ in range(steps + 2)][2:]
-            before, after = median(a for a, _ in times), median(b for _, b in times)
-            ratio = median(a / b for a, b in times)
-            print(f"| {length} | {'bfloat16' if bfloat16 else 'float32'} | {before:.0f} | {after:.0f} | {ratio:.2f} |")
+        times: dict[str, list[float]] = {name: [] for name in names}
+        rates = []
+        for number in range(steps + 2):
+            for name in names:
+                taken = settings[name](ids)
+                if number >= 2:
+                    times[name].append(taken)
+            rates.append(product_rate(ROWS * length))
+        middle = {name: median(taken) for name, taken in times.items()}
+        best = min(PEERS, key=lambda name: middle[name])
+        ratio = median(a / b for a, b in zip(times[best], times[OURS[1]], strict=True))
+        share = products(length) / (middle[OURS[1]] * median(rates))
+        cells = " | ".join(f"{middle[name]:.0f}" for name in names)
+        print(f"| {length} | {cells} | {ratio:.2f} ({best}) | {share:.2f} |", flush=True)
 
 
 def busy(seconds: float) -> None:
@@ -97,10 +189,10 @@ def main() -> None:
     if options.waiting:
         waiting(options.steps)
     elif options.one:
-        fast = made(fast=True)
+        step = ours(compiled=True)
         for length in options.lengths:
             ids = torch.randint(1000, 20000, (ROWS, length))
-            times = [step(*fast, ids, True) for _ in range(options.steps + 2)][2:]
+            times = [step(ids) for _ in range(options.steps + 2)][2:]
             print(f"  {length} tokens: median {median(times):.0f} ms", flush=True)
     else:
         compare(options.lengths, options.steps)

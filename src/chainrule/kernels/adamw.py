@@ -75,22 +75,23 @@ class NativeAdamW(torch.optim.Optimizer):
             "adam_rows", parameter, state["exp_avg"], state["exp_avg_sq"], history.last,
             gradient.values(), used, len(used), parameter.shape[1], state["step"], *numbers, self.gradient_scale,
         )  # fmt: skip
-        history.rates.append(numbers[0])
+        history.note(state["step"] - 1, numbers)
         torch.autograd.graph.increment_version(parameter)
 
 
 class RowHistory:
-    """When each row of one table was last updated, and the learning rates since.
+    """When each row of one table was last updated, and with which numbers every step was made.
 
     Attributes:
         last: (entries,) int32, the number of updates a row has had; −n − 1 for n updates of a row that has never had
             a gradient.
+        past: (3, room) float32, learning rate and both bias corrections of each step so far.
     """
 
     def __init__(self, parameter: torch.Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         self.parameter, self.state, self.group = parameter, state, group
         self.last = torch.full((parameter.shape[0],), -1, dtype=torch.int32)
-        self.rates: list[float] = []
+        self.past = torch.empty(3, 1024)
 
     @torch.no_grad()
     def catch_up(self, rows: torch.Tensor | None = None) -> None:
@@ -99,17 +100,19 @@ class RowHistory:
         Args:
             rows: distinct row numbers (n,) int64; None for every row.
         """
-        steps = len(self.rates)
-        if not steps:
-            return
         first, second = self.group["betas"]
-        powers = torch.arange(1, steps + 1, dtype=torch.float64)
         native.call(
             "adam_late", self.parameter, self.state["exp_avg"], self.state["exp_avg_sq"], self.last,
             None if rows is None else rows.contiguous(), len(self.last) if rows is None else len(rows),
-            self.parameter.shape[1], steps, torch.tensor(self.rates), (1 - first**powers).float(),
-            (1 - second**powers).float(), first, second, self.group["eps"], self.group["weight_decay"],
+            self.parameter.shape[1], self.state["step"], *self.past.unbind(), first, second, self.group["eps"],
+            self.group["weight_decay"],
         )  # fmt: skip
+
+    def note(self, step: int, numbers: tuple[float, ...]) -> None:
+        """Remember the numbers of the 0-based step."""
+        if step == self.past.shape[1]:
+            self.past = torch.cat([self.past, torch.empty_like(self.past)], 1)
+        self.past[:, step] = torch.tensor([numbers[0], *numbers[-2:]])
 
 
 def catch_up(parameter: torch.Tensor, ids: torch.Tensor | None = None) -> None:
@@ -121,6 +124,11 @@ def catch_up(parameter: torch.Tensor, ids: torch.Tensor | None = None) -> None:
     late = getattr(parameter, "catch_up", None)
     if late is not None:
         late(None if ids is None else torch.unique(ids))
+
+
+def forget_rows(parameter: torch.Tensor) -> None:
+    """Let no optimizer catch up on this parameter any more."""
+    parameter.__dict__.pop("catch_up", None)
 
 
 def gradient_norm(gradients: list[torch.Tensor]) -> float:

@@ -8,7 +8,44 @@
 #include <cstring>
 #include <vector>
 
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
 namespace {
+
+inline int64_t thread_number() {
+#ifdef _OPENMP
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
+}
+
+inline int64_t most_threads() {
+#ifdef _OPENMP
+    return omp_get_max_threads();
+#else
+    return 1;
+#endif
+}
+
+// Sums that several threads make, each into a row of its own; added up in the order of the threads, so that the same
+// number of threads always gives the same last digit.
+struct Sums {
+    int64_t width;
+    std::vector<float> rows;
+
+    explicit Sums(int64_t width) : width((width + 15) / 16 * 16), rows(this->width * most_threads(), 0.0f) {}
+
+    float *mine() { return rows.data() + thread_number() * width; }
+
+    void add(float *target, int64_t from, int64_t count) const {
+        if (!target) return;
+        for (size_t start = 0; start < rows.size(); start += width)
+            for (int64_t c = 0; c < count; ++c) target[c] += rows[start + from + c];
+    }
+};
 
 struct bf16 {
     uint16_t bits;
@@ -154,11 +191,11 @@ template <typename T>
 void norm_backward(const T *dy, const T *sum, const float *mean, const float *deviation, const float *weight,
                    T *dresidual, T *dx, float *dweight, float *dshift, float *dbias, int64_t rows, int64_t columns,
                    int32_t root, Dropout dropout) {
+    Sums sums(3 * columns);
 #pragma omp parallel if (rows * columns > SMALL)
     {
         Row scratch(columns);
-        std::vector<float> mine(3 * columns, 0.0f);
-        float *w = mine.data(), *b = w + columns, *a = b + columns;
+        float *w = sums.mine(), *b = w + columns, *a = b + columns;
         float *g = scratch.values.data(), *factors = scratch.factors.data(), *h = scratch.other.data();
 #pragma omp for schedule(static)
         for (int64_t r = 0; r < rows; ++r) {
@@ -188,13 +225,10 @@ void norm_backward(const T *dy, const T *sum, const float *mean, const float *de
             if (dbias)
                 for (int64_t c = 0; c < columns; ++c) a[c] += g[c];
         }
-#pragma omp critical
-        for (int64_t c = 0; c < columns; ++c) {
-            dweight[c] += w[c];
-            if (dshift) dshift[c] += b[c];
-            if (dbias) dbias[c] += a[c];
-        }
     }
+    sums.add(dweight, 0, columns);
+    sums.add(dshift, columns, columns);
+    sums.add(dbias, 2 * columns, columns);
 }
 
 inline float gelu(float x) {
@@ -233,11 +267,12 @@ void gelu_forward(const T *x, const float *bias, T *y, int64_t rows, int64_t col
 
 template <typename T>
 void gelu_backward(const T *dy, const T *x, const float *bias, T *dx, float *dbias, int64_t rows, int64_t columns) {
+    Sums sums(columns);
+    const std::vector<float> none(bias ? 0 : columns, 0.0f);
+    const float *b = bias ? bias : none.data();
 #pragma omp parallel if (rows * columns > SMALL)
     {
-        std::vector<float> none(bias ? 0 : columns, 0.0f), mine(columns, 0.0f);
-        const float *b = bias ? bias : none.data();
-        float *a = mine.data();
+        float *a = sums.mine();
 #pragma omp for schedule(static)
         for (int64_t r = 0; r < rows; ++r) {
             const T *up = dy + r * columns, *in = x + r * columns;
@@ -248,11 +283,8 @@ void gelu_backward(const T *dy, const T *x, const float *bias, T *dx, float *dbi
                 a[c] += g;
             }
         }
-        if (dbias) {
-#pragma omp critical
-            for (int64_t c = 0; c < columns; ++c) dbias[c] += a[c];
-        }
     }
+    sums.add(dbias, 0, columns);
 }
 
 template <typename T>
@@ -356,17 +388,16 @@ void dropout_rows(const T *x, T *y, int64_t rows, int64_t columns, Dropout dropo
 }
 
 template <typename T>
-void column_sum(const T *x, float *sums, int64_t rows, int64_t columns) {
+void column_sum(const T *x, float *result, int64_t rows, int64_t columns) {
+    Sums sums(columns);
 #pragma omp parallel if (rows * columns > SMALL)
     {
-        std::vector<float> mine(columns, 0.0f);
-        float *a = mine.data();
+        float *a = sums.mine();
 #pragma omp for schedule(static)
         for (int64_t r = 0; r < rows; ++r)
             for (int64_t c = 0; c < columns; ++c) a[c] += load(x[r * columns + c]);
-#pragma omp critical
-        for (int64_t c = 0; c < columns; ++c) sums[c] += a[c];
     }
+    sums.add(result, 0, columns);
 }
 
 // Sums rows of `gradient` that belong together: order[starts[u] .. starts[u + 1]) are those of the u-th result.
@@ -386,15 +417,17 @@ void gather_sum(const T *gradient, const int64_t *order, const int64_t *starts, 
 
 template <typename T>
 double squares(const T *x, int64_t count) {
-    double total = 0.0;
-    const int64_t block = 4096;
-#pragma omp parallel for schedule(static) reduction(+ : total) if (count > SMALL)
-    for (int64_t start = 0; start < count; start += block) {
+    const int64_t size = 4096, blocks = (count + size - 1) / size;
+    std::vector<float> parts(blocks);
+#pragma omp parallel for schedule(static) if (count > SMALL)
+    for (int64_t block = 0; block < blocks; ++block) {
         float part = 0.0f;
-        const int64_t end = std::min(count, start + block);
-        for (int64_t i = start; i < end; ++i) part += load(x[i]) * load(x[i]);
-        total += part;
+        const int64_t end = std::min(count, (block + 1) * size);
+        for (int64_t i = block * size; i < end; ++i) part += load(x[i]) * load(x[i]);
+        parts[block] = part;
     }
+    double total = 0.0;
+    for (float part : parts) total += part;
     return total;
 }
 

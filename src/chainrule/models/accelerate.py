@@ -13,6 +13,7 @@ from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from chainrule.kernels import native
+from chainrule.kernels.adamw import forget_rows
 from chainrule.kernels.attention import attention
 from chainrule.kernels.linear import forget_rounded
 from chainrule.models import forwards
@@ -57,7 +58,7 @@ def restore(model: Any) -> None:
         module.__dict__.pop("forward", None)
     for parameter in model.parameters():
         forget_rounded(parameter)
-        parameter.__dict__.pop("catch_up", None)
+        forget_rows(parameter)
     if model.config._attn_implementation == NAME:
         model.set_attn_implementation("sdpa")
 

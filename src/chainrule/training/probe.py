@@ -11,9 +11,10 @@ import torch
 
 from chainrule.core.task import Objective
 from chainrule.data.batch import Batch, micro_batches
+from chainrule.kernels.adamw import forget_rows
 from chainrule.system.device import synchronize
 from chainrule.system.seed import kept_generators
-from chainrule.training.loop import MakeOptimizer
+from chainrule.training.loop import MakeOptimizer, mean_and_clip
 
 REPEATS = 4
 SAFETY = 0.9
@@ -48,11 +49,15 @@ def seconds_per_token(
     autocast: Callable[[], Any],
     micro_batch_size: int,
 ) -> float:
-    """Seconds of forward and backward per padded token, over a few of the run's own batches."""
+    """Seconds of forward and backward per padded token, over a few of the run's own batches.
+
+    The gradients of the last one stay.
+    """
     times, tokens = [], []
     device = next(model.parameters()).device
     with kept_generators():
         for number, rows in enumerate([batches[0], *batches]):
+            model.zero_grad(set_to_none=True)
             began = _now(device)
             size = 0
             for part in micro_batches(rows, micro_batch_size):
@@ -63,23 +68,26 @@ def seconds_per_token(
             if number:
                 times.append(_now(device) - began)
                 tokens.append(size)
-            model.zero_grad(set_to_none=True)
     return sum(times) / sum(tokens)
 
 
 def optimizer_seconds(groups: list[dict[str, Any]], make_optimizer: MakeOptimizer) -> float:
-    """Seconds of one optimizer step over the groups. Learning rate and decay are 0, so nothing changes."""
+    """Seconds of one optimizer step with the gradients that are there.
+
+    Learning rate and decay are 0, so nothing changes. The gradients are gone afterwards.
+    """
     still = [{**group, "lr": 0.0, "weight_decay": 0.0} for group in groups]
-    for group in still:
-        for parameter in group["params"]:
-            parameter.grad = torch.zeros_like(parameter)
+    parameters = [parameter for group in still for parameter in group["params"]]
     optimizer = make_optimizer(still)
     optimizer.step()
-    device = still[0]["params"][0].device
+    device = parameters[0].device
     began = _now(device)
+    mean_and_clip(parameters, 1, None)
     optimizer.step()
     seconds = _now(device) - began
     optimizer.zero_grad(set_to_none=True)
+    for parameter in parameters:
+        forget_rows(parameter)
     return seconds
 
 

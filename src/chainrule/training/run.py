@@ -21,6 +21,7 @@ from chainrule.evaluation.baselines import UNTUNED, fit_baselines
 from chainrule.evaluation.compare import judge
 from chainrule.evaluation.report import model_card, write_report
 from chainrule.inference.predict import forward_of
+from chainrule.kernels import native
 from chainrule.models.accelerate import accelerate, restore
 from chainrule.models.adapters import plain_model
 from chainrule.models.inspect import count_parameters
@@ -76,7 +77,7 @@ def train_recipe(recipe: Recipe, source: Any, out: Path, display: Display, began
         seed_everything(recipe.seed)
         job = _job(recipe, task, strategy, prepared, device, display)
         resolved = resolve(job, _with_options(recipe, strategy), display)
-        machine = environment(device, threads) | {"precision": resolved.training.precision}
+        machine = environment(device, threads) | _numerics(resolved, device)
         with atomic_folder(out) as folder:
             write_text(folder / "recipe.yaml", asked.to_yaml())
             write_text(folder / "resolved.yaml", resolved.to_yaml())
@@ -106,6 +107,13 @@ def _tell(report: CheckReport, limit: int, display: Display) -> None:
     sizes = ", ".join(f"{split.rows:,} {name}" for name, split in report.splits.items())
     labels = f" {len(report.labels)} labels;" if report.labels else ""
     display.say(f"Data: {sizes} rows;{labels} at most {limit} tokens a row.")
+
+
+def _numerics(recipe: Recipe, device: torch.device) -> dict[str, str]:
+    """The number format, and which kernels there are."""
+    on = recipe.training.accelerate and device.type == "cpu"
+    kernels = ("compiled" if native.available() else "plain torch") if on else "off"
+    return {"precision": recipe.training.precision, "kernels": kernels}
 
 
 def _with_options(recipe: Recipe, strategy: Strategy) -> Recipe:
