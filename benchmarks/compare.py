@@ -1,6 +1,6 @@
 """Chainrule and the Hugging Face Trainer in turn (A B A B …), each run in a process of its own, and their ratio.
 
-Prints a table and writes benchmarks/results/<date>.json. Absolute seconds depend on the machine and on what else it
+Prints a table and adds to benchmarks/results/<date>.json. Absolute seconds depend on the machine and on what else it
 does; the ratio of the medians is the result. Needs `pip install -e '.[bench]'` and the folder of data sets.
 
     python benchmarks/compare.py --workloads trec mrpc --seeds 3
@@ -90,7 +90,9 @@ def main() -> None:
     folder = HERE / "results"
     folder.mkdir(exist_ok=True)
     path = folder / f"{datetime.date.today().isoformat()}.json"
-    document = {"machine": machine, "python": platform.python_version(), "packages": packages, "results": results}
+    before = json.loads(path.read_text(encoding="utf-8"))["results"] if path.is_file() else []
+    document = {"machine": machine, "python": platform.python_version(), "packages": packages}
+    document["results"] = [*before, *results]
     path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print("| data | metric | " + " | ".join(trainers) + " | " + " | ".join(f"{p} / ours" for p in options.peers) + " |")
     print("|" + "---|" * (2 + len(trainers) + len(options.peers)))

@@ -19,7 +19,7 @@ class Workload:
     name: str
     task: str
     metric: str
-    epochs: int
+    epochs: float
     learning_rate: float = 5e-5
     batch_size: int = 32
     max_length: int = 128
@@ -29,6 +29,7 @@ class Workload:
         return DATA / self.name
 
 
+# Half an epoch of the large sets: enough to compare trainers, little enough to do it often.
 WORKLOADS = {
     w.name: w
     for w in (
@@ -37,8 +38,8 @@ WORKLOADS = {
         Workload("mrpc", "text-classification", "accuracy", 3),
         Workload("banking77", "text-classification", "accuracy", 5, learning_rate=1e-4),
         Workload("stsb", "regression", "spearman", 3),
-        Workload("goemotions", "multi-label-classification", "micro_f1", 2),
-        Workload("ocnli", "text-classification", "accuracy", 2),
-        Workload("chnsenticorp", "text-classification", "accuracy", 2),
+        Workload("goemotions", "multi-label-classification", "micro_f1", 0.5),
+        Workload("ocnli", "text-classification", "accuracy", 0.5),
+        Workload("chnsenticorp", "text-classification", "accuracy", 0.5),
     )
 }
