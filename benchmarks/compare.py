@@ -91,8 +91,12 @@ def main() -> None:
     folder.mkdir(exist_ok=True)
     path = folder / f"{datetime.date.today().isoformat()}.json"
     before = json.loads(path.read_text(encoding="utf-8"))["results"] if path.is_file() else []
-    document = {"machine": machine, "python": platform.python_version(), "packages": packages}
-    document["results"] = [*before, *results]
+    document = {
+        "machine": machine,
+        "python": platform.python_version(),
+        "packages": packages,
+        "results": [*before, *results],
+    }
     path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print("| data | metric | " + " | ".join(trainers) + " | " + " | ".join(f"{p} / ours" for p in options.peers) + " |")
     print("|" + "---|" * (2 + len(trainers) + len(options.peers)))
