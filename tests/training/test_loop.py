@@ -145,6 +145,19 @@ def test_one_step_is_a_whole_run() -> None:
     assert make_schedule(Schedule(), 1)(0) > 0
 
 
+def test_the_masks_of_a_step_follow_from_the_seed_and_its_number(model: Any, rows: Encoded) -> None:
+    """Whatever was drawn before: so a run can go on from any step."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.3
+    other, batches = _copy(model), [np.arange(0, 16), np.arange(16, 32)]
+    losses = []
+    for each in (model, other):
+        losses.append([step.loss for step in run(each, rows, batches)])
+        torch.rand(7)
+    assert losses[0] == losses[1]
+
+
 @pytest.mark.golden
 def test_golden_losses(model: Any, rows: Encoded) -> None:
     """Losses of eight float32 steps, recorded on 2026-11-22 with torch 2.13.0 on a CPU with AVX-512."""

@@ -17,6 +17,14 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def seed_step(seed: int, step: int) -> None:
+    """Seed torch for one optimizer step, so that its random numbers are a function of (seed, step) alone.
+
+    A run that goes on from a checkpoint then draws what it would have drawn without the interruption.
+    """
+    torch.manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]))
+
+
 @contextmanager
 def kept_generators() -> Iterator[None]:
     """Put every generator back as it was, so that a measurement leaves no trace in the run."""

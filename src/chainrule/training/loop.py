@@ -20,6 +20,7 @@ from chainrule.kernels.adamw import gradient_norm
 from chainrule.kernels.embedding import coalesce
 from chainrule.models.inspect import frozen_modules
 from chainrule.strategies.base import Phase
+from chainrule.system.seed import seed_step
 from chainrule.training.optimizers import Optimizer
 
 MakeOptimizer = Callable[[list[dict[str, Any]]], Optimizer]
@@ -53,6 +54,7 @@ class Stepping:
         load: row positions -> Batch on the device.
         autocast: makes the context in which forward and backward run.
         factor: 0-based step -> factor on every learning rate.
+        seed: with the step's number it decides every mask of dropout.
     """
 
     load: Callable[[np.ndarray], Batch]
@@ -60,6 +62,7 @@ class Stepping:
     factor: Callable[[int], float]
     micro_batch_size: int
     max_gradient_norm: float | None
+    seed: int = 0
 
 
 def training_steps(
@@ -88,6 +91,7 @@ def training_steps(
             optimizer = _with_groups(optimizer, groups, make_optimizer)
         if optimizer is None:
             raise ValueError("the first phase must start at step 0")
+        seed_step(stepping.seed, index)
         loss_sum, count, tokens = 0.0, 0, 0
         for part in micro_batches(rows, stepping.micro_batch_size):
             batch = stepping.load(part)

@@ -187,6 +187,7 @@ def _loop_parts(job: Job, recipe: Recipe, total: int) -> tuple[Any, ...]:
         factor=make_schedule(recipe.schedule, total),
         micro_batch_size=recipe.training.micro_batch_size or recipe.training.batch_size,
         max_gradient_norm=recipe.optimizer.max_gradient_norm,
+        seed=recipe.seed,
     )
     phases: list[Phase] = job.strategy.phases(job.model, recipe.optimizer, total)
     batches = planned_batches(recipe, job.train.lengths, total)
