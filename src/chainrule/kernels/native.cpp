@@ -22,13 +22,7 @@ inline int64_t thread_number() {
 #endif
 }
 
-inline int64_t most_threads() {
-#ifdef _OPENMP
-    return omp_get_max_threads();
-#else
-    return 1;
-#endif
-}
+int team = 1;  // how many threads work together; said by the caller, who knows what torch uses
 
 // Sums that several threads make, each into a row of its own; added up in the order of the threads, so that the same
 // number of threads always gives the same last digit.
@@ -36,7 +30,7 @@ struct Sums {
     int64_t width;
     std::vector<float> rows;
 
-    explicit Sums(int64_t width) : width((width + 15) / 16 * 16), rows(this->width * most_threads(), 0.0f) {}
+    explicit Sums(int64_t width) : width((width + 15) / 16 * 16), rows(this->width * team, 0.0f) {}
 
     float *mine() { return rows.data() + thread_number() * width; }
 
@@ -145,7 +139,7 @@ template <typename T>
 void norm_forward(const T *x, const float *bias, const T *residual, const float *weight, const float *shift, T *y,
                   T *sum, float *mean, float *deviation, int64_t rows, int64_t columns, float epsilon, int32_t root,
                   Dropout dropout) {
-#pragma omp parallel if (rows * columns > SMALL)
+#pragma omp parallel num_threads(team) if (rows * columns > SMALL)
     {
         Row scratch(columns);
         float *s = scratch.values.data(), *factors = scratch.factors.data();
@@ -192,7 +186,7 @@ void norm_backward(const T *dy, const T *sum, const float *mean, const float *de
                    T *dresidual, T *dx, float *dweight, float *dshift, float *dbias, int64_t rows, int64_t columns,
                    int32_t root, Dropout dropout) {
     Sums sums(3 * columns);
-#pragma omp parallel if (rows * columns > SMALL)
+#pragma omp parallel num_threads(team) if (rows * columns > SMALL)
     {
         Row scratch(columns);
         float *w = sums.mine(), *b = w + columns, *a = b + columns;
@@ -254,7 +248,7 @@ inline float silu_slope(float x) {
 
 template <typename T>
 void gelu_forward(const T *x, const float *bias, T *y, int64_t rows, int64_t columns) {
-#pragma omp parallel for schedule(static) if (rows * columns > SMALL)
+#pragma omp parallel for num_threads(team) schedule(static) if (rows * columns > SMALL)
     for (int64_t r = 0; r < rows; ++r) {
         const T *in = x + r * columns;
         T *out = y + r * columns;
@@ -270,7 +264,7 @@ void gelu_backward(const T *dy, const T *x, const float *bias, T *dx, float *dbi
     Sums sums(columns);
     const std::vector<float> none(bias ? 0 : columns, 0.0f);
     const float *b = bias ? bias : none.data();
-#pragma omp parallel if (rows * columns > SMALL)
+#pragma omp parallel num_threads(team) if (rows * columns > SMALL)
     {
         float *a = sums.mine();
 #pragma omp for schedule(static)
@@ -289,13 +283,13 @@ void gelu_backward(const T *dy, const T *x, const float *bias, T *dx, float *dbi
 
 template <typename T>
 void gated_forward(const T *gate, const T *up, T *y, int64_t count) {
-#pragma omp parallel for simd schedule(static) if (count > SMALL)
+#pragma omp parallel for simd num_threads(team) schedule(static) if (count > SMALL)
     for (int64_t i = 0; i < count; ++i) store(y[i], silu(load(gate[i])) * load(up[i]));
 }
 
 template <typename T>
 void gated_backward(const T *dy, const T *gate, const T *up, T *dgate, T *dup, int64_t count) {
-#pragma omp parallel for simd schedule(static) if (count > SMALL)
+#pragma omp parallel for simd num_threads(team) schedule(static) if (count > SMALL)
     for (int64_t i = 0; i < count; ++i) {
         const float d = load(dy[i]), g = load(gate[i]);
         store(dgate[i], d * load(up[i]) * silu_slope(g));
@@ -309,7 +303,7 @@ void softmax_forward(const T *scores, const uint8_t *mask, int64_t mask_batch, i
                      int64_t batch, int64_t heads, int64_t queries, int64_t keys, float scale, int32_t causal,
                      Dropout dropout) {
     const int64_t rows = batch * heads * queries;
-#pragma omp parallel if (rows * keys > SMALL)
+#pragma omp parallel num_threads(team) if (rows * keys > SMALL)
     {
         Row scratch(keys);
         float *s = scratch.values.data(), *factors = scratch.factors.data();
@@ -350,7 +344,7 @@ void softmax_forward(const T *scores, const uint8_t *mask, int64_t mask_batch, i
 template <typename T>
 void softmax_backward(const T *weights, T *gradient, T *dropped, int64_t rows, int64_t keys, float scale,
                       Dropout dropout) {
-#pragma omp parallel if (rows * keys > SMALL)
+#pragma omp parallel num_threads(team) if (rows * keys > SMALL)
     {
         Row scratch(keys);
         float *p = scratch.values.data(), *g = scratch.other.data(), *factors = scratch.factors.data();
@@ -375,7 +369,7 @@ void softmax_backward(const T *weights, T *gradient, T *dropped, int64_t rows, i
 
 template <typename T>
 void dropout_rows(const T *x, T *y, int64_t rows, int64_t columns, Dropout dropout) {
-#pragma omp parallel if (rows * columns > SMALL)
+#pragma omp parallel num_threads(team) if (rows * columns > SMALL)
     {
         Row scratch(columns);
         const float *factors = scratch.factors.data();
@@ -390,7 +384,7 @@ void dropout_rows(const T *x, T *y, int64_t rows, int64_t columns, Dropout dropo
 template <typename T>
 void column_sum(const T *x, float *result, int64_t rows, int64_t columns) {
     Sums sums(columns);
-#pragma omp parallel if (rows * columns > SMALL)
+#pragma omp parallel num_threads(team) if (rows * columns > SMALL)
     {
         float *a = sums.mine();
 #pragma omp for schedule(static)
@@ -404,7 +398,7 @@ void column_sum(const T *x, float *result, int64_t rows, int64_t columns) {
 template <typename T>
 void gather_sum(const T *gradient, const int64_t *order, const int64_t *starts, float *sums, int64_t results,
                 int64_t columns) {
-#pragma omp parallel for schedule(dynamic, 16) if (results * columns > SMALL)
+#pragma omp parallel for num_threads(team) schedule(dynamic, 16) if (results * columns > SMALL)
     for (int64_t u = 0; u < results; ++u) {
         float *a = sums + u * columns;
         for (int64_t c = 0; c < columns; ++c) a[c] = 0.0f;
@@ -419,7 +413,7 @@ template <typename T>
 double squares(const T *x, int64_t count) {
     const int64_t size = 4096, blocks = (count + size - 1) / size;
     std::vector<float> parts(blocks);
-#pragma omp parallel for schedule(static) if (count > SMALL)
+#pragma omp parallel for num_threads(team) schedule(static) if (count > SMALL)
     for (int64_t block = 0; block < blocks; ++block) {
         float part = 0.0f;
         const int64_t end = std::min(count, (block + 1) * size);
@@ -444,7 +438,7 @@ inline void adam_one(float &p, float &m, float &v, float g, const Adam &a, float
 template <typename T>
 void adam(float *p, float *m, float *v, const T *g, bf16 *compute, int64_t count, const Adam a, float factor) {
     const float keep = 1.0f - a.rate * a.decay, step = a.rate / a.correction1, root = 1.0f / std::sqrt(a.correction2);
-#pragma omp parallel for schedule(static) if (count > SMALL)
+#pragma omp parallel for num_threads(team) schedule(static) if (count > SMALL)
     for (int64_t start = 0; start < count; start += 4096) {
         const int64_t end = std::min(count, start + 4096);
         for (int64_t i = start; i < end; ++i) adam_one(p[i], m[i], v[i], load(g[i]) * factor, a, keep, step, root);
@@ -458,7 +452,7 @@ void adam(float *p, float *m, float *v, const T *g, bf16 *compute, int64_t count
 void adam_late(float *p, float *m, float *v, int32_t *last, const int64_t *rows, int64_t count, int64_t columns,
                int32_t now, const float *rates, const float *corrections1, const float *corrections2, float beta1,
                float beta2, float epsilon, float decay) {
-#pragma omp parallel for schedule(dynamic, 16) if (count * columns > SMALL)
+#pragma omp parallel for num_threads(team) schedule(dynamic, 16) if (count * columns > SMALL)
     for (int64_t i = 0; i < count; ++i) {
         const int64_t r = rows ? rows[i] : i;
         const int32_t from = last[r] < 0 ? -last[r] - 1 : last[r];
@@ -484,7 +478,7 @@ void adam_late(float *p, float *m, float *v, int32_t *last, const int64_t *rows,
 void adam_rows(float *p, float *m, float *v, int32_t *last, const float *g, const int64_t *rows, int64_t count,
                int64_t columns, int32_t now, const Adam a, float factor) {
     const float keep = 1.0f - a.rate * a.decay, step = a.rate / a.correction1, root = 1.0f / std::sqrt(a.correction2);
-#pragma omp parallel for schedule(static) if (count * columns > SMALL)
+#pragma omp parallel for num_threads(team) schedule(static) if (count * columns > SMALL)
     for (int64_t i = 0; i < count; ++i) {
         const int64_t r = rows[i];
         float *pr = p + r * columns, *mr = m + r * columns, *vr = v + r * columns;
@@ -503,6 +497,8 @@ void adam_rows(float *p, float *m, float *v, int32_t *last, const float *g, cons
 extern "C" {
 
 int32_t chainrule_kernels_version() { return 1; }
+
+void chainrule_threads(int32_t threads) { team = threads; }
 
 void chainrule_norm_forward(int32_t half, const void *x, const float *bias, const void *residual, const float *weight,
                             const float *shift, void *y, void *sum, float *mean, float *deviation, int64_t rows,

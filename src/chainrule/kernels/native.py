@@ -67,7 +67,13 @@ def call(name: str, *arguments: torch.Tensor | float | None) -> Any:
     library = _library()
     if library is None:
         raise RuntimeError("the compiled kernels are not available")
+    library.chainrule_threads(torch.get_num_threads())
     return getattr(library, f"chainrule_{name}")(*[_argument(argument) for argument in arguments])
+
+
+def must_build() -> bool:
+    """Whether the first use will have to compile."""
+    return os.environ.get("CHAINRULE_NATIVE", "1") != "0" and not _target().is_file() and _compiler() is not None
 
 
 def is_half(values: torch.Tensor) -> int:
@@ -92,6 +98,7 @@ def _library() -> ctypes.CDLL | None:
         return None
     if library is None or library.chainrule_kernels_version() != VERSION:
         return None
+    library.chainrule_threads.argtypes, library.chainrule_threads.restype = [ctypes.c_int32], None
     for name, signature in _SIGNATURES.items():
         function = getattr(library, f"chainrule_{name}")
         function.argtypes = [_KINDS[letter] for letter in signature]
@@ -99,20 +106,26 @@ def _library() -> ctypes.CDLL | None:
     return library
 
 
-def _built() -> Path | None:
-    """The shared library in the cache, compiled if it is not there yet."""
-    source = SOURCE.read_bytes()
-    told = [source, platform.machine().encode(), *(flag.encode() for flag in sorted(cpu_flags()))]
+def _target() -> Path:
+    """Where the library for this source, processor and machine is kept."""
+    told = [SOURCE.read_bytes(), platform.machine().encode(), *(flag.encode() for flag in sorted(cpu_flags()))]
     digest = hashlib.sha256(b"\n".join(told)).hexdigest()[:16]
-    folder = cache_folder() / "kernels"
-    target = folder / f"kernels-{VERSION}-{digest}.so"
+    return cache_folder() / "kernels" / f"kernels-{VERSION}-{digest}.so"
+
+
+def _compiler() -> str | None:
+    return next(filter(None, map(shutil.which, (os.environ.get("CXX") or "c++", "g++", "clang++"))), None)
+
+
+def _built() -> Path | None:
+    """The shared library in the cache, compiled if it is not there yet; None where that fails."""
+    target, compiler = _target(), _compiler()
     if target.is_file():
         return target
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX") or "c++", "g++", "clang++"))), None)
     if compiler is None:
         return None
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as work:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as work:
         product = Path(work) / target.name
         wide = ["-mprefer-vector-width=512"] if "avx512f" in cpu_flags() else []
         for more in (["-fopenmp", *wide], ["-fopenmp"], []):

@@ -27,9 +27,9 @@ def accelerate(model: Any, device: torch.device) -> None:
     """Let a transformers model use the CPU kernels. On other devices nothing changes."""
     if device.type != "cpu":
         return
-    tables = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
+    users = _users(model)
     for module in model.modules():
-        forward = _forward_for(module, tables)
+        forward = _forward_for(module, users)
         if forward is not None:
             module.forward = forward
     _shorten_last_layer(model)
@@ -45,9 +45,12 @@ def keep_half_gradients(model: Any) -> None:
     Nothing is lost, as the product that makes such a gradient rounds it anyway. For steps of one micro-batch only:
     sums of several are better made in float32.
     """
+    users = _users(model)
     for module in model.modules():
         if isinstance(module.__dict__.get("forward"), forwards.Linear) and native.available():
             weight = module.weight
+            if users[id(weight)] > 1:  # gradients from elsewhere come in another format
+                continue
             if hasattr(weight, "grad_dtype") and weight.dtype == torch.float32:  # torch 2.10 and later
                 weight.grad_dtype = None
 
@@ -63,7 +66,12 @@ def restore(model: Any) -> None:
         model.set_attn_implementation("sdpa")
 
 
-def _forward_for(module: Any, tables: Counter[int]) -> Any:
+def _users(model: nn.Module) -> Counter[int]:
+    """How many modules use each parameter, by its id."""
+    return Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
+
+
+def _forward_for(module: Any, users: Counter[int]) -> Any:
     """The faster forward of a module, told by what it is made of; None for a module that stays as it is."""
     kind = type(module)
     forward: Any = None
@@ -72,7 +80,7 @@ def _forward_for(module: Any, tables: Counter[int]) -> Any:
     elif kind is nn.Dropout:
         forward = forwards.Dropout(module)
     elif kind is nn.Embedding:
-        forward = _embedding(module, tables)
+        forward = _embedding(module, users)
     elif not native.available():
         return None
     elif kind is nn.LayerNorm and module.weight is not None:
@@ -115,9 +123,9 @@ def _has(module: Any, *names: str) -> bool:
     return biased and plain and all(hasattr(module, name) for name in names)
 
 
-def _embedding(layer: nn.Embedding, tables: Counter[int]) -> Any:
+def _embedding(layer: nn.Embedding, users: Counter[int]) -> Any:
     plain = layer.max_norm is None and not layer.scale_grad_by_freq and not layer.sparse
-    alone = tables[id(layer.weight)] == 1  # a table that is also the output layer gets a dense gradient anyway
+    alone = users[id(layer.weight)] == 1  # a table that is also the output layer gets a dense gradient anyway
     large = layer.num_embeddings >= forwards.SPARSE_FROM_ENTRIES
     return forwards.Embedding(layer, sparse=plain and alone and large and native.available())
 

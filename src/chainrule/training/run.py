@@ -132,6 +132,8 @@ def _job(
         task.prepare_head(model, targets)
     model.to(device)
     if recipe.training.accelerate:
+        if device.type == "cpu" and native.must_build():
+            display.say("Compiling the CPU kernels, once: some seconds …")
         accelerate(plain_model(model), device)
     fast = "bfloat16" if has_bfloat16(device) else "float32"
     return Job(
