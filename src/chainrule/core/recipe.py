@@ -110,6 +110,7 @@ class Training(Section):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     threads: int | None = Field(default=None, ge=1)
     accelerate: bool = True
+    trunk_cache: bool = True
     evaluate_every_steps: int | None = Field(default=None, ge=1)
     patience: int | None = Field(default=None, ge=1)
     track: tuple[Literal["tensorboard", "mlflow"], ...] = ()

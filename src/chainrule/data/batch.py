@@ -20,7 +20,8 @@ class Batch:
     """Tensors of one micro-batch.
 
     Attributes:
-        inputs: input_ids (b, t) int64, and attention_mask and token_type_ids (b, t) where the model needs them.
+        inputs: input_ids (b, t) int64, and attention_mask and token_type_ids (b, t) where the model needs them; or
+            inputs_embeds (b, t or 1, hidden) and attention_mask for a model that starts above its frozen layers.
         targets: (b,) or (b, labels); or (b, t) token ids with IGNORED where nothing is to be predicted; or None.
         rows: (b,) int64 positions in the Encoded they came from.
         tokens: real tokens, without padding.
@@ -33,6 +34,17 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+        return next(iter(self.inputs.values())).device
+
+    @property
+    def padded_tokens(self) -> int:
+        """Positions the model computes, padding included."""
+        rows, width = next(iter(self.inputs.values())).shape[:2]
+        return int(rows * width)
 
 
 def epoch_order(
@@ -83,12 +95,37 @@ def collate(encoded: Encoded, rows: np.ndarray, *, pad_id: int, left: bool, devi
         inputs["attention_mask"] = torch.from_numpy(mask).to(device)
     if types is not None:
         inputs["token_type_ids"] = torch.from_numpy(types).to(device)
+    if encoded.states is not None:
+        inputs = _state_inputs(encoded, rows, inputs, left)
     if encoded.trained is not None:
         return Batch(inputs, _token_targets(encoded, rows, ids, left).to(device), rows, int(lengths.sum()))
     targets = None if encoded.targets is None else torch.from_numpy(np.ascontiguousarray(encoded.targets[rows]))
     if targets is not None:
         targets = targets.to(device, torch.float32 if targets.is_floating_point() else torch.int64)
     return Batch(inputs, targets, rows, int(lengths.sum()))
+
+
+def _state_inputs(
+    encoded: Encoded, rows: np.ndarray, inputs: dict[str, torch.Tensor], left: bool
+) -> dict[str, torch.Tensor]:
+    """The rows' states in place of their ids, zeros where rows are padded."""
+    states, width = encoded.states, inputs["input_ids"].shape[1]
+    if states is None:
+        return inputs
+    device = inputs["input_ids"].device
+    if not states.per_token:
+        return {"inputs_embeds": _numbers(states.values[rows][:, None]).to(device)}
+    padded = np.zeros((len(rows), width, states.values.shape[1]), dtype=states.values.dtype)
+    for place, row in enumerate(rows):
+        start, end = encoded.offsets[row], encoded.offsets[row + 1]
+        padded[place, slice(width - (end - start), width) if left else slice(0, end - start)] = states.values[start:end]
+    kept = {"attention_mask": inputs["attention_mask"]} if "attention_mask" in inputs else {}
+    return {"inputs_embeds": _numbers(padded).to(device), **kept}
+
+
+def _numbers(values: np.ndarray) -> torch.Tensor:
+    tensor = torch.from_numpy(values)
+    return tensor.view(torch.bfloat16) if values.dtype == np.uint16 else tensor
 
 
 def _token_targets(encoded: Encoded, rows: np.ndarray, ids: np.ndarray, left: bool) -> torch.Tensor:

@@ -12,6 +12,19 @@ CHUNK_ROWS = 4096
 
 
 @dataclass(frozen=True)
+class States:
+    """What the frozen bottom of a model makes of rows.
+
+    Attributes:
+        values: (tokens or rows, hidden) float32, or uint16 that holds the bits of bfloat16.
+        per_token: one state per token; else the first token's alone, one per row.
+    """
+
+    values: np.ndarray
+    per_token: bool
+
+
+@dataclass(frozen=True)
 class Encoded:
     """Tokenised rows.
 
@@ -23,6 +36,7 @@ class Encoded:
         targets: (n,) or (n, labels), or None.
         trained: (tokens,) bool, the tokens that are to be predicted, or None where a row has one target as a whole.
         refused: row position -> why the row could not be encoded; such a row has no tokens.
+        states: what a model that starts above its frozen layers reads instead of ids, or None.
     """
 
     ids: np.ndarray
@@ -32,6 +46,7 @@ class Encoded:
     targets: np.ndarray | None
     trained: np.ndarray | None = None
     refused: Mapping[int, str] = field(default_factory=dict)
+    states: States | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

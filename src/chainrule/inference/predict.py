@@ -124,7 +124,7 @@ def predict_encoded(forward: Forward, encoded: Encoded, read: Read, bar: Bar | N
     Memory beside the model: one batch of logits, and per row what `Predictions` holds.
     """
     parts, places = [], []
-    with _evaluating(forward.model), torch.inference_mode(), forward.autocast():
+    with evaluating(forward.model), torch.inference_mode(), forward.autocast():
         for rows in by_length(encoded.lengths, BATCH_TOKENS):
             batch = collate(encoded, rows, pad_id=forward.pad_id, left=forward.pad_left, device=forward.device)
             parts.append(read(forward.model, batch, None if encoded.targets is None else encoded.targets[rows]))
@@ -141,7 +141,7 @@ def predict_encoded(forward: Forward, encoded: Encoded, read: Read, bar: Bar | N
 
 
 @contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
+def evaluating(model: Any) -> Iterator[None]:
     """Dropout off inside; afterwards every module is in the mode it was in."""
     training = [module for module in model.modules() if module.training]
     model.eval()

@@ -67,6 +67,11 @@ def output_layer(model: nn.Module) -> nn.Linear:
     return [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
 
 
+def layer_stack(model: Any) -> nn.ModuleList:
+    """The layers of the base model, bottom first."""
+    return _layer_stack(model.base_model)[1]
+
+
 def _layer_stack(base: nn.Module) -> tuple[str, nn.ModuleList]:
     stacks = [(name, module) for name, module in base.named_modules() if isinstance(module, nn.ModuleList)]
     if not stacks:

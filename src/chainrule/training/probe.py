@@ -27,7 +27,7 @@ def faster_precision(model: Any, objective: Objective, batch: Batch) -> tuple[st
         The faster format, and the shortest time of each in seconds: other work on the machine only ever adds time.
     """
     seconds: dict[str, list[float]] = {"float32": [], "bfloat16": []}
-    device = batch.inputs["input_ids"].device
+    device = batch.device
     with kept_generators():
         for repeat in range(REPEATS + 1):
             for precision, times in seconds.items():
@@ -62,7 +62,7 @@ def seconds_per_token(
             size = 0
             for part in micro_batches(rows, micro_batch_size):
                 batch = load(part)
-                size += batch.inputs["input_ids"].numel()
+                size += batch.padded_tokens
                 with autocast():
                     objective.accumulate(model, batch)
             if number:

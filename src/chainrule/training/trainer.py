@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from chainrule.kernels.adamw import catch_up
 from chainrule.models.accelerate import keep_half_gradients
 from chainrule.models.heads import settle
 from chainrule.models.inspect import count_parameters
+from chainrule.models.trunk import frozen_depth
 from chainrule.strategies.base import Phase, Strategy
 from chainrule.system.progress import Bar, Display
 from chainrule.training import probe
@@ -29,6 +30,7 @@ from chainrule.training.events import Sink
 from chainrule.training.loop import MakeOptimizer, Step, Stepping, activate, training_steps
 from chainrule.training.optimizers import make_optimizer
 from chainrule.training.schedules import make_schedule
+from chainrule.training.trunk import with_states
 
 PROBE_BATCHES = 3
 RESERVE_FOR_THE_REST = 1.15  # validation, saving and baselines take about this much on top of the steps
@@ -52,7 +54,8 @@ class Outcome:
     """What came of it.
 
     Attributes:
-        seconds: from the first batch to the last optimizer step, validation excluded.
+        seconds: from the first batch to the last optimizer step, validation excluded; the frozen layers' one run
+            over all rows counts where it was made.
         metrics: on validation, of the weights that are kept.
         predictions: on validation, of the weights that are kept.
         model: what is to be saved.
@@ -124,10 +127,11 @@ def train(job: Job, recipe: Recipe, record: Sink, display: Display) -> Outcome:
     total = planned_steps(recipe, len(job.train))
     if recipe.training.accelerate and recipe.training.micro_batch_size == recipe.training.batch_size:
         keep_half_gradients(job.model)
+    job, trunk_seconds = _above_frozen(job, recipe, total, display)
     best = _Best()
     record({"event": "start", "step": 0, "steps": total, "rows": len(job.train)})
     untuned = _untuned(job, recipe, record) if job.task.baseline == "untuned" else None
-    done, seconds, stopped = 0, 0.0, "all steps done"
+    done, seconds, stopped = 0, trunk_seconds, "all steps done"
     every = recipe.training.evaluate_every_steps or steps_per_epoch(recipe, len(job.train))
     with display.bar("training", total) as bar:
         for step in training_steps(*_loop_parts(job, recipe, total)):
@@ -192,6 +196,20 @@ def _loop_parts(job: Job, recipe: Recipe, total: int) -> tuple[Any, ...]:
     phases: list[Phase] = job.strategy.phases(job.model, recipe.optimizer, total)
     batches = planned_batches(recipe, job.train.lengths, total)
     return job.model, job.objective, batches, phases, _optimizer_maker(recipe), stepping
+
+
+def _above_frozen(job: Job, recipe: Recipe, steps: int, display: Display) -> tuple[Job, float]:
+    """The job with the frozen layers' output in place of token ids, where rows are seen more than once."""
+    phases = job.strategy.phases(job.model, recipe.optimizer, steps)
+    trained = {name for phase in phases for group in phase.groups for name in group.names}
+    depth = frozen_depth(job.model, trained) if recipe.training.trunk_cache else 0
+    if not depth or steps <= steps_per_epoch(recipe, len(job.train)):
+        return job, 0.0
+    splits = {"train": job.train, "validation": job.validation}
+    trunk = with_states(_forward(job, recipe), depth, splits, display)
+    if trunk is None:
+        return job, 0.0
+    return replace(job, train=trunk.splits["train"], validation=trunk.splits["validation"]), trunk.seconds
 
 
 def _record_step(step: Step, recipe: Recipe, rows: int, record: Sink, bar: Bar, best: _Best, task: Task) -> None:
