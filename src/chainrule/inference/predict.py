@@ -16,7 +16,9 @@ from chainrule.core.task import Predictions, Read, Task
 from chainrule.data.batch import by_length, collate
 from chainrule.data.encode import Encoded
 from chainrule.errors import ModelError, Problem, Where
-from chainrule.models.adapters import has_adapters, without_adapters
+from chainrule.kernels import native
+from chainrule.models.accelerate import accelerate
+from chainrule.models.adapters import has_adapters, plain_model, without_adapters
 from chainrule.models.load import load_language_model, load_saved, load_tokenizer, weights_hash
 from chainrule.system.device import choose_device, has_bfloat16
 from chainrule.system.progress import Bar
@@ -69,6 +71,8 @@ def load_predictor(artifact: Artifact, *, device: str = "auto") -> Predictor:
     model = load_saved(artifact.path, task.head, base_name(artifact)).to(place).eval()
     if has_adapters(model):
         _same_base(artifact)
+    if not native.must_build():  # compiling takes longer than a few predictions
+        accelerate(plain_model(model), place)
     wanted = artifact.manifest.recipe.get("training", {}).get("precision", "float32")
     precision = "bfloat16" if wanted == "bfloat16" and has_bfloat16(place) else "float32"
     return Predictor(artifact, task, tokenizer, forward_of(model, tokenizer, place, precision))
