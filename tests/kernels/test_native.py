@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -293,3 +293,38 @@ def test_without_a_compiler_plain_torch_does_the_same() -> None:
     torch.manual_seed(0)
     x, w = torch.randn(5, 8), torch.ones(8)
     assert float(done.stdout) == pytest.approx(residual_norm(x, w, x, w, w, 1e-5, 0.0).double().sum().item(), abs=1e-4)
+
+
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("three_threads")
+@pytest.mark.parametrize("dtype", FORMATS)
+def test_several_threads_make_the_same_numbers_every_time(dtype: torch.dtype) -> None:
+    torch.manual_seed(12)
+    values, residual = torch.randn(500, 96).to(dtype), torch.randn(500, 96).to(dtype)
+    weight, shift = torch.rand(96) + 0.5, torch.randn(96)
+    heads = tuple(torch.randn(4, 3, 40, 32).to(dtype) for _ in range(3))
+
+    def normed(x: torch.Tensor, b: torch.Tensor, r: torch.Tensor, w: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+        return functional.layer_norm(x + b + r, (96,), w, s, 1e-5)
+
+    def attended(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(query @ key.transpose(-1, -2) * 0.2, -1) @ value
+
+    agree(
+        lambda x, b, r, w, s: residual_norm(x, b, r, w, s, 1e-5, 0.0),
+        normed,
+        (values, shift, residual, weight, shift),
+        FORMATS[dtype],
+    )
+    agree(bias_gelu, lambda x, b: functional.gelu(x + b), (values, shift), FORMATS[dtype])
+    agree(lambda q, k, v: attention(q, k, v, None, 0.2, 0.0), attended, heads, FORMATS[dtype])
+    sums = [column_sums(values) for _ in range(10)]
+    assert all(torch.equal(sums[0], other) for other in sums)
+    assert torch.allclose(sums[0].double(), values.double().sum(0), atol=1e-3)
