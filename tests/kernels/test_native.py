@@ -189,6 +189,17 @@ def test_a_query_that_sees_nothing_gets_the_mean(dtype: torch.dtype) -> None:
     assert torch.isfinite(query.grad).all()
 
 
+def test_what_is_masked_gets_nothing_at_all() -> None:
+    """Not even 1e-39: products of such numbers take ten times as long."""
+    query = torch.randn(1, 1, 4, 8, requires_grad=True)
+    key, value = (torch.randn(1, 1, 4, 8, requires_grad=True) for _ in range(2))
+    mask = torch.tensor([True, True, True, False]).expand(1, 1, 4, 4)
+    attention(query, key, value, mask, 1.0, 0.1).sum().backward()  # type: ignore[no-untyped-call]
+    for tensor in (key, value):
+        assert tensor.grad is not None
+        assert not tensor.grad[0, 0, 3].any()
+
+
 def test_half_linear() -> None:
     torch.manual_seed(7)
     values, weight, bias = torch.randn(4, 9, 32).bfloat16(), torch.randn(24, 32).bfloat16().float(), torch.randn(24)

@@ -65,9 +65,10 @@ inline void store(bf16 &place, float value) {  // round to nearest, ties to even
     place.bits = static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
-// e^x for x <= 0 up to about 3e-7 relative (range reduction to [-ln2/2, ln2/2], Taylor of degree 6).
-inline float exp_negative(float x) {
-    x = std::max(x, -87.0f);
+// e^x for x <= 0 up to about 3e-7 relative (range reduction to [-ln2/2, ln2/2], Taylor of degree 6). Below -80 it is 0:
+// numbers near the smallest ones make float32 products many times slower, and padding would be full of them.
+inline float exp_negative(float given) {
+    const float x = std::max(given, -80.0f);
     const float n = std::nearbyint(x * 1.44269504f);
     float r = x - n * 0.693145752f;
     r = r - n * 1.42860677e-6f;
@@ -78,7 +79,8 @@ inline float exp_negative(float x) {
     p = p * r + 0.5f;
     p = p * r + 1.0f;
     p = p * r + 1.0f;
-    return p * from_bits(static_cast<uint32_t>(static_cast<int32_t>(n) + 127) << 23);
+    const float result = p * from_bits(static_cast<uint32_t>(static_cast<int32_t>(n) + 127) << 23);
+    return given < -80.0f ? 0.0f : result;
 }
 
 // Standard normal distribution function and density. Abramowitz and Stegun, 7.1.26: error at most 1.5e-7.
