@@ -29,7 +29,7 @@ class Workload:
         return DATA / self.name
 
 
-# Half an epoch of the large sets: enough to compare trainers, little enough to do it often.
+# Part of an epoch of the large sets: enough to compare trainers, little enough to do it often.
 WORKLOADS = {
     w.name: w
     for w in (
@@ -38,8 +38,8 @@ WORKLOADS = {
         Workload("mrpc", "text-classification", "accuracy", 3),
         Workload("banking77", "text-classification", "accuracy", 5, learning_rate=1e-4),
         Workload("stsb", "regression", "spearman", 3),
-        Workload("goemotions", "multi-label-classification", "micro_f1", 0.5),
-        Workload("ocnli", "text-classification", "accuracy", 0.5),
+        Workload("goemotions", "multi-label-classification", "micro_f1", 0.25),
+        Workload("ocnli", "text-classification", "accuracy", 0.25),
         Workload("chnsenticorp", "text-classification", "accuracy", 0.5),
     )
 }
