@@ -36,7 +36,7 @@ WORKLOADS = {
         Workload("trec", "text-classification", "accuracy", 2),
         Workload("sst2", "text-classification", "accuracy", 2),
         Workload("mrpc", "text-classification", "accuracy", 3),
-        Workload("banking77", "text-classification", "accuracy", 5, learning_rate=1e-4),
+        Workload("banking77", "text-classification", "accuracy", 2, learning_rate=1e-4),
         Workload("stsb", "regression", "spearman", 3),
         Workload("goemotions", "multi-label-classification", "micro_f1", 0.25),
         Workload("ocnli", "text-classification", "accuracy", 0.25),
