@@ -50,8 +50,7 @@ def half_linear(values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor |
     Returns:
         (…, outputs) bfloat16.
     """
-    result: torch.Tensor = _HalfLinear.apply(values, weight, bias, rounded(weight))  # type: ignore[no-untyped-call]
-    return result
+    return half_linears(values, [weight], [] if bias is None else [bias], rounded(weight))
 
 
 def half_linears(
@@ -62,13 +61,15 @@ def half_linears(
     Args:
         values: (…, inputs) bfloat16.
         weights: (outputs, inputs) float32 each.
-        biases: (outputs,) float32 each.
+        biases: (outputs,) float32 each; empty for none.
         compute: (sum of outputs, inputs), the weights in bfloat16 one below the other: `stacked(weights)`.
 
     Returns:
         (…, sum of outputs) bfloat16.
     """
-    result: torch.Tensor = _HalfLinears.apply(values, compute, *weights, *biases)  # type: ignore[no-untyped-call]
+    result: torch.Tensor = _HalfLinears.apply(  # type: ignore[no-untyped-call]
+        values, compute, len(weights), *weights, *biases
+    )
     return result
 
 
@@ -89,49 +90,31 @@ def stacked(weights: Sequence[Any]) -> torch.Tensor:
 
 class _HalfLinears(torch.autograd.Function):
     @staticmethod
-    def forward(context: Any, values: torch.Tensor, compute: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
-        count = len(parameters) // 2
-        context.save_for_backward(values, compute)
-        context.sizes = [len(weight) for weight in parameters[:count]]
-        return _product(values, compute, torch.cat(parameters[count:]))
-
-    @staticmethod
-    def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        values, compute = context.saved_tensors
-        gradient = gradients[0]
-        flat = gradient.reshape(-1, gradient.shape[-1])
-        wanted, count = context.needs_input_grad, len(context.sizes)
-        dvalues = torch.mm(flat, compute).view(*gradient.shape[:-1], -1) if wanted[0] else None
-        dweights: Sequence[torch.Tensor | None] = [None] * count
-        dbiases: Sequence[torch.Tensor | None] = [None] * count
-        if any(wanted[2 : 2 + count]):
-            dweights = torch.split(torch.mm(flat.t(), values.reshape(-1, values.shape[-1])), context.sizes)
-        if any(wanted[2 + count :]):
-            dbiases = torch.split(column_sums(flat), context.sizes)
-        return dvalues, None, *dweights, *dbiases
-
-
-class _HalfLinear(torch.autograd.Function):
-    @staticmethod
     def forward(
-        context: Any,
-        values: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        compute: torch.Tensor,
+        context: Any, values: torch.Tensor, compute: torch.Tensor, count: int, *parameters: torch.Tensor
     ) -> torch.Tensor:
-        context.save_for_backward(values if weight.requires_grad else None, compute)
+        weights, biases = parameters[:count], parameters[count:]
+        learns = any(weight.requires_grad for weight in weights)
+        context.save_for_backward(values if learns else None, compute)
+        context.sizes = [len(weight) for weight in weights]
+        bias = torch.cat(biases) if len(biases) > 1 else (biases[0] if biases else None)
         return _product(values, compute, bias)
 
     @staticmethod
     def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         values, compute = context.saved_tensors
-        gradient = gradients[0]
+        gradient, sizes = gradients[0], context.sizes
         flat = gradient.reshape(-1, gradient.shape[-1])
-        wanted = context.needs_input_grad
+        wanted, count = context.needs_input_grad, len(sizes)
+        for_weights, for_biases = wanted[3 : 3 + count], wanted[3 + count :]
         dvalues = torch.mm(flat, compute).view(*gradient.shape[:-1], -1) if wanted[0] else None
-        dweight = torch.mm(flat.t(), values.reshape(-1, values.shape[-1])) if wanted[1] else None
-        return dvalues, dweight, column_sums(flat) if wanted[2] else None, None
+        dweights: Sequence[torch.Tensor | None] = [None] * count
+        dbiases: Sequence[torch.Tensor | None] = [None] * len(for_biases)
+        if any(for_weights):
+            dweights = torch.split(torch.mm(flat.t(), values.reshape(-1, values.shape[-1])), sizes)
+        if any(for_biases):
+            dbiases = torch.split(column_sums(flat), sizes)
+        return dvalues, None, None, *dweights, *dbiases
 
 
 def _product(values: torch.Tensor, compute: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
