@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -292,14 +293,20 @@ def test_the_gradient_of_a_table_holds_the_used_rows() -> None:
     assert gradient.indices()[0].tolist() == [0, 3, 7]
 
 
-def test_without_a_compiler_plain_torch_does_the_same() -> None:
-    """In a process of its own: the switch is read by every call, the library once."""
+@pytest.mark.parametrize("switch", [{"CHAINRULE_NATIVE": "0"}, {"PATH": ""}, {"CXX": "false"}])
+def test_without_compiled_kernels_plain_torch_does_the_same(switch: dict[str, str], tmp_path: Path) -> None:
+    """Switched off, without a compiler, and with one that fails; in a process of its own, with an empty cache."""
     code = (
         "import torch; from chainrule.kernels import native; from chainrule.kernels.norm import residual_norm;"
         "assert not native.available(); torch.manual_seed(0); x = torch.randn(5, 8); w = torch.ones(8);"
         "print(residual_norm(x, w, x, w, w, 1e-5, 0.0).double().sum().item())"
     )
-    environment = {"PATH": "", "CHAINRULE_NATIVE": "0", "HF_HUB_OFFLINE": "1"}
+    if "CXX" in switch:
+        failing = tmp_path / "false"
+        failing.write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
+        failing.chmod(0o755)
+        switch = {"CXX": str(failing)}
+    environment = {"PATH": "", "HF_HUB_OFFLINE": "1", "CHAINRULE_CACHE": str(tmp_path / "cache"), **switch}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     torch.manual_seed(0)
     x, w = torch.randn(5, 8), torch.ones(8)

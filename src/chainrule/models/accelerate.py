@@ -94,7 +94,7 @@ def _forward_for(module: Any, users: Counter[int]) -> Any:
     elif _consists(module, dense=nn.Linear, intermediate_act_fn=GELUActivation):
         forward = forwards.Intermediate(module)
     elif _consists(module, query=nn.Linear, key=nn.Linear, value=nn.Linear, dropout=nn.Dropout):
-        forward = forwards.SelfAttention(module) if _has(module, "num_attention_heads", "scaling") else None
+        forward = forwards.SelfAttention(module) if _is_encoder_attention(module) else None
     elif kind.__name__.endswith("MLP") and isinstance(getattr(module, "act_fn", None), nn.SiLU):
         names = dict(module.named_children())
         forward = forwards.Gated(module) if names.keys() == {"gate_proj", "up_proj", "down_proj", "act_fn"} else None
@@ -116,11 +116,11 @@ def _consists(module: nn.Module, **kinds: type[nn.Module]) -> bool:
     return {name: type(child) for name, child in module.named_children()} == kinds
 
 
-def _has(module: Any, *names: str) -> bool:
-    """Whether it is an encoder's attention with these attributes, and its three layers have biases."""
+def _is_encoder_attention(module: Any) -> bool:
+    """Whether every token may see every other, and the three layers have biases."""
     biased = all(layer.bias is not None for layer in (module.query, module.key, module.value))
-    plain = not getattr(module, "is_decoder", False) and not getattr(module, "is_causal", False)
-    return biased and plain and all(hasattr(module, name) for name in names)
+    sees_all = not getattr(module, "is_decoder", False) and not getattr(module, "is_causal", False)
+    return biased and sees_all and hasattr(module, "num_attention_heads") and hasattr(module, "scaling")
 
 
 def _embedding(layer: nn.Embedding, users: Counter[int]) -> Any:
