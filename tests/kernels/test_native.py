@@ -143,8 +143,8 @@ def test_gelu_far_from_zero() -> None:
 @pytest.mark.parametrize("dtype", FORMATS)
 def test_gated_silu(dtype: torch.dtype) -> None:
     torch.manual_seed(3)
-    inputs = (4 * torch.randn(9, 33)).to(dtype), torch.randn(9, 33).to(dtype)
-    agree(gated_silu, lambda g, x: functional.silu(g) * x, inputs, FORMATS[dtype])
+    inputs = ((4 * torch.randn(2, 9, 66)).to(dtype),)
+    agree(gated_silu, lambda x: functional.silu(x[..., :33]) * x[..., 33:], inputs, FORMATS[dtype])
 
 
 def seen_keys(kind: str, batch: int, queries: int, keys: int) -> torch.Tensor | None:

@@ -23,15 +23,19 @@ def bias_gelu(values: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     return functional.gelu(values if bias is None else values + bias.to(values.dtype))
 
 
-def gated_silu(gate: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+def gated_silu(both: torch.Tensor) -> torch.Tensor:
     """gate · σ(gate) · values: Shazeer (2020), GLU Variants Improve Transformer, equation 6, without its products.
 
     Args:
-        gate: any shape, and `values` of the same shape and format.
+        both: (…, 2 · columns): gates, then values, side by side as one product makes them.
+
+    Returns:
+        (…, columns).
     """
-    if native.usable(gate) and values.dtype == gate.dtype:
-        result: torch.Tensor = _GatedSilu.apply(gate, values)  # type: ignore[no-untyped-call]
+    if native.usable(both):
+        result: torch.Tensor = _GatedSilu.apply(both)  # type: ignore[no-untyped-call]
         return result
+    gate, values = both.chunk(2, -1)
     return functional.silu(gate) * values
 
 
@@ -56,20 +60,30 @@ class _BiasGelu(torch.autograd.Function):
 
 class _GatedSilu(torch.autograd.Function):
     @staticmethod
-    def forward(context: Any, gate: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        gate, values = gate.contiguous(), values.contiguous()
-        context.save_for_backward(gate, values)
-        result = torch.empty_like(values)
-        native.call("gated_forward", native.is_half(gate), gate, values, result, gate.numel())
+    def forward(context: Any, both: torch.Tensor) -> torch.Tensor:
+        both = both.contiguous()
+        context.save_for_backward(both)
+        rows, width = _rows(both)
+        result = both.new_empty(*both.shape[:-1], width // 2)
+        gate, values = _halves(both)
+        native.call("gated_forward", native.is_half(both), gate, values, result, rows, width // 2, width)
         return result
 
     @staticmethod
-    def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        gate, values = context.saved_tensors
-        dgate, dvalues = torch.empty_like(gate), torch.empty_like(values)
+    def backward(context: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        (both,) = context.saved_tensors
+        rows, width = _rows(both)
+        result = torch.empty_like(both)
         above = gradients[0].contiguous()
-        native.call("gated_backward", native.is_half(gate), above, gate, values, dgate, dvalues, gate.numel())
-        return dgate, dvalues
+        places = *_halves(both), *_halves(result)
+        native.call("gated_backward", native.is_half(both), above, *places, rows, width // 2, width)
+        return result
+
+
+def _halves(both: torch.Tensor) -> tuple[int, int]:
+    """Where the gates and the values of the first row begin in memory."""
+    start = both.data_ptr()
+    return start, start + both.shape[-1] // 2 * both.element_size()
 
 
 def _rows(values: torch.Tensor) -> tuple[int, int]:

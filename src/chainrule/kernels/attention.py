@@ -31,7 +31,8 @@ def attention(
 
     Args:
         query: (batch, heads, queries, size).
-        key: (batch, heads, keys, size), and `value` likewise.
+        key: (batch, key heads, keys, size), and `value` likewise. Each key head serves as many neighbouring heads:
+            Ainslie et al. (2023), GQA.
         mask: broadcasts to (batch, heads, queries, keys): boolean, true where a key may be seen, or numbers that are
             added; None where every key may be seen.
         scaling: usually size ** −0.5.
@@ -41,12 +42,13 @@ def attention(
     Returns:
         (batch, heads, queries, size).
     """
-    bytes_mask = _byte_mask(mask)
+    bytes_mask = byte_mask(mask)
     if native.usable(query) and (mask is None or bytes_mask is not None):
         result: torch.Tensor = _Attention.apply(  # type: ignore[no-untyped-call]
-            query, key, value, bytes_mask, _options(query.shape[1], scaling, dropout, causal)
+            query, key, value, bytes_mask, options_of(query.shape[0], query.shape[1], scaling, dropout, causal)
         )
         return result
+    key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], 1) for part in (key, value))
     scores = torch.matmul(query * scaling, key.transpose(-2, -1))
     if mask is not None and mask.dtype == torch.bool:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
@@ -59,7 +61,7 @@ def attention(
     return torch.matmul(weights.to(value.dtype), value)
 
 
-def _byte_mask(mask: torch.Tensor | None) -> torch.Tensor | None:
+def byte_mask(mask: torch.Tensor | None) -> torch.Tensor | None:
     """(batch or 1, queries or 1, keys) bytes for a boolean mask that is the same for every head, else None."""
     if mask is None or mask.dtype != torch.bool or mask.ndim != 4:
         return None
@@ -84,10 +86,10 @@ def self_attention(
         (batch, length, heads · size).
     """
     batch, length, width = projected.shape
-    bytes_mask = _byte_mask(mask)
+    bytes_mask = byte_mask(mask)
     if native.usable(projected) and (mask is None or bytes_mask is not None):
         result: torch.Tensor = _SelfAttention.apply(  # type: ignore[no-untyped-call]
-            projected, bytes_mask, _options(heads, scaling, dropout, False)
+            projected, bytes_mask, options_of(batch, heads, scaling, dropout, False)
         )
         return result
     query, key, value = projected.view(batch, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
@@ -96,42 +98,55 @@ def self_attention(
 
 
 @dataclass(frozen=True)
-class _Options:
+class Options:
     """What one attention is made with beside its tensors."""
 
+    batch: int
     heads: int
     scaling: float
     drop: tuple[int, int, int]
     causal: bool
 
 
-def _options(heads: int, scaling: float, dropout: float, causal: bool) -> _Options:
+def options_of(batch: int, heads: int, scaling: float, dropout: float, causal: bool) -> Options:
+    """With the key of this attention's dropout drawn."""
     level = drop_levels(dropout)
-    return _Options(heads, scaling, (level, *(draw_key() if level else (0, 0))), causal)
+    return Options(batch, heads, scaling, (level, *(draw_key() if level else (0, 0))), causal)
 
 
-def _forward(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, options: _Options
+def attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, options: Options
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tensors of (batch · heads, length, size) to the output and the softmax before dropout."""
+    """The output and the softmax before dropout.
+
+    Args:
+        query: (batch · key heads, heads per key head · queries, size).
+        key: (batch · key heads, keys, size), and `value` likewise.
+        mask: of `byte_mask`.
+    """
     scores = torch.bmm(query, key.transpose(1, 2))
     dropped = torch.empty_like(scores) if options.drop[0] else None
     strides = (0, 0)
     if mask is not None:
         rows, width = mask.shape[1], mask.shape[2]
         strides = (rows * width if mask.shape[0] > 1 else 0, width if rows > 1 else 0)
-    sizes = (len(query) // options.heads, options.heads, query.shape[1], key.shape[1])
+    sizes = (options.batch, options.heads, query.shape[0] * query.shape[1] // (options.batch * options.heads))
     native.call(
-        "softmax_forward", native.is_half(scores), scores, mask, *strides, scores, dropped, *sizes,
+        "softmax_forward", native.is_half(scores), scores, mask, *strides, scores, dropped, *sizes, key.shape[1],
         options.scaling, options.causal, *options.drop,
     )  # fmt: skip
     return torch.bmm(scores if dropped is None else dropped, value), scores
 
 
-def _backward(
-    gradient: torch.Tensor, saved: tuple[torch.Tensor, ...], out: torch.Tensor | None, options: _Options
+def attend_backward(
+    gradient: torch.Tensor, saved: tuple[torch.Tensor, ...], out: torch.Tensor | None, options: Options
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The gradients of query, key and value; written to out[0], out[1], out[2] where it is given."""
+    """The gradients of query, key and value; written to out[0], out[1], out[2] where it is given.
+
+    Args:
+        gradient: of the output.
+        saved: query, key, value and the softmax.
+    """
     query, key, value, weights = saved
     inner = torch.bmm(gradient, value.transpose(1, 2))
     dropped = torch.empty_like(weights) if options.drop[0] else None
@@ -153,30 +168,32 @@ class _Attention(torch.autograd.Function):
         key: torch.Tensor,
         value: torch.Tensor,
         mask: torch.Tensor | None,
-        options: _Options,
+        options: Options,
     ) -> torch.Tensor:
-        shape = query.shape
-        query, key, value = (part.reshape(-1, part.shape[2], part.shape[3]) for part in (query, key, value))
-        output, weights = _forward(query, key, value, mask, options)
+        context.shapes = query.shape, key.shape
+        batch, heads = key.shape[:2]
+        query = query.reshape(batch * heads, -1, query.shape[3])
+        key, value = (part.reshape(batch * heads, -1, part.shape[3]) for part in (key, value))
+        output, weights = attend(query, key, value, mask, options)
         context.save_for_backward(query, key, value, weights)
         context.options = options
-        return output.view(shape)
+        return output.view(context.shapes[0])
 
     @staticmethod
     def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         saved = context.saved_tensors
-        parts = _backward(gradients[0].reshape(saved[0].shape), saved, None, context.options)
-        heads = context.options.heads
-        return *(part.view(-1, heads, *part.shape[1:]) for part in parts), None, None
+        query, key, value = attend_backward(gradients[0].reshape(saved[0].shape), saved, None, context.options)
+        shape = context.shapes[1]
+        return query.view(context.shapes[0]), key.view(shape), value.view(shape), None, None
 
 
 class _SelfAttention(torch.autograd.Function):
     @staticmethod
-    def forward(context: Any, projected: torch.Tensor, mask: torch.Tensor | None, options: _Options) -> torch.Tensor:
+    def forward(context: Any, projected: torch.Tensor, mask: torch.Tensor | None, options: Options) -> torch.Tensor:
         batch, length, width = projected.shape
         parts = projected.view(batch, length, 3, options.heads, -1).permute(2, 0, 3, 1, 4).contiguous()
         query, key, value = parts.view(3, batch * options.heads, length, -1).unbind()
-        output, weights = _forward(query, key, value, mask, options)
+        output, weights = attend(query, key, value, mask, options)
         context.save_for_backward(query, key, value, weights)
         context.options = options
         return output.view(batch, options.heads, length, -1).transpose(1, 2).reshape(batch, length, width // 3)
@@ -187,6 +204,6 @@ class _SelfAttention(torch.autograd.Function):
         batch, length, width = gradients[0].shape
         above = gradients[0].view(batch, length, heads, -1).transpose(1, 2).reshape(saved[0].shape)
         parts = above.new_empty(3, *above.shape)
-        _backward(above, saved, parts, context.options)
+        attend_backward(above, saved, parts, context.options)
         whole = parts.view(3, batch, heads, length, -1).permute(1, 3, 0, 2, 4)
         return whole.reshape(batch, length, 3 * width), None, None

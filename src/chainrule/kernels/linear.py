@@ -12,7 +12,9 @@ from chainrule.kernels import native
 
 
 def rounded(weight: Any) -> torch.Tensor:
-    """`weight` in bfloat16: a copy kept with the parameter, cast again only when the parameter has changed."""
+    """`weight` in bfloat16: itself, or a copy kept with the parameter, cast again only when that has changed."""
+    if weight.dtype == torch.bfloat16:
+        return weight.detach()  # type: ignore[no-any-return]
     copy: torch.Tensor | None = getattr(weight, "rounded", None)
     if copy is None or weight.rounded_version != weight._version:
         with torch.inference_mode(False), torch.no_grad():
@@ -44,7 +46,7 @@ def half_linear(values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor |
 
     Args:
         values: (…, inputs) bfloat16.
-        weight: (outputs, inputs) float32; what is read is its copy in bfloat16.
+        weight: (outputs, inputs) float32; what is read is its copy in bfloat16. Or a frozen one in bfloat16.
         bias: (outputs,) float32, or None.
 
     Returns:
@@ -83,9 +85,35 @@ def stacked(weights: Sequence[Any]) -> torch.Tensor:
     with torch.inference_mode(False), torch.no_grad():
         stack = torch.cat(copies)
     for weight, part in zip(weights, torch.split(stack, [len(copy) for copy in copies]), strict=True):
-        set_rounded(weight, part)
+        if weight.dtype == torch.bfloat16:
+            weight.data = part
+        else:
+            set_rounded(weight, part)
         weight.stack = stack
     return stack
+
+
+def narrow_exactly(weight: Any) -> bool:
+    """Keep a frozen float32 parameter in bfloat16 alone, half the memory, if that loses nothing.
+
+    Returns:
+        Whether every value was the same in bfloat16.
+    """
+    with torch.no_grad():
+        narrow = weight.detach().to(torch.bfloat16)
+        if not torch.equal(narrow.float(), weight):
+            return False
+    forget_rounded(weight)
+    weight.data = narrow
+    weight.narrowed = True
+    return True
+
+
+def widen(weight: Any) -> None:
+    """Make a parameter of `narrow_exactly` float32 again."""
+    if weight.__dict__.pop("narrowed", False):
+        forget_rounded(weight)
+        weight.data = weight.data.float()
 
 
 class _HalfLinears(torch.autograd.Function):

@@ -283,19 +283,123 @@ void gelu_backward(const T *dy, const T *x, const float *bias, T *dx, float *dbi
     sums.add(dbias, 0, columns);
 }
 
+// `gate` and `up` are rows of `columns`, `stride` apart; so are their gradients.
 template <typename T>
-void gated_forward(const T *gate, const T *up, T *y, int64_t count) {
-#pragma omp parallel for simd num_threads(team) schedule(static) if (count > SMALL)
-    for (int64_t i = 0; i < count; ++i) store(y[i], silu(load(gate[i])) * load(up[i]));
+void gated_forward(const T *gate, const T *up, T *y, int64_t rows, int64_t columns, int64_t stride) {
+#pragma omp parallel for num_threads(team) schedule(static) if (rows * columns > SMALL)
+    for (int64_t r = 0; r < rows; ++r) {
+        const T *g = gate + r * stride, *u = up + r * stride;
+        T *out = y + r * columns;
+        for (int64_t c = 0; c < columns; ++c) store(out[c], silu(load(g[c])) * load(u[c]));
+    }
 }
 
 template <typename T>
-void gated_backward(const T *dy, const T *gate, const T *up, T *dgate, T *dup, int64_t count) {
-#pragma omp parallel for simd num_threads(team) schedule(static) if (count > SMALL)
-    for (int64_t i = 0; i < count; ++i) {
-        const float d = load(dy[i]), g = load(gate[i]);
-        store(dgate[i], d * load(up[i]) * silu_slope(g));
-        store(dup[i], d * silu(g));
+void gated_backward(const T *dy, const T *gate, const T *up, T *dgate, T *dup, int64_t rows, int64_t columns,
+                    int64_t stride) {
+#pragma omp parallel for num_threads(team) schedule(static) if (rows * columns > SMALL)
+    for (int64_t r = 0; r < rows; ++r) {
+        const T *d = dy + r * columns, *g = gate + r * stride, *u = up + r * stride;
+        T *dg = dgate + r * stride, *du = dup + r * stride;
+#pragma omp simd
+        for (int64_t c = 0; c < columns; ++c) {
+            const float above = load(d[c]), x = load(g[c]);
+            store(dg[c], above * load(u[c]) * silu_slope(x));
+            store(du[c], above * silu(x));
+        }
+    }
+}
+
+// Rotary positions. `rows` holds per (batch, token) all heads of the queries, then of the keys, then of the values;
+// q, k and v are (batch, head, token, size). cos and sin are (batch or 1, token, size).
+struct Rotary {
+    const float *cos, *sin;
+    int64_t table_batch, batch, length, heads, key_heads, size;
+
+    int64_t width() const { return (heads + 2 * key_heads) * size; }
+    int64_t place(int64_t b, int64_t count, int64_t h, int64_t t) const { return ((b * count + h) * length + t) * size; }
+};
+
+template <typename T>
+void rotate_forward(const T *rows, T *q, T *k, T *v, const Rotary &shape) {
+    const int64_t size = shape.size, half = size / 2, all = shape.heads + shape.key_heads;
+#pragma omp parallel for num_threads(team) schedule(static) if (shape.batch * shape.length * shape.width() > SMALL)
+    for (int64_t n = 0; n < shape.batch * shape.length; ++n) {
+        const int64_t b = n / shape.length, t = n % shape.length;
+        const float *cos = shape.cos + b * shape.table_batch + t * size;
+        const float *sin = shape.sin + b * shape.table_batch + t * size;
+        const T *in = rows + n * shape.width();
+        for (int64_t h = 0; h < all; ++h, in += size) {
+            T *out = h < shape.heads ? q + shape.place(b, shape.heads, h, t)
+                                     : k + shape.place(b, shape.key_heads, h - shape.heads, t);
+            for (int64_t c = 0; c < half; ++c) {
+                const float low = load(in[c]), high = load(in[c + half]);
+                store(out[c], low * cos[c] - high * sin[c]);
+                store(out[c + half], high * cos[c + half] + low * sin[c + half]);
+            }
+        }
+        for (int64_t h = 0; h < shape.key_heads; ++h, in += size)
+            std::memcpy(v + shape.place(b, shape.key_heads, h, t), in, size * sizeof(T));
+    }
+}
+
+template <typename T>
+void rotate_backward(T *rows, const T *q, const T *k, const T *v, const Rotary &shape) {
+    const int64_t size = shape.size, half = size / 2, all = shape.heads + shape.key_heads;
+#pragma omp parallel for num_threads(team) schedule(static) if (shape.batch * shape.length * shape.width() > SMALL)
+    for (int64_t n = 0; n < shape.batch * shape.length; ++n) {
+        const int64_t b = n / shape.length, t = n % shape.length;
+        const float *cos = shape.cos + b * shape.table_batch + t * size;
+        const float *sin = shape.sin + b * shape.table_batch + t * size;
+        T *out = rows + n * shape.width();
+        for (int64_t h = 0; h < all; ++h, out += size) {
+            const T *in = h < shape.heads ? q + shape.place(b, shape.heads, h, t)
+                                          : k + shape.place(b, shape.key_heads, h - shape.heads, t);
+            for (int64_t c = 0; c < half; ++c) {
+                const float low = load(in[c]), high = load(in[c + half]);
+                store(out[c], low * cos[c] + high * sin[c + half]);
+                store(out[c + half], high * cos[c + half] - low * sin[c]);
+            }
+        }
+        for (int64_t h = 0; h < shape.key_heads; ++h, out += size)
+            std::memcpy(out, v + shape.place(b, shape.key_heads, h, t), size * sizeof(T));
+    }
+}
+
+// The greatest of `wide` numbers, a multiple of 16. Sixteen at a time: compilers leave a plain maximum scalar.
+inline float greatest(const float *values, int64_t wide) {
+    float tops[16];
+    std::copy(values, values + 16, tops);
+    for (int64_t c = 16; c < wide; c += 16)
+        for (int64_t lane = 0; lane < 16; ++lane)
+            tops[lane] = values[c + lane] > tops[lane] ? values[c + lane] : tops[lane];
+    return *std::max_element(tops, tops + 16);
+}
+
+// losses[r] = log(sum(exp(logits))) - logits[target]; the logits become their gradient: softmax minus one-hot.
+template <typename T>
+void cross_entropy(T *logits, const int64_t *targets, float *losses, int64_t rows, int64_t columns) {
+#pragma omp parallel num_threads(team) if (rows * columns > SMALL)
+    {
+        Row scratch(columns);
+        float *s = scratch.values.data();
+        const int64_t wide = Row::whole(columns);
+#pragma omp for schedule(static)
+        for (int64_t r = 0; r < rows; ++r) {
+            T *row = logits + r * columns;
+            for (int64_t c = 0; c < columns; ++c) s[c] = load(row[c]);
+            for (int64_t c = columns; c < wide; ++c) s[c] = -3.0e38f;
+            const float top = greatest(s, wide), wanted = s[targets[r]];
+            float total = 0.0f;
+            for (int64_t c = 0; c < columns; ++c) {
+                s[c] = exp_negative(s[c] - top);
+                total += s[c];
+            }
+            losses[r] = std::log(total) + top - wanted;
+            const float share = 1.0f / total;
+            for (int64_t c = 0; c < columns; ++c) store(row[c], s[c] * share);
+            store(row[targets[r]], s[targets[r]] * share - 1.0f);
+        }
     }
 }
 
@@ -322,12 +426,8 @@ void softmax_forward(const T *scores, const uint8_t *mask, int64_t mask_batch, i
             }
             if (causal)
                 for (int64_t c = std::max<int64_t>(0, query + 1 + keys - queries); c < keys; ++c) s[c] = -3.0e38f;
-            float top = -3.0e38f, total = 0.0f, tops[16];
-            std::fill(tops, tops + 16, top);
-            for (int64_t c = 0; c < wide; c += 16)  // sixteen at a time: compilers leave a plain maximum scalar
-                for (int64_t lane = 0; lane < 16; ++lane)
-                    tops[lane] = s[c + lane] > tops[lane] ? s[c + lane] : tops[lane];
-            for (float candidate : tops) top = candidate > top ? candidate : top;
+            const float top = greatest(s, wide);
+            float total = 0.0f;
             for (int64_t c = 0; c < wide; ++c) s[c] = exp_negative(s[c] - top);
             for (int64_t c = 0; c < keys; ++c) total += s[c];
             const float share = 1.0f / total;
@@ -534,15 +634,40 @@ void chainrule_gelu_backward(int32_t half, const void *dy, const void *x, const 
          gelu_backward(IN(bf16, dy), IN(bf16, x), bias, AS(bf16, dx), dbias, rows, columns));
 }
 
-void chainrule_gated_forward(int32_t half, const void *gate, const void *up, void *y, int64_t count) {
-    BOTH(gated_forward(IN(float, gate), IN(float, up), AS(float, y), count),
-         gated_forward(IN(bf16, gate), IN(bf16, up), AS(bf16, y), count));
+void chainrule_gated_forward(int32_t half, const void *gate, const void *up, void *y, int64_t rows, int64_t columns,
+                             int64_t stride) {
+    BOTH(gated_forward(IN(float, gate), IN(float, up), AS(float, y), rows, columns, stride),
+         gated_forward(IN(bf16, gate), IN(bf16, up), AS(bf16, y), rows, columns, stride));
 }
 
 void chainrule_gated_backward(int32_t half, const void *dy, const void *gate, const void *up, void *dgate, void *dup,
-                              int64_t count) {
-    BOTH(gated_backward(IN(float, dy), IN(float, gate), IN(float, up), AS(float, dgate), AS(float, dup), count),
-         gated_backward(IN(bf16, dy), IN(bf16, gate), IN(bf16, up), AS(bf16, dgate), AS(bf16, dup), count));
+                              int64_t rows, int64_t columns, int64_t stride) {
+    BOTH(gated_backward(IN(float, dy), IN(float, gate), IN(float, up), AS(float, dgate), AS(float, dup), rows, columns,
+                        stride),
+         gated_backward(IN(bf16, dy), IN(bf16, gate), IN(bf16, up), AS(bf16, dgate), AS(bf16, dup), rows, columns,
+                        stride));
+}
+
+void chainrule_rotate_forward(int32_t half, const void *rows, void *q, void *k, void *v, const float *cos,
+                              const float *sin, int64_t table_batch, int64_t batch, int64_t length, int64_t heads,
+                              int64_t key_heads, int64_t size) {
+    const Rotary shape{cos, sin, table_batch, batch, length, heads, key_heads, size};
+    BOTH(rotate_forward(IN(float, rows), AS(float, q), AS(float, k), AS(float, v), shape),
+         rotate_forward(IN(bf16, rows), AS(bf16, q), AS(bf16, k), AS(bf16, v), shape));
+}
+
+void chainrule_rotate_backward(int32_t half, void *rows, const void *q, const void *k, const void *v, const float *cos,
+                               const float *sin, int64_t table_batch, int64_t batch, int64_t length, int64_t heads,
+                               int64_t key_heads, int64_t size) {
+    const Rotary shape{cos, sin, table_batch, batch, length, heads, key_heads, size};
+    BOTH(rotate_backward(AS(float, rows), IN(float, q), IN(float, k), IN(float, v), shape),
+         rotate_backward(AS(bf16, rows), IN(bf16, q), IN(bf16, k), IN(bf16, v), shape));
+}
+
+void chainrule_cross_entropy(int32_t half, void *logits, const int64_t *targets, float *losses, int64_t rows,
+                             int64_t columns) {
+    BOTH(cross_entropy(AS(float, logits), targets, losses, rows, columns),
+         cross_entropy(AS(bf16, logits), targets, losses, rows, columns));
 }
 
 void chainrule_softmax_forward(int32_t half, const void *scores, const uint8_t *mask, int64_t mask_batch,

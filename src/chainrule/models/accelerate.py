@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.activations import GELUActivation
+from transformers.activations import GELUActivation, SiLUActivation
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from chainrule.kernels import native
 from chainrule.kernels.adamw import forget_rows
 from chainrule.kernels.attention import attention
-from chainrule.kernels.linear import forget_rounded
+from chainrule.kernels.linear import forget_rounded, narrow_exactly, widen
 from chainrule.models import forwards
 
 NAME = "chainrule"
 # Sequence classifiers whose head reads the first token of the last layer and nothing else.
 FIRST_TOKEN_FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
+# Attention with four linear layers and rotary positions by halves, and nothing else.
+ROTARY_ATTENTIONS = ("LlamaAttention", "MistralAttention", "Qwen2Attention")
+
+
+_ROTARY_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj")
+_NARROW_READERS = (forwards.Linear, forwards.Embedding)  # these read a weight in bfloat16 as well as in float32
 
 
 def accelerate(model: Any, device: torch.device) -> None:
@@ -47,7 +54,7 @@ def keep_half_gradients(model: Any) -> None:
     """
     users = _users(model)
     for module in model.modules():
-        if isinstance(module.__dict__.get("forward"), forwards.Linear) and native.available():
+        if isinstance(_forward_of(module), forwards.Linear) and native.available():
             weight = module.weight
             if users[id(weight)] > 1:  # gradients from elsewhere come in another format
                 continue
@@ -55,15 +62,45 @@ def keep_half_gradients(model: Any) -> None:
                 weight.grad_dtype = None
 
 
+def narrow_frozen(model: Any, trained: Collection[str]) -> None:
+    """Keep the weights that no step trains in bfloat16 alone, where that loses nothing: for training in bfloat16.
+
+    Checkpoints of language models are mostly in bfloat16, so that float32 would only hold zeros more.
+
+    Args:
+        trained: names of the parameters that are trained in any phase.
+    """
+    reading = [module for module in model.modules() if isinstance(_forward_of(module), _NARROW_READERS)]
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    users = _users(model)
+    readers = Counter(id(module.weight) for module in reading)
+    for module in reading:
+        weight = module.weight
+        free = names[id(weight)] not in trained and readers[id(weight)] == users[id(weight)]
+        if free and weight.dtype == torch.float32:
+            narrow_exactly(weight)
+
+
+def widen_frozen(model: Any) -> None:
+    """Undo `narrow_frozen`."""
+    for parameter in model.parameters():
+        widen(parameter)
+
+
 def restore(model: Any) -> None:
     """Put torch's own parts back, so that what is saved is a plain model."""
     for module in model.modules():
         module.__dict__.pop("forward", None)
     for parameter in model.parameters():
+        widen(parameter)
         forget_rounded(parameter)
         forget_rows(parameter)
     if model.config._attn_implementation == NAME:
         model.set_attn_implementation("sdpa")
+
+
+def _forward_of(module: nn.Module) -> Any:
+    return module.__dict__.get("forward")
 
 
 def _users(model: nn.Module) -> Counter[int]:
@@ -74,16 +111,22 @@ def _users(model: nn.Module) -> Counter[int]:
 def _forward_for(module: Any, users: Counter[int]) -> Any:
     """The faster forward of a module, told by what it is made of; None for a module that stays as it is."""
     kind = type(module)
-    forward: Any = None
     if kind is nn.Linear:
-        forward = forwards.Linear(module)
-    elif kind is nn.Dropout:
-        forward = forwards.Dropout(module)
-    elif kind is nn.Embedding:
-        forward = _embedding(module, users)
-    elif not native.available():
-        return None
-    elif kind is nn.LayerNorm and module.weight is not None:
+        return forwards.Linear(module)
+    if kind is nn.Dropout:
+        return forwards.Dropout(module)
+    if kind is nn.Embedding:
+        return _embedding(module, users)
+    if hasattr(module, "lora_A") and type(forwards.plain_layer(module)) is nn.Linear:
+        return forwards.Adapted(module)
+    return _compiled_forward_for(module) if native.available() else None
+
+
+def _compiled_forward_for(module: Any) -> Any:
+    """The same for modules whose faster forward is one only with compiled kernels."""
+    kind = type(module)
+    forward: Any = None
+    if kind is nn.LayerNorm and module.weight is not None:
         forward = forwards.Norm(module)
     elif kind.__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
         forward = forwards.RootNorm(module)
@@ -95,9 +138,10 @@ def _forward_for(module: Any, users: Counter[int]) -> Any:
         forward = forwards.Intermediate(module)
     elif _consists(module, query=nn.Linear, key=nn.Linear, value=nn.Linear, dropout=nn.Dropout):
         forward = forwards.SelfAttention(module) if _is_encoder_attention(module) else None
-    elif kind.__name__.endswith("MLP") and isinstance(getattr(module, "act_fn", None), nn.SiLU):
-        names = dict(module.named_children())
-        forward = forwards.Gated(module) if names.keys() == {"gate_proj", "up_proj", "down_proj", "act_fn"} else None
+    elif _consists(module, gate_proj=nn.Linear, up_proj=nn.Linear, down_proj=nn.Linear, act_fn=SiLUActivation):
+        forward = forwards.Gated(module)
+    elif kind.__name__ in ROTARY_ATTENTIONS and _consists(module, **dict.fromkeys(_ROTARY_LAYERS, nn.Linear)):
+        forward = forwards.RotaryAttention(module)
     return forward
 
 
@@ -107,18 +151,19 @@ def _shorten_last_layer(model: Any) -> None:
         return
     last = model.base_model.encoder.layer[-1]
     attention_part = getattr(last, "attention", None)
-    if isinstance(getattr(attention_part, "self", nn.Module()).__dict__.get("forward"), forwards.SelfAttention):
+    if isinstance(_forward_of(getattr(attention_part, "self", nn.Module())), forwards.SelfAttention):
         last.forward = forwards.FirstTokenLayer(last)
 
 
 def _consists(module: nn.Module, **kinds: type[nn.Module]) -> bool:
     """Whether the module's children have exactly these names and types."""
-    return {name: type(child) for name, child in module.named_children()} == kinds
+    return {name: type(forwards.plain_layer(child)) for name, child in module.named_children()} == kinds
 
 
 def _is_encoder_attention(module: Any) -> bool:
     """Whether every token may see every other, and the three layers have biases."""
-    biased = all(layer.bias is not None for layer in (module.query, module.key, module.value))
+    layers = [forwards.plain_layer(layer) for layer in (module.query, module.key, module.value)]
+    biased = all(layer.bias is not None for layer in layers)
     sees_all = not getattr(module, "is_decoder", False) and not getattr(module, "is_causal", False)
     return biased and sees_all and hasattr(module, "num_attention_heads") and hasattr(module, "scaling")
 
@@ -149,9 +194,6 @@ def _attention(
         )
         return plain
     query, key, value = forwards.narrow(query), forwards.narrow(key), forwards.narrow(value)
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scaling = options.get("scaling") or query.shape[-1] ** -0.5
     output = attention(query, key, value, attention_mask, scaling, rate, causal)
     return output.transpose(1, 2).contiguous(), None

@@ -7,6 +7,7 @@ products, activations and the residual stream; norms, biases and sums are float3
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,11 +16,13 @@ from torch.nn import functional
 
 from chainrule.kernels.activation import bias_gelu, gated_silu
 from chainrule.kernels.adamw import catch_up
+from chainrule.kernels.adapter import LowRank, adapted_linears
 from chainrule.kernels.attention import attention, self_attention
 from chainrule.kernels.dropout import dropout
 from chainrule.kernels.embedding import embedding
-from chainrule.kernels.linear import half_linear, half_linears, stacked
+from chainrule.kernels.linear import half_linears, rounded, stacked
 from chainrule.kernels.norm import norm, residual_norm, root_norm
+from chainrule.kernels.rotary import Heads, rotary_attention
 
 SPARSE_FROM_ENTRIES = 4096  # smaller tables are cheaper to update whole
 
@@ -34,6 +37,70 @@ def narrow(values: torch.Tensor) -> torch.Tensor:
     return values.to(torch.bfloat16) if is_half() else values
 
 
+def plain_layer(layer: Any) -> Any:
+    """The linear layer itself, where PEFT has put an adapter around it."""
+    return layer.base_layer if hasattr(layer, "lora_A") else layer
+
+
+def product(layers: Sequence[Any], values: torch.Tensor, *, biased: bool = True) -> torch.Tensor:
+    """What linear layers of the same input give, side by side: one product where they allow it.
+
+    Args:
+        layers: nn.Linear, or PEFT's around it.
+        values: (…, inputs).
+        biased: with their biases.
+    """
+    adapters = [_adapters(layer) for layer in layers]
+    plain = [plain_layer(layer) for layer in layers]
+    weights = [layer.weight for layer in plain]
+    biases = [layer.bias for layer in plain if biased and layer.bias is not None]
+    count = {None if found is None else len(found) for found in adapters}
+    if is_half() and len(biases) in (0, len(layers)):
+        if count == {0}:
+            return half_linears(narrow(values), weights, biases, _compute(weights))
+        if count == {1} and not any(parameter.requires_grad for parameter in [*weights, *biases]):
+            bias = torch.cat(biases) if biases else None
+            return adapted_linears(narrow(values), _compute(weights), bias, [found[0] for found in adapters if found])
+    parts = (
+        [_alone(layer, values, biased) for layer in layers]
+        if len(layers) == 1
+        else [product([layer], values, biased=biased) for layer in layers]
+    )
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+
+def _compute(weights: Sequence[torch.Tensor]) -> torch.Tensor:
+    return rounded(weights[0]) if len(weights) == 1 else stacked(weights)
+
+
+def _alone(layer: Any, values: torch.Tensor, biased: bool) -> torch.Tensor:
+    """One layer by torch or PEFT."""
+    bias = plain_layer(layer).bias
+    if layer is plain_layer(layer):
+        return functional.linear(values, layer.weight, bias if biased else None)
+    result: torch.Tensor = type(layer).forward(layer, values)
+    return result if biased or bias is None else result - bias.to(result.dtype)
+
+
+def _adapters(layer: Any) -> list[LowRank] | None:
+    """The adapters that take part in a layer's product, none or one; None for what only PEFT can work out."""
+    if layer is plain_layer(layer):
+        return []
+    if layer.merged:
+        return None
+    if layer.disable_adapters:
+        return []
+    names = [name for name in layer.active_adapters if name in layer.lora_A]
+    if len(names) != 1 or names[0] in layer.lora_variant:
+        return [] if not names else None
+    name = names[0]
+    first, second, drop = layer.lora_A[name], layer.lora_B[name], layer.lora_dropout[name]
+    drops = drop.training and getattr(drop, "p", 0.0) > 0
+    if drops or second.bias is not None or first.weight.dtype != torch.float32:
+        return None
+    return [LowRank(first.weight, second.weight, layer.scaling[name])]
+
+
 class Linear:
     """nn.Linear with its weight rounded once per update instead of once per use."""
 
@@ -41,13 +108,20 @@ class Linear:
         self.layer = layer
 
     def __call__(self, input: torch.Tensor) -> torch.Tensor:
-        return self.product(input, self.layer.bias)
+        return product([self.layer], input)
 
-    def product(self, values: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """values · weightᵀ + bias."""
-        if not is_half():
-            return functional.linear(values, self.layer.weight, bias)
-        return half_linear(narrow(values), self.layer.weight, bias)
+
+class Adapted:
+    """PEFT's linear layer with a low-rank adapter, without casts and sums of its own."""
+
+    def __init__(self, layer: Any) -> None:
+        self.layer = layer
+
+    def __call__(self, x: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
+        if rest or options:
+            result: torch.Tensor = type(self.layer).forward(self.layer, x, *rest, **options)
+            return result
+        return product([self.layer], x)
 
 
 class Norm:
@@ -95,10 +169,11 @@ class Residual:
 
     def __call__(self, hidden_states: torch.Tensor, input_tensor: torch.Tensor) -> torch.Tensor:
         module, last = self.module, self.module.LayerNorm
-        product = module.dense.forward.product(hidden_states, None)
+        values = product([module.dense], hidden_states, biased=False)
+        bias = plain_layer(module.dense).bias
         rate = module.dropout.p if module.dropout.training else 0.0
         residual = narrow(input_tensor)
-        return residual_norm(product, module.dense.bias, residual, last.weight, last.bias, last.eps, rate)
+        return residual_norm(values, bias, residual, last.weight, last.bias, last.eps, rate)
 
 
 class Intermediate:
@@ -109,7 +184,7 @@ class Intermediate:
 
     def __call__(self, hidden_states: torch.Tensor) -> torch.Tensor:
         dense = self.module.dense
-        return bias_gelu(dense.forward.product(hidden_states, None), dense.bias)
+        return bias_gelu(product([dense], hidden_states, biased=False), plain_layer(dense).bias)
 
 
 class Gated:
@@ -120,8 +195,7 @@ class Gated:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         module = self.module
-        result: torch.Tensor = module.down_proj(gated_silu(module.gate_proj(x), module.up_proj(x)))
-        return result
+        return product([module.down_proj], gated_silu(product([module.gate_proj, module.up_proj], x)))
 
 
 class Embedding:
@@ -148,17 +222,36 @@ class SelfAttention:
         module = self.module
         if rest or options.get("past_key_values") is not None or not (torch.is_grad_enabled() and is_half()):
             return type(module).forward(module, hidden_states, attention_mask, *rest, **options)
-        projected = self.projected(narrow(hidden_states), ("query", "key", "value"))
+        projected = product([module.query, module.key, module.value], hidden_states)
         heads, rate = module.num_attention_heads, module.dropout.p if module.training else 0.0
         return self_attention(projected, heads, attention_mask, module.scaling, rate), None
 
-    def projected(self, values: torch.Tensor, names: tuple[str, ...]) -> torch.Tensor:
-        """The products of the named layers side by side."""
-        layers = [getattr(self.module, name) for name in names]
-        weights = [layer.weight for layer in layers]
-        if not is_half():
-            return torch.cat([layer(values) for layer in layers], -1)
-        return half_linears(values, weights, [layer.bias for layer in layers], stacked(weights))
+
+class RotaryAttention:
+    """The attention of a Llama- or Qwen-shaped layer, its four products included, while training in bfloat16."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+
+    def __call__(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: Any = None,
+        attention_mask: Any = None,
+        past_key_values: Any = None,
+        **options: Any,
+    ) -> Any:
+        module = self.module
+        if past_key_values is not None or not (torch.is_grad_enabled() and is_half()):
+            given = position_embeddings, attention_mask, past_key_values
+            return type(module).forward(module, hidden_states, *given, **options)
+        projected = product([module.q_proj, module.k_proj, module.v_proj], hidden_states)
+        queries, keys = (plain_layer(layer).out_features for layer in (module.q_proj, module.k_proj))
+        heads = Heads(queries // module.head_dim, keys // module.head_dim, module.head_dim)
+        rate = module.attention_dropout if module.training else 0.0
+        causal = attention_mask is None
+        context = rotary_attention(projected, heads, position_embeddings, attention_mask, module.scaling, rate, causal)
+        return product([module.o_proj], context), None
 
 
 class FirstTokenLayer:
@@ -177,8 +270,8 @@ class FirstTokenLayer:
         rate = own.dropout.p if own.training else 0.0
         seen = None if attention_mask is None else attention_mask[:, :, :1]
         query = own.query(first).unflatten(-1, (heads, -1)).transpose(1, 2)
-        both = own.forward.projected(values, ("key", "value")).unflatten(-1, (2, heads, -1))
-        key, value = both.permute(2, 0, 3, 1, 4)
+        both = product([own.key, own.value], values)
+        key, value = both.view(*both.shape[:2], 2, heads, -1).permute(2, 0, 3, 1, 4)
         context = attention(query, key, value, seen, own.scaling, rate)
         attended = module.attention.output(context.transpose(1, 2).flatten(2), first)
         return module.output(module.intermediate(attended), attended)

@@ -19,10 +19,11 @@ from chainrule.core.recipe import Spec, parse_options
 from chainrule.core.task import Objective, Predictions
 from chainrule.data.batch import IGNORED
 from chainrule.errors import ModelError, Problem, Where
+from chainrule.kernels.cross_entropy import cross_entropy_gradient
 from chainrule.models.adapters import plain_model
 from chainrule.tasks.objectives import NoOptions, known_loss
 
-CHUNK = 1024
+CHUNK = 512  # positions whose logits are in memory at once: 50 MB in bfloat16 for 50,000 words
 TOLERANCE = 1e-3
 
 Logits = Callable[[torch.Tensor], torch.Tensor]
@@ -123,12 +124,11 @@ def chunked_cross_entropy(
     for piece in _pieces(len(targets), chunk):
         leaf = states[piece].detach().requires_grad_(gradient is not None)
         values = logits(leaf)
-        values = values if values.dtype == torch.float64 else values.float()
-        loss = functional.cross_entropy(values, targets[piece], reduction="sum")
-        if loss.requires_grad:
+        loss, dvalues = cross_entropy_gradient(values.detach(), targets[piece])
+        if values.requires_grad:
             with torch.autocast(states.device.type, enabled=False):
-                loss.backward()  # type: ignore[no-untyped-call]
-        total += loss.detach()
+                values.backward(dvalues)  # type: ignore[no-untyped-call]
+        total += loss
         if gradient is not None and leaf.grad is not None:
             gradient[piece] = leaf.grad
     return total, gradient
