@@ -56,7 +56,10 @@ def test_grouping_leaves_little_padding() -> None:
 
 
 def test_micro_batches_split_without_loss() -> None:
-    assert [list(part) for part in micro_batches(np.arange(5), 2)] == [[0, 1], [2, 3], [4]]
+    rows, lengths = np.array([4, 0, 2, 3]), np.array([5, 99, 7, 2, 2])
+    assert [list(part) for part in micro_batches(rows, lengths, 28)] == [[4, 0, 2, 3]]
+    assert [list(part) for part in micro_batches(rows, lengths, 10)] == [[2], [0, 4], [3]]
+    assert [list(part) for part in micro_batches(rows, lengths, 1)] == [[2], [0], [4], [3]]
 
 
 @pytest.mark.parametrize("left", [False, True])

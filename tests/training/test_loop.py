@@ -51,7 +51,10 @@ def stepping(rows: Encoded, factor: Any, micro: int = 8, clip: float | None = 1.
     def load(places: np.ndarray) -> Batch:
         return collate(rows, places, pad_id=0, left=False, device=CPU)
 
-    return Stepping(load, contextlib.nullcontext, factor, micro, clip)
+    def pieces(places: np.ndarray) -> list[np.ndarray]:
+        return [places[start : start + micro] for start in range(0, len(places), micro)]
+
+    return Stepping(pieces, load, contextlib.nullcontext, factor, clip)
 
 
 def run(model: Any, rows: Encoded, batches: Iterable[np.ndarray], **options: Any) -> list[Step]:

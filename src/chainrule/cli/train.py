@@ -42,6 +42,7 @@ def train(
     max_length: Annotated[int | None, typer.Option(help="Tokens a row may have.")] = None,
     on_bad_row: Annotated[str | None, typer.Option(help="stop (the default) or skip.")] = None,
     track: Annotated[list[str] | None, typer.Option(help="tensorboard or mlflow; repeatable.")] = None,
+    profile: Annotated[bool | None, typer.Option("--profile", help="Tell where a step's time goes.")] = None,
     assignments: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -55,6 +56,7 @@ def train(
         "training.epochs": epochs,
         "training.minutes": minutes,
         "training.track": track or None,
+        "training.profile": profile,
         "data.on_bad_row": on_bad_row,
         "seed": seed,
         **{f"data.fields.{name}": column for name, column in columns.items()},

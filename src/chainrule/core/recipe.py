@@ -104,7 +104,7 @@ class Training(Section):
     steps: int | None = Field(default=None, ge=1)
     minutes: float | None = Field(default=None, gt=0)
     batch_size: int = Field(default=32, ge=1)
-    micro_batch_size: int | None = Field(default=None, ge=1)
+    micro_batch_tokens: int | None = Field(default=None, ge=1)
     group_by_length: bool = True
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -114,6 +114,7 @@ class Training(Section):
     evaluate_every_steps: int | None = Field(default=None, ge=1)
     patience: int | None = Field(default=None, ge=1)
     track: tuple[Literal["tensorboard", "mlflow"], ...] = ()
+    profile: bool = False
 
 
 class Recipe(Section):

@@ -118,8 +118,7 @@ class Task:
         best_by_loss: keep the weights with the lowest validation loss instead of the best primary metric. A
             correlation does not see a wrong level or scale, so it cannot choose the weights of a regression.
         baseline: what the verdict compares with: cheap models fitted on the same rows, or the untuned model itself.
-        micro_batch_tokens: the longest row times the rows of a micro-batch, where the recipe does not say; None for
-            no such limit.
+        micro_batch_tokens: padded tokens of a micro-batch, where the recipe does not say; None for no such limit.
     """
 
     name: str

@@ -68,9 +68,15 @@ def epoch_order(
     return batches
 
 
-def micro_batches(rows: np.ndarray, size: int) -> list[np.ndarray]:
-    """Split the rows of one effective batch into pieces of at most `size` rows."""
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
+def micro_batches(rows: np.ndarray, lengths: np.ndarray, tokens: int) -> list[np.ndarray]:
+    """Split the rows of one effective batch into pieces of at most `tokens` padded tokens, or of one row.
+
+    Args:
+        lengths: (n,) tokens of every row there is.
+    """
+    if len(rows) * int(lengths[rows].max()) <= tokens:
+        return [rows]
+    return [rows[part] for part in by_length(lengths[rows], tokens)]
 
 
 def collate(encoded: Encoded, rows: np.ndarray, *, pad_id: int, left: bool, device: torch.device) -> Batch:
@@ -140,7 +146,7 @@ def _token_targets(encoded: Encoded, rows: np.ndarray, ids: np.ndarray, left: bo
 
 
 def by_length(lengths: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
-    """Row positions for inference, longest first, each batch of at most about `tokens` padded tokens."""
+    """Row positions, longest first, each batch of at most `tokens` padded tokens, or of one row."""
     order = np.argsort(-lengths, kind="stable")
     start = 0
     while start < len(order):

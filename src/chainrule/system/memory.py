@@ -1,13 +1,15 @@
-"""The peak memory of this process and its children."""
+"""How much memory this process and its children have taken at most, and how much may still be taken."""
 
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from types import TracebackType
 
 import psutil
 
 SAMPLE_SECONDS = 0.1
+_GROUP = Path("/sys/fs/cgroup")  # what a container sees of its own group (version 2)
 
 
 class PeakMemory:
@@ -49,3 +51,35 @@ class PeakMemory:
             except psutil.Error:  # a child that has just ended
                 continue
         self._peak = max(self._peak, total)
+
+
+def free_memory() -> int:
+    """Bytes this process may still take: what the machine has, within the limits of its control group and its own."""
+    limits = [psutil.virtual_memory().available]
+    limit, used = (_number(_GROUP / name) for name in ("memory.max", "memory.current"))
+    if limit is not None and used is not None:
+        reclaimable = _statistic(_GROUP / "memory.stat", "inactive_file")
+        limits.append(limit - used + reclaimable)
+    if hasattr(psutil, "RLIMIT_AS"):  # Linux
+        process = psutil.Process()
+        space, _ = process.rlimit(psutil.RLIMIT_AS)
+        if space != psutil.RLIM_INFINITY:
+            limits.append(space - process.memory_info().vms)
+    return int(max(0, min(limits)))
+
+
+def _number(path: Path) -> int | None:
+    """The number in a file; None where there is no such file, or no number in it ("max")."""
+    try:
+        text = path.read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+    return int(text) if text.isdecimal() else None
+
+
+def _statistic(path: Path, name: str) -> int:
+    try:
+        lines = path.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith(name + " ")), 0)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from chainrule.core.task import Objective
-from chainrule.data.batch import Batch, micro_batches
+from chainrule.data.batch import Batch
 from chainrule.kernels.adamw import gradient_norm
 from chainrule.kernels.embedding import coalesce
 from chainrule.models.inspect import frozen_modules
@@ -51,16 +51,17 @@ class Stepping:
     """How a step is made.
 
     Attributes:
+        pieces: the rows of an effective batch -> those of its micro-batches.
         load: row positions -> Batch on the device.
         autocast: makes the context in which forward and backward run.
         factor: 0-based step -> factor on every learning rate.
         seed: with the step's number it decides every mask of dropout.
     """
 
+    pieces: Callable[[np.ndarray], list[np.ndarray]]
     load: Callable[[np.ndarray], Batch]
     autocast: Callable[[], Any]
     factor: Callable[[int], float]
-    micro_batch_size: int
     max_gradient_norm: float | None
     seed: int = 0
 
@@ -93,7 +94,7 @@ def training_steps(
             raise ValueError("the first phase must start at step 0")
         seed_step(stepping.seed, index)
         loss_sum, count, tokens = 0.0, 0, 0
-        for part in micro_batches(rows, stepping.micro_batch_size):
+        for part in stepping.pieces(rows):
             batch = stepping.load(part)
             with stepping.autocast():
                 part_sum, part_count = objective.accumulate(model, batch)

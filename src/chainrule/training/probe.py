@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from chainrule.core.task import Objective
-from chainrule.data.batch import Batch, micro_batches
+from chainrule.data.batch import Batch
 from chainrule.kernels.adamw import forget_rows
 from chainrule.system.device import synchronize
 from chainrule.system.seed import kept_generators
@@ -45,9 +45,9 @@ def seconds_per_token(
     model: Any,
     objective: Objective,
     batches: Sequence[np.ndarray],
+    pieces: Callable[[np.ndarray], list[np.ndarray]],
     load: Callable[[np.ndarray], Batch],
     autocast: Callable[[], Any],
-    micro_batch_size: int,
 ) -> float:
     """Seconds of forward and backward per padded token, over a few of the run's own batches.
 
@@ -60,7 +60,7 @@ def seconds_per_token(
             model.zero_grad(set_to_none=True)
             began = _now(device)
             size = 0
-            for part in micro_batches(rows, micro_batch_size):
+            for part in pieces(rows):
                 batch = load(part)
                 size += batch.padded_tokens
                 with autocast():

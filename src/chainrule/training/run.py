@@ -47,7 +47,9 @@ from chainrule.tasks.conversation import end_replies
 from chainrule.tasks.language_model import check_model
 from chainrule.tasks.prepare import Prepared, prepare
 from chainrule.training.events import Sink, event_log, require_trackers, trackers
-from chainrule.training.trainer import Job, Outcome, resolve, train
+from chainrule.training.job import Job
+from chainrule.training.resolve import resolve
+from chainrule.training.trainer import Outcome, train
 from chainrule.version import __version__
 
 

@@ -4,49 +4,41 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from chainrule.core.recipe import Recipe
-from chainrule.core.task import Objective, Predictions, Task
-from chainrule.data.batch import Batch, collate, epoch_order
+from chainrule.core.task import Predictions, Task
 from chainrule.data.encode import Encoded
 from chainrule.errors import DivergedError, Problem
-from chainrule.inference.predict import Forward, predict_encoded
+from chainrule.inference.predict import predict_encoded
 from chainrule.kernels.adamw import catch_up
-from chainrule.models.accelerate import keep_half_gradients
+from chainrule.models.accelerate import keep_half_gradients, narrow_frozen, widen_frozen
 from chainrule.models.heads import settle
 from chainrule.models.inspect import count_parameters
 from chainrule.models.trunk import frozen_depth
-from chainrule.strategies.base import Phase, Strategy
+from chainrule.strategies.base import Phase
 from chainrule.system.progress import Bar, Display
-from chainrule.training import probe
 from chainrule.training.events import Sink
-from chainrule.training.loop import MakeOptimizer, Step, Stepping, activate, training_steps
-from chainrule.training.optimizers import make_optimizer
+from chainrule.training.job import (
+    Job,
+    batch_loader,
+    forward_for,
+    optimizer_maker,
+    piece_maker,
+    planned_batches,
+    planned_steps,
+    steps_per_epoch,
+    trained_names,
+)
+from chainrule.training.loop import Step, Stepping, training_steps
+from chainrule.training.profile import Profile, profiled
 from chainrule.training.schedules import make_schedule
 from chainrule.training.trunk import with_states
-
-PROBE_BATCHES = 3
-RESERVE_FOR_THE_REST = 1.15  # validation, saving and baselines take about this much on top of the steps
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is trained on what, and how: everything but the recipe's numbers."""
-
-    model: Any
-    task: Task
-    objective: Objective
-    strategy: Strategy
-    train: Encoded
-    validation: Encoded
-    forward: Forward
 
 
 @dataclass(frozen=True)
@@ -85,35 +77,6 @@ class _Best:
     worse_in_a_row: int = 0
 
 
-def resolve(job: Job, recipe: Recipe, display: Display) -> Recipe:
-    """Fill in what the recipe leaves open: learning rate, number format, number of steps.
-
-    What a clock or a probe decides is decided here, once, before step one: minutes become steps.
-    """
-    changes: dict[str, Any] = {}
-    if recipe.optimizer.learning_rate is None:
-        changes["optimizer.learning_rate"] = job.strategy.default_learning_rate
-    micro = recipe.training.micro_batch_size or _micro_batch_size(job, recipe)
-    changes["training.micro_batch_size"] = min(micro, recipe.training.batch_size)
-    recipe = recipe.replace(changes)
-    planned = planned_steps(recipe, len(job.train))
-    groups = activate(job.model, job.strategy.phases(job.model, recipe.optimizer, planned)[0])
-    trained = sum(parameter.numel() for group in groups for parameter in group["params"])
-    share = f"{trained:,} of {count_parameters(job.model):,} parameters"
-    display.say(
-        f"Strategy {recipe.strategy.name}: trains {share}, {planned:,} steps of {recipe.training.batch_size} rows."
-    )
-    precision = _choose_precision(job, recipe, display)
-    recipe = recipe.replace({"training.precision": precision, "training.steps": planned})
-    minutes = recipe.training.minutes
-    if minutes is not None:
-        steps = min(planned, _affordable(job, recipe, groups, precision))
-        recipe = recipe.replace({"training.steps": steps, "training.minutes": None})
-        if steps < planned:
-            display.say(f"{minutes:g} minutes are enough for {steps} of {planned} planned steps.")
-    return recipe
-
-
 def train(job: Job, recipe: Recipe, record: Sink, display: Display) -> Outcome:
     """Run the loop to its end and leave the best weights in `job.model`.
 
@@ -125,8 +88,8 @@ def train(job: Job, recipe: Recipe, record: Sink, display: Display) -> Outcome:
         DivergedError: the loss or the gradient is not a finite number.
     """
     total = planned_steps(recipe, len(job.train))
-    if recipe.training.accelerate and recipe.training.micro_batch_size == recipe.training.batch_size:
-        keep_half_gradients(job.model)
+    if recipe.training.accelerate:
+        _settle_formats(job, recipe, total)
     job, trunk_seconds = _above_frozen(job, recipe, total, display)
     best = _Best()
     record({"event": "start", "step": 0, "steps": total, "rows": len(job.train)})
@@ -134,7 +97,7 @@ def train(job: Job, recipe: Recipe, record: Sink, display: Display) -> Outcome:
     done, seconds, stopped = 0, trunk_seconds, "all steps done"
     every = recipe.training.evaluate_every_steps or steps_per_epoch(recipe, len(job.train))
     with display.bar("training", total) as bar:
-        for step in training_steps(*_loop_parts(job, recipe, total)):
+        for step in _steps(job, recipe, total, record, display):
             done, seconds = step.step, seconds + step.seconds
             _record_step(step, recipe, len(job.train), record, bar, best, job.task)
             if step.step % every == 0 or step.step == total:
@@ -146,6 +109,7 @@ def train(job: Job, recipe: Recipe, record: Sink, display: Display) -> Outcome:
                     break
     trained = count_parameters(job.model, trainable_only=True)
     _restore(job.model, best.weights)
+    widen_frozen(job.model)
     model = job.strategy.finish(job.model)
     settle(model)
     if best.predictions is None:
@@ -154,59 +118,51 @@ def train(job: Job, recipe: Recipe, record: Sink, display: Display) -> Outcome:
     return Outcome(done, seconds, trained, best.step, best.metrics, best.predictions, stopped, model, untuned)
 
 
-def steps_per_epoch(recipe: Recipe, rows: int) -> int:
-    """Optimizer steps to see every row once."""
-    return math.ceil(rows / recipe.training.batch_size)
+def _steps(job: Job, recipe: Recipe, total: int, record: Sink, display: Display) -> Iterator[Step]:
+    """The loop, watched where the recipe asks for it."""
+    steps = training_steps(*_loop_parts(job, recipe, total))
+    if not recipe.training.profile:
+        return steps
 
+    def report(seen: Profile) -> None:
+        record(seen.as_event())
+        for line in seen.lines():
+            display.say(line)
 
-def planned_steps(recipe: Recipe, rows: int) -> int:
-    """The length of the run: `training.steps` where it is set, else `training.epochs`."""
-    if recipe.training.steps is not None:
-        return recipe.training.steps
-    return max(1, math.ceil(recipe.training.epochs * steps_per_epoch(recipe, rows)))
-
-
-def planned_batches(recipe: Recipe, lengths: np.ndarray, steps: int) -> Iterator[np.ndarray]:
-    """Row positions of each effective batch, epoch after epoch, `steps` in all."""
-    made, epoch = 0, 0
-    while made < steps:
-        for rows in epoch_order(
-            lengths,
-            recipe.training.batch_size,
-            seed=recipe.seed,
-            epoch=epoch,
-            group_by_length=recipe.training.group_by_length,
-        ):
-            if made == steps:
-                return
-            yield rows
-            made += 1
-        epoch += 1
+    return profiled(steps, recipe.training.precision, report)
 
 
 def _loop_parts(job: Job, recipe: Recipe, total: int) -> tuple[Any, ...]:
     stepping = Stepping(
-        load=_loader(job),
-        autocast=_forward(job, recipe).autocast,
+        pieces=piece_maker(job, recipe),
+        load=batch_loader(job),
+        autocast=forward_for(job, recipe).autocast,
         factor=make_schedule(recipe.schedule, total),
-        micro_batch_size=recipe.training.micro_batch_size or recipe.training.batch_size,
         max_gradient_norm=recipe.optimizer.max_gradient_norm,
         seed=recipe.seed,
     )
     phases: list[Phase] = job.strategy.phases(job.model, recipe.optimizer, total)
     batches = planned_batches(recipe, job.train.lengths, total)
-    return job.model, job.objective, batches, phases, _optimizer_maker(recipe), stepping
+    return job.model, job.objective, batches, phases, optimizer_maker(recipe), stepping
+
+
+def _settle_formats(job: Job, recipe: Recipe, steps: int) -> None:
+    """Which weights and gradients are held in bfloat16 while this run lasts."""
+    longest = recipe.training.batch_size * int(job.train.lengths.max())
+    if (recipe.training.micro_batch_tokens or longest) >= longest:
+        keep_half_gradients(job.model)
+    if recipe.training.precision == "bfloat16" and next(job.model.parameters()).device.type == "cpu":
+        narrow_frozen(job.model, trained_names(job, recipe, steps))
 
 
 def _above_frozen(job: Job, recipe: Recipe, steps: int, display: Display) -> tuple[Job, float]:
     """The job with the frozen layers' output in place of token ids, where rows are seen more than once."""
-    phases = job.strategy.phases(job.model, recipe.optimizer, steps)
-    trained = {name for phase in phases for group in phase.groups for name in group.names}
+    trained = trained_names(job, recipe, steps)
     depth = frozen_depth(job.model, trained) if recipe.training.trunk_cache else 0
     if not depth or steps <= steps_per_epoch(recipe, len(job.train)):
         return job, 0.0
     splits = {"train": job.train, "validation": job.validation}
-    trunk = with_states(_forward(job, recipe), depth, splits, display)
+    trunk = with_states(forward_for(job, recipe), depth, splits, display)
     if trunk is None:
         return job, 0.0
     return replace(job, train=trunk.splits["train"], validation=trunk.splits["validation"]), trunk.seconds
@@ -243,7 +199,7 @@ def _untuned(job: Job, recipe: Recipe, record: Sink) -> Predictions:
 
 
 def _validate(job: Job, recipe: Recipe, step: int) -> tuple[Predictions, dict[str, float]]:
-    predictions = predict_encoded(_forward(job, recipe), job.validation, job.task.read)
+    predictions = predict_encoded(forward_for(job, recipe), job.validation, job.task.read)
     if predictions.losses is None or not np.isfinite(predictions.losses).all():
         raise _diverged(recipe, f"a validation loss that is not a number after step {step}")
     return predictions, job.task.measure(_targets(job.validation), predictions)
@@ -272,21 +228,6 @@ def _evaluate(job: Job, recipe: Recipe, step: int, record: Sink, best: _Best) ->
     )
 
 
-def _micro_batch_size(job: Job, recipe: Recipe) -> int:
-    tokens, size = job.task.micro_batch_tokens, recipe.training.batch_size
-    return size if tokens is None else max(1, min(size, tokens // int(job.train.lengths.max())))
-
-
-def _choose_precision(job: Job, recipe: Recipe, display: Display) -> str:
-    asked: str = recipe.training.precision
-    if asked != "auto" or job.forward.precision == "float32":
-        return job.forward.precision if asked == "auto" else asked
-    faster, seconds = probe.faster_precision(job.model, job.objective, _typical(job, recipe))
-    shown = ", ".join(f"{name} {value * 1000:.0f} ms" for name, value in seconds.items())
-    display.say(f"Number format: {faster} (a step here takes {shown})")
-    return faster
-
-
 def _diverged(recipe: Recipe, got: str) -> DivergedError:
     problem = Problem(
         expected="a finite loss and gradient",
@@ -308,44 +249,6 @@ def _restore(model: Any, weights: dict[str, torch.Tensor]) -> None:
     with torch.no_grad():
         for name, value in weights.items():
             named[name].copy_(value)
-
-
-def _loader(job: Job) -> Callable[[np.ndarray], Batch]:
-    forward = job.forward
-    return lambda rows: collate(job.train, rows, pad_id=forward.pad_id, left=forward.pad_left, device=forward.device)
-
-
-def _forward(job: Job, recipe: Recipe) -> Forward:
-    chosen = job.forward
-    return Forward(chosen.model, chosen.pad_id, chosen.pad_left, chosen.device, recipe.training.precision)
-
-
-def _optimizer_maker(recipe: Recipe) -> MakeOptimizer:
-    return partial(make_optimizer, recipe.optimizer)
-
-
-def _typical(job: Job, recipe: Recipe) -> Batch:
-    """The batch whose width is in the middle of the first epoch's."""
-    return _loader(job)(_spread(job, recipe, 1)[0])
-
-
-def _spread(job: Job, recipe: Recipe, count: int) -> list[np.ndarray]:
-    lengths = job.train.lengths
-    batches = list(planned_batches(recipe, lengths, steps_per_epoch(recipe, len(job.train))))
-    batches.sort(key=lambda rows: int(lengths[rows].max()))
-    places = [(2 * i + 1) * len(batches) // (2 * count) for i in range(count)]
-    return [batches[place] for place in places]
-
-
-def _affordable(job: Job, recipe: Recipe, groups: Sequence[dict[str, Any]], precision: str) -> int:
-    batches = _spread(job, recipe, PROBE_BATCHES)
-    micro = recipe.training.micro_batch_size or recipe.training.batch_size
-    autocast = _forward(job, recipe).autocast
-    token_seconds = probe.seconds_per_token(job.model, job.objective, batches, _loader(job), autocast, micro)
-    step_seconds = probe.optimizer_seconds(list(groups), _optimizer_maker(recipe))
-    planned = planned_batches(recipe, job.train.lengths, planned_steps(recipe, len(job.train)))
-    budget = (recipe.training.minutes or 0.0) * 60 / RESERVE_FOR_THE_REST
-    return probe.steps_that_fit(budget, planned, job.train.lengths, token_seconds, step_seconds)
 
 
 def _targets(encoded: Encoded) -> np.ndarray:

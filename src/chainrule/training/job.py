@@ -1,0 +1,92 @@
+"""What is trained on what, and the order in which rows come."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from chainrule.core.recipe import Recipe
+from chainrule.core.task import Objective, Task
+from chainrule.data.batch import Batch, collate, epoch_order, micro_batches
+from chainrule.data.encode import Encoded
+from chainrule.inference.predict import Forward
+from chainrule.strategies.base import Strategy
+from chainrule.training.loop import MakeOptimizer
+from chainrule.training.optimizers import make_optimizer
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is trained on what, and how: everything but the recipe's numbers."""
+
+    model: Any
+    task: Task
+    objective: Objective
+    strategy: Strategy
+    train: Encoded
+    validation: Encoded
+    forward: Forward
+
+
+def steps_per_epoch(recipe: Recipe, rows: int) -> int:
+    """Optimizer steps to see every row once."""
+    return math.ceil(rows / recipe.training.batch_size)
+
+
+def planned_steps(recipe: Recipe, rows: int) -> int:
+    """The length of the run: `training.steps` where it is set, else `training.epochs`."""
+    if recipe.training.steps is not None:
+        return recipe.training.steps
+    return max(1, math.ceil(recipe.training.epochs * steps_per_epoch(recipe, rows)))
+
+
+def planned_batches(recipe: Recipe, lengths: np.ndarray, steps: int) -> Iterator[np.ndarray]:
+    """Row positions of each effective batch, epoch after epoch, `steps` in all."""
+    made, epoch = 0, 0
+    while made < steps:
+        for rows in epoch_order(
+            lengths,
+            recipe.training.batch_size,
+            seed=recipe.seed,
+            epoch=epoch,
+            group_by_length=recipe.training.group_by_length,
+        ):
+            if made == steps:
+                return
+            yield rows
+            made += 1
+        epoch += 1
+
+
+def batch_loader(job: Job) -> Callable[[np.ndarray], Batch]:
+    """Row positions of the training rows -> Batch on the device."""
+    forward = job.forward
+    return lambda rows: collate(job.train, rows, pad_id=forward.pad_id, left=forward.pad_left, device=forward.device)
+
+
+def piece_maker(job: Job, recipe: Recipe) -> Callable[[np.ndarray], list[np.ndarray]]:
+    """The rows of an effective batch -> those of its micro-batches."""
+    tokens = recipe.training.micro_batch_tokens
+    return lambda rows: [rows] if tokens is None else micro_batches(rows, job.train.lengths, tokens)
+
+
+def forward_for(job: Job, recipe: Recipe) -> Forward:
+    """The model in the number format of a recipe."""
+    chosen = job.forward
+    return Forward(chosen.model, chosen.pad_id, chosen.pad_left, chosen.device, recipe.training.precision)
+
+
+def optimizer_maker(recipe: Recipe) -> MakeOptimizer:
+    """Parameter groups -> the optimizer of a recipe."""
+    return partial(make_optimizer, recipe.optimizer)
+
+
+def trained_names(job: Job, recipe: Recipe, steps: int) -> set[str]:
+    """The parameters that any phase trains."""
+    phases = job.strategy.phases(job.model, recipe.optimizer, steps)
+    return {name for phase in phases for group in phase.groups for name in group.names}

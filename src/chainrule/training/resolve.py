@@ -1,0 +1,104 @@
+"""What a recipe leaves open, decided once before step one: what clocks, probes and free memory say becomes numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from chainrule.core.recipe import Recipe
+from chainrule.models.inspect import count_parameters
+from chainrule.system.progress import Display
+from chainrule.training import probe
+from chainrule.training.job import (
+    Job,
+    batch_loader,
+    forward_for,
+    optimizer_maker,
+    piece_maker,
+    planned_batches,
+    planned_steps,
+    steps_per_epoch,
+)
+from chainrule.training.loop import activate
+from chainrule.training.memory import free_bytes, rows_that_fit
+
+PROBE_BATCHES = 3
+RESERVE_FOR_THE_REST = 1.15  # validation, saving and baselines take about this much on top of the steps
+
+
+def resolve(job: Job, recipe: Recipe, display: Display) -> Recipe:
+    """Fill in what the recipe leaves open: learning rate, number format, number of steps.
+
+    What a clock or a probe decides is decided here, once, before step one: minutes become steps.
+    """
+    changes: dict[str, Any] = {}
+    if recipe.optimizer.learning_rate is None:
+        changes["optimizer.learning_rate"] = job.strategy.default_learning_rate
+    is_open = recipe.training.micro_batch_tokens is None
+    if is_open:
+        whole = recipe.training.batch_size * int(job.train.lengths.max())
+        changes["training.micro_batch_tokens"] = min(job.task.micro_batch_tokens or whole, whole)
+    recipe = recipe.replace(changes)
+    planned = planned_steps(recipe, len(job.train))
+    groups = activate(job.model, job.strategy.phases(job.model, recipe.optimizer, planned)[0])
+    trained = sum(parameter.numel() for group in groups for parameter in group["params"])
+    share = f"{trained:,} of {count_parameters(job.model):,} parameters"
+    display.say(
+        f"Strategy {recipe.strategy.name}: trains {share}, {planned:,} steps of {recipe.training.batch_size} rows."
+    )
+    precision = _choose_precision(job, recipe, display)
+    recipe = recipe.replace({"training.precision": precision, "training.steps": planned})
+    if is_open:
+        recipe = _within_memory(job, recipe, trained, display)
+    minutes = recipe.training.minutes
+    if minutes is not None:
+        steps = min(planned, _affordable(job, recipe, groups, precision))
+        recipe = recipe.replace({"training.steps": steps, "training.minutes": None})
+        if steps < planned:
+            display.say(f"{minutes:g} minutes are enough for {steps} of {planned} planned steps.")
+    return recipe
+
+
+def _within_memory(job: Job, recipe: Recipe, trained: int, display: Display) -> Recipe:
+    """With micro-batches small enough for the memory that is free now; the effective batch stays."""
+    longest = int(job.train.lengths.max())
+    row = batch_loader(job)(np.array([int(job.train.lengths.argmax())]))
+    autocast = forward_for(job, recipe).autocast
+    fit = rows_that_fit(job.model, job.objective, row, autocast, trained, free_bytes(row.device))
+    if fit * longest >= (recipe.training.micro_batch_tokens or 0):
+        return recipe
+    display.say(f"Memory: {fit} of the longest rows fit at once, so batches are worked through in pieces.")
+    return recipe.replace({"training.micro_batch_tokens": fit * longest})
+
+
+def _choose_precision(job: Job, recipe: Recipe, display: Display) -> str:
+    asked: str = recipe.training.precision
+    if asked != "auto" or job.forward.precision == "float32":
+        return job.forward.precision if asked == "auto" else asked
+    rows = piece_maker(job, recipe)(_spread(job, recipe, 1)[0])[0]  # of the width in the middle of an epoch's
+    faster, seconds = probe.faster_precision(job.model, job.objective, batch_loader(job)(rows))
+    shown = ", ".join(f"{name} {value * 1000:.0f} ms" for name, value in seconds.items())
+    display.say(f"Number format: {faster} (a step here takes {shown})")
+    return faster
+
+
+def _spread(job: Job, recipe: Recipe, count: int) -> list[np.ndarray]:
+    lengths = job.train.lengths
+    batches = list(planned_batches(recipe, lengths, steps_per_epoch(recipe, len(job.train))))
+    batches.sort(key=lambda rows: int(lengths[rows].max()))
+    places = [(2 * i + 1) * len(batches) // (2 * count) for i in range(count)]
+    return [batches[place] for place in places]
+
+
+def _affordable(job: Job, recipe: Recipe, groups: Sequence[dict[str, Any]], precision: str) -> int:
+    batches = _spread(job, recipe, PROBE_BATCHES)
+    autocast = forward_for(job, recipe).autocast
+    token_seconds = probe.seconds_per_token(
+        job.model, job.objective, batches, piece_maker(job, recipe), batch_loader(job), autocast
+    )
+    step_seconds = probe.optimizer_seconds(list(groups), optimizer_maker(recipe))
+    planned = planned_batches(recipe, job.train.lengths, planned_steps(recipe, len(job.train)))
+    budget = (recipe.training.minutes or 0.0) * 60 / RESERVE_FOR_THE_REST
+    return probe.steps_that_fit(budget, planned, job.train.lengths, token_seconds, step_seconds)
