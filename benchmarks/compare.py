@@ -38,7 +38,7 @@ def run_one(trainer: str, workload: Workload, seed: int, settings: Sequence[str]
     Args:
         trainer: "hf-" and a configuration of the peer; any other name is ours, with `settings` of its recipe.
     """
-    model = str(model_folder("minilm"))
+    model = str(model_folder(workload.model))
     common = ["--model", model, "--workload", workload.name, "--seed", str(seed)]
     if not trainer.startswith("hf-"):
         more = [word for setting in settings for word in ("--set", setting)]
@@ -66,22 +66,8 @@ def row(workload: Workload, results: list[dict[str, Any]], trainers: list[str]) 
     return [*cells, *(f"{seconds[name] / seconds['chainrule']:.2f}" for name in trainers if name != "chainrule")]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--workloads", nargs="+", default=sorted(WORKLOADS), choices=sorted(WORKLOADS))
-    parser.add_argument("--peers", nargs="+", default=["hf-tuned"], choices=PEERS)
-    parser.add_argument("--seeds", type=int, default=3, help="how many seeds, from 0; the same for every trainer")
-    parser.add_argument("--quick", action="store_true", help="trec once: a few minutes")
-    options = parser.parse_args()
-    names, seeds = (["trec"], 1) if options.quick else (options.workloads, options.seeds)
-    trainers = ["chainrule", *options.peers]
-    results = []
-    for name in names:
-        for seed in range(seeds):
-            for trainer in trainers:
-                result = run_one(trainer, WORKLOADS[name], seed)
-                results.append(result)
-                print(json.dumps(result, ensure_ascii=False), file=sys.stderr, flush=True)
+def add_results(results: list[dict[str, Any]]) -> None:
+    """Add to today's file, with what the machine and the packages are."""
     machine = {
         "cores": physical_cores(),
         "cpu_flags": sorted(f for f in cpu_flags() if f.startswith(("amx", "avx512"))),
@@ -98,6 +84,25 @@ def main() -> None:
         "results": [*before, *results],
     }
     path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workloads", nargs="+", default=sorted(WORKLOADS), choices=sorted(WORKLOADS))
+    parser.add_argument("--peers", nargs="+", default=["hf-tuned"], choices=PEERS)
+    parser.add_argument("--seeds", type=int, default=3, help="how many seeds, from 0; the same for every trainer")
+    parser.add_argument("--quick", action="store_true", help="trec once: a few minutes")
+    options = parser.parse_args()
+    names, seeds = (["trec"], 1) if options.quick else (options.workloads, options.seeds)
+    trainers = ["chainrule", *options.peers]
+    results = []
+    for name in names:
+        for seed in range(seeds):
+            for trainer in trainers:
+                result = run_one(trainer, WORKLOADS[name], seed)
+                results.append(result)
+                print(json.dumps(result, ensure_ascii=False), file=sys.stderr, flush=True)
+    add_results(results)
     print("| data | metric | " + " | ".join(trainers) + " | " + " | ".join(f"{p} / ours" for p in options.peers) + " |")
     print("|" + "---|" * (2 + len(trainers) + len(options.peers)))
     for name in names:

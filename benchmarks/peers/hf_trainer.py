@@ -1,7 +1,7 @@
 """The Hugging Face Trainer on one workload, one seed: the peer that our runs are compared with.
 
 Nothing of Chainrule is used here. `default` is the Trainer as it comes (float32, random batches); `tuned` is bfloat16
-autocast, batches grouped by length, fused AdamW and one evaluation at the end. Prints one JSON line.
+autocast, batches grouped by length and fused AdamW; the others are a grid around it. Prints one JSON line.
 
     python benchmarks/peers/hf_trainer.py --model FOLDER --workload mrpc --seed 0 --config tuned
 """
@@ -27,17 +27,31 @@ from transformers import (
     AutoTokenizer,
     DataCollatorWithPadding,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
     set_seed,
 )
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from turn import Turns
 from workloads import WORKLOADS, Workload
 
-CONFIGS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "tuned": {"bf16": True, "train_sampling_strategy": "group_by_length", "optim": "adamw_torch_fused"},
-}
+BEST = {"train_sampling_strategy": "group_by_length", "optim": "adamw_torch_fused"}
+ATTENTION = ("sdpa", "eager")
+CONFIGS: dict[str, dict[str, Any]] = {"default": {}, "tuned": {"bf16": True, **BEST}}
+for way in ATTENTION:  # NUMBERS-ATTENTION: float32, bf16 autocast, or weights and optimizer in bfloat16
+    CONFIGS[f"float32-{way}"] = CONFIGS[f"weights-{way}"] = BEST
+    CONFIGS[f"autocast-{way}"] = {"bf16": True, **BEST}
+
+
+class InTurns(TrainerCallback):  # type: ignore[misc]
+    """Lets the coordinator of turns.py say when the next steps are made."""
+
+    def __init__(self, steps: int) -> None:
+        self.turns = Turns(steps)
+
+    def on_step_begin(self, *arguments: Any, **more: Any) -> None:
+        self.turns.step()
 
 
 def read(workload: Workload, split: str) -> list[dict[str, str]]:
@@ -90,6 +104,7 @@ def main() -> None:
     parser.add_argument("--config", default="tuned", choices=sorted(CONFIGS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--turns", type=int, default=0, help="steps of a turn; see turns.py")
     parser.add_argument("--predictions", type=Path, help="write one test prediction a line")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -104,8 +119,16 @@ def main() -> None:
         "text-classification": "single_label_classification",
     }[workload.task]
     model = AutoModelForSequenceClassification.from_pretrained(
-        options.model, num_labels=len(names), problem_type=problem
+        options.model,
+        num_labels=len(names),
+        problem_type=problem,
+        attn_implementation="eager" if options.config.endswith("eager") else "sdpa",
+        dtype=torch.bfloat16 if options.config.startswith("weights") else torch.float32,
     )
+    if workload.top:
+        model.base_model.requires_grad_(False)
+        for part in (*model.base_model.encoder.layer[-workload.top :], model.base_model.pooler):
+            part.requires_grad_(True)
     trainer = Trainer(
         model=model,
         args=TrainingArguments(
@@ -114,6 +137,7 @@ def main() -> None:
             per_device_eval_batch_size=64,
             learning_rate=workload.learning_rate,
             num_train_epochs=workload.epochs,
+            max_steps=1_000_000 if options.turns else -1,
             seed=options.seed,
             save_strategy="no",
             report_to=[],
@@ -123,6 +147,7 @@ def main() -> None:
         ),
         train_dataset=Encoded(tokenizer, workload, train, names),
         data_collator=DataCollatorWithPadding(tokenizer),
+        callbacks=[InTurns(options.turns)] if options.turns else [],
     )
     started = time.perf_counter()
     trainer.train()

@@ -1,0 +1,156 @@
+"""Trainers in processes of their own that take turns: one makes some steps while the others wait.
+
+Every trainer runs as its users run it, whole loop, with its own environment; only the clock decides when it goes on.
+A turn that has been warmed up is compared with the others' turns of the same round, so that a machine whose speed
+drifts treats all alike. Prints a table (medians, with the quartiles of the ratios) and adds to
+benchmarks/results/<date>.json.
+
+    python benchmarks/turns.py banking77
+    python benchmarks/turns.py alpaca_gpt4_en --rounds 5
+    python benchmarks/turns.py predict --rounds 10
+    python benchmarks/turns.py banking77 --quick
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any, Self
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+from compare import add_results
+from workloads import CHATS, WORKLOADS
+
+from chainrule.models.catalog import model_folder
+
+OURS = "chainrule"
+GRID = tuple(f"{kind}-{way}" for kind in ("float32", "autocast", "weights") for way in ("sdpa", "eager"))
+# What is asked to take turns, the unit of work, and how much of it a turn is.
+ENCODER = (OURS, "default", *GRID)
+CHAT = (OURS, "default", "bf16", "bf16-grouped", "bf16-eager-grouped")
+PREDICTION = (OURS, "pipeline", "pipeline-32", "openvino")
+STEPS = 10
+
+
+class Worker:
+    """A trainer in a process of its own."""
+
+    def __init__(self, name: str, command: Sequence[str]) -> None:
+        self.name, self.seconds = name, []  # type: ignore[var-annotated]
+        self.process = subprocess.Popen(
+            [sys.executable, *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=(HERE / "results" / f"{name}.log").open("w"),
+            text=True,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"},
+        )
+
+    def turn(self) -> float:
+        """Let it do one turn."""
+        self._say("go")
+        return float(self._answer()["seconds"])
+
+    def stop(self) -> float:
+        """End it; its peak memory in MB."""
+        self._say("stop")
+        memory = float(self._answer()["peak_memory_mb"])
+        self.process.wait(60)
+        return memory
+
+    def _say(self, word: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(word + "\n")
+        self.process.stdin.flush()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("turn "):
+                answer: dict[str, Any] = json.loads(line.removeprefix("turn "))
+                return answer
+        raise SystemExit(f"{self.name} has ended; see benchmarks/results/{self.name}.log")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.process.kill()
+
+
+def command(trainer: str, workload: str, steps: int, artifact: str) -> list[str]:
+    """What starts a trainer, or a predictor, that takes turns."""
+    if workload == "predict":
+        script = "ours_predict.py" if trainer == OURS else "peers/predict.py"
+        return [str(HERE / script), "--name", trainer, "--artifact", artifact, "--turns", "1"]
+    model = str(model_folder(WORKLOADS[workload].model))
+    common = ["--workload", workload, "--model", model, "--turns", str(steps)]
+    if trainer == OURS:
+        return [str(HERE / "ours.py"), *common]
+    script = "trl_sft.py" if WORKLOADS[workload].task == "text-generation" else "hf_trainer.py"
+    return [str(HERE / "peers" / script), *common, "--config", trainer]
+
+
+def take_turns(trainers: Sequence[str], workload: str, rounds: int, steps: int, artifact: str) -> dict[str, Any]:
+    """Seconds of every turn by trainer, the first round left out, and peak memory."""
+    workers = [Worker(name, command(name, workload, steps, artifact)) for name in trainers]
+    try:
+        for number in range(rounds + 1):
+            for worker in workers:
+                seconds = worker.turn()
+                if number:
+                    worker.seconds.append(seconds)
+                print(f"round {number} {worker.name} {seconds:.2f} s", file=sys.stderr, flush=True)
+        return {worker.name: {"seconds": worker.seconds, "peak_memory_mb": worker.stop()} for worker in workers}
+    finally:
+        for worker in workers:
+            worker.process.kill()
+
+
+def table(results: dict[str, Any], rows: int, unit: str) -> list[str]:
+    """Rate, spread, ratio to ours with its quartiles, and peak memory of each."""
+    lines = [f"| | {unit}/s | time / ours | quartiles | peak memory, MB |", "|---|---|---|---|---|"]
+    ours = results[OURS]["seconds"]
+    for name, result in results.items():
+        ratios = [a / b for a, b in zip(result["seconds"], ours, strict=True)]
+        low, _, high = quantiles(ratios, n=4) if len(ratios) > 1 else (ratios[0],) * 3
+        rate = rows / median(result["seconds"])
+        cells = f"{rate:.0f} | {median(ratios):.2f} | {low:.2f}–{high:.2f} | {result['peak_memory_mb']:.0f}"
+        lines.append(f"| {name} | {cells} |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("workload", choices=[*sorted(WORKLOADS), "predict"])
+    parser.add_argument("--trainers", nargs="+", help="chainrule and peers; by default the whole grid")
+    parser.add_argument("--rounds", type=int, default=30, help="turns of each that count")
+    parser.add_argument("--quick", action="store_true", help="4 rounds")
+    parser.add_argument("--artifact", default="", help="for predict: a classifier that Chainrule has saved")
+    options = parser.parse_args()
+    rounds = 4 if options.quick else options.rounds
+    (HERE / "results").mkdir(exist_ok=True)
+    whole: tuple[str, ...]
+    if options.workload == "predict":
+        whole, steps, rows, unit = PREDICTION, 1, 600, "rows"
+    elif WORKLOADS[options.workload].task == "text-generation":
+        steps = CHATS // WORKLOADS[options.workload].batch_size
+        whole, rows, unit = CHAT, CHATS, "chats"
+    else:
+        whole, steps, unit = ENCODER, STEPS, "rows"
+        rows = STEPS * WORKLOADS[options.workload].batch_size
+    trainers = [OURS, *(name for name in options.trainers or whole if name != OURS)]
+    results = take_turns(trainers, options.workload, rounds, steps, options.artifact)
+    add_results([{"turns": options.workload, "trainer": name, **result} for name, result in results.items()])
+    print("\n".join(table(results, rows, unit)))
+
+
+if __name__ == "__main__":
+    main()
