@@ -3,7 +3,7 @@
 Forward, backward, clipping and AdamW of a batch of 32 even rows with dropout 0.1. Prints the median of each and the
 ratio to the best of the peers' settings; `efficiency` is the matrix products' arithmetic over (the time times the rate
 of plain `F.linear` at the model's own shapes), measured in the same run. `--waiting` runs itself again with threads
-that spin and threads that sleep (OMP_WAIT_POLICY) while another process keeps the cores busy.
+that spin, sleep, or spin for a moment, on a quiet machine and while other processes keep the cores busy.
 
     python benchmarks/step.py --lengths 16 56 128 --steps 20
     python benchmarks/step.py --waiting
@@ -28,6 +28,7 @@ from torch.nn import functional
 from chainrule.core.recipe import Optimizer, Structure
 from chainrule.models.accelerate import accelerate, keep_half_gradients
 from chainrule.models.load import load_classifier, load_tokenizer
+from chainrule.system.memory import keep_freed
 from chainrule.training.loop import mean_and_clip
 from chainrule.training.optimizers import make_optimizer
 
@@ -41,6 +42,7 @@ PEERS = {
     "bf16 weights sdpa": ("sdpa", "weights"),
     "bf16 weights eager": ("eager", "weights"),
 }
+_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 Step = Callable[[torch.Tensor], float]
 
 
@@ -169,10 +171,10 @@ def waiting(steps: int) -> None:
         workers = [multiprocessing.Process(target=busy, args=(900,), daemon=True) for _ in range(others)]
         for worker in workers:
             worker.start()
-        for policy in (None, "PASSIVE"):
-            environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
-            environment |= {"OMP_WAIT_POLICY": policy} if policy else {}
-            print(f"{others} other busy processes, OMP_WAIT_POLICY {policy or 'not set'}:", flush=True)
+        for policy in (None, "OMP_WAIT_POLICY=PASSIVE", "GOMP_SPINCOUNT=3000", "GOMP_SPINCOUNT=30000"):
+            environment = {key: value for key, value in os.environ.items() if key not in _WAITING}
+            environment |= dict([policy.split("=")]) if policy else {}
+            print(f"{others} other busy processes, {policy or 'the default'}:", flush=True)
             command = [sys.executable, __file__, "--one", "--lengths", "16", "56", "--steps", str(steps)]
             subprocess.run(command, env=environment, check=True)
         for worker in workers:
@@ -186,6 +188,7 @@ def main() -> None:
     parser.add_argument("--waiting", action="store_true")
     parser.add_argument("--one", action="store_true", help="only the accelerated model in bfloat16")
     options = parser.parse_args()
+    keep_freed()
     if options.waiting:
         waiting(options.steps)
     elif options.one:

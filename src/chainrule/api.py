@@ -15,7 +15,7 @@ from chainrule.core.report import CheckReport, EvaluationReport
 from chainrule.errors import ModelError, OutputError, Problem, RecipeError, Where
 from chainrule.system.progress import Display, Quiet
 from chainrule.system.telemetry import turn_off_telemetry
-from chainrule.system.threads import wait_passively
+from chainrule.system.threads import wait_briefly
 
 Rows = Any  # a path, a name, a pandas frame, a datasets.Dataset, or a dict of split -> one of these
 
@@ -301,7 +301,7 @@ def _writing(artifact: Artifact, options: Mapping[str, Any]) -> Any:
 def _set_environment() -> None:
     """What the libraries read when they are loaded, so it must come before their imports."""
     turn_off_telemetry()
-    wait_passively()
+    wait_briefly()
 
 
 def _field_changes(fields: Mapping[str, str] | None) -> dict[str, str]:

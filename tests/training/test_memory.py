@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import platform
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -83,3 +86,26 @@ def test_short_memory_makes_small_pieces_and_the_same_steps(
     assert 1 <= little < plenty
     losses = [runs[name].summary["metrics"]["loss"] for name in ("plenty", "little")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_freed_memory_is_kept_for_later_and_can_be_returned() -> None:
+    """In a process of its own: the setting stays."""
+    code = """
+import numpy, psutil, resource
+from chainrule.system.memory import keep_freed, return_freed
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        numpy.ones(10_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+fresh = faults()
+keep_freed()
+faults()
+kept = faults()
+held = psutil.Process().memory_info().rss
+return_freed()
+print(fresh > 100, kept < 10, held - psutil.Process().memory_info().rss > 60_000_000)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True", "True"]

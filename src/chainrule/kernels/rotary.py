@@ -6,13 +6,15 @@ dimensions (i, i + size/2) as Llama and Qwen have them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from chainrule.kernels import native
 from chainrule.kernels.attention import Options, attend, attend_backward, attention, byte_mask, options_of
+
+BLOCK = 128  # queries that are worked through at once, about
 
 
 @dataclass(frozen=True)
@@ -84,23 +86,66 @@ class _RotaryAttention(torch.autograd.Function):
     ) -> torch.Tensor:
         projected = projected.contiguous()
         batch, length = projected.shape[:2]
-        groups = batch * heads.keys
-        query = projected.new_empty(groups, heads.count // heads.keys * length, heads.size)
+        groups, shared = batch * heads.keys, heads.count // heads.keys
+        query = projected.new_empty(groups, shared, length, heads.size)
         key, value = projected.new_empty(2, groups, length, heads.size).unbind()
         sizes = (0 if len(cos) == 1 else length * heads.size, batch, length, heads.count, heads.keys, heads.size)
         half = native.is_half(projected)
         native.call("rotate_forward", half, projected, query, key, value, cos, sin, *sizes)
-        output, weights = attend(query, key, value, mask, options)
-        context.save_for_backward(query, key, value, weights, cos, sin)
-        context.options, context.sizes = options, sizes
-        return output.view(batch, heads.count, length, heads.size).transpose(1, 2).flatten(2)
+        blocks = _blocks(length, options.causal)
+        outputs, kept = [], []
+        for number, rows in enumerate(blocks):
+            seen = _seen(key, value, rows, options.causal)
+            part = query[:, :, rows].reshape(groups, -1, heads.size)
+            output, weights = attend(part, *seen, _cut(mask, rows, seen[0].shape[1]), _of_block(options, number))
+            outputs.append(output.view(groups, shared, -1, heads.size))
+            kept += [part, weights]
+        context.save_for_backward(key, value, cos, sin, *kept)
+        context.options, context.sizes, context.blocks = options, sizes, blocks
+        whole = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)
+        return whole.view(batch, heads.count, length, heads.size).transpose(1, 2).flatten(2)
 
     @staticmethod
     def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        *saved, cos, sin = context.saved_tensors
+        key, value, cos, sin, *kept = context.saved_tensors
         _, batch, length, count, keys, size = context.sizes
-        above = gradients[0].reshape(batch, length, count, size).transpose(1, 2).reshape(saved[0].shape)
-        parts = attend_backward(above, tuple(saved), None, context.options)
+        above = gradients[0].reshape(batch, length, count, size).transpose(1, 2)
+        above = above.reshape(batch * keys, count // keys, length, size)
+        dquery = above.new_empty(above.shape)
+        dkey, dvalue = torch.zeros_like(key), torch.zeros_like(value)
+        for number, rows in enumerate(context.blocks):
+            part, weights = kept[2 * number : 2 * number + 2]
+            seen = _seen(key, value, rows, context.options.causal)
+            saved, options = (part, *seen, weights), _of_block(context.options, number)
+            first, second, third = attend_backward(above[:, :, rows].reshape(part.shape), saved, None, options)
+            dquery[:, :, rows] = first.view(*above.shape[:2], -1, size)
+            dkey[:, : second.shape[1]] += second
+            dvalue[:, : third.shape[1]] += third
         result = above.new_empty(batch, length, (count + 2 * keys) * size)
-        native.call("rotate_backward", native.is_half(above), result, *parts, cos, sin, *context.sizes)
+        half = native.is_half(above)
+        native.call("rotate_backward", half, result, dquery, dkey, dvalue, cos, sin, *context.sizes)
         return result, None, None, None, None, None
+
+
+def _blocks(length: int, causal: bool) -> list[slice]:
+    """The queries in pieces, so that what no query of a piece may see is never computed."""
+    count = max(1, length // BLOCK) if causal else 1
+    size = -(-length // count)
+    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def _of_block(options: Options, number: int) -> Options:
+    """With a mask of dropout of its own."""
+    level, first, second = options.drop
+    return replace(options, drop=(level, first, (second + number) % 2**32))
+
+
+def _seen(key: torch.Tensor, value: torch.Tensor, rows: slice, causal: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    return (key[:, : rows.stop], value[:, : rows.stop]) if causal else (key, value)
+
+
+def _cut(mask: torch.Tensor | None, rows: slice, keys: int) -> torch.Tensor | None:
+    """The part of `byte_mask` for some queries and the first keys."""
+    if mask is None or (mask.shape[1] in (1, rows.stop - rows.start) and mask.shape[2] == keys):
+        return mask
+    return (mask if mask.shape[1] == 1 else mask[:, rows])[:, :, :keys].contiguous()

@@ -249,8 +249,9 @@ class RotaryAttention:
         queries, keys = (plain_layer(layer).out_features for layer in (module.q_proj, module.k_proj))
         heads = Heads(queries // module.head_dim, keys // module.head_dim, module.head_dim)
         rate = module.attention_dropout if module.training else 0.0
-        causal = attention_mask is None
-        context = rotary_attention(projected, heads, position_embeddings, attention_mask, module.scaling, rate, causal)
+        context = rotary_attention(
+            projected, heads, position_embeddings, attention_mask, module.scaling, rate, causal=module.is_causal
+        )
         return product([module.o_proj], context), None
 
 

@@ -29,5 +29,5 @@ TASK = Task(
     prepare_tokenizer=prepare_tokenizer,
     best_by_loss=True,
     baseline="untuned",
-    micro_batch_tokens=2048,
+    micro_batch_tokens=1536,
 )

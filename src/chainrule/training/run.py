@@ -39,7 +39,7 @@ from chainrule.system.files import (
     write_json,
     write_text,
 )
-from chainrule.system.memory import PeakMemory
+from chainrule.system.memory import PeakMemory, keep_freed
 from chainrule.system.progress import Display
 from chainrule.system.seed import seed_everything
 from chainrule.tasks import find_task
@@ -71,6 +71,7 @@ def train_recipe(recipe: Recipe, source: Any, out: Path, display: Display, began
     task, strategy = find_task(recipe.task.name), make_strategy(recipe.strategy)
     device = choose_device(recipe.training.device)
     threads = use_threads(recipe.training.threads)
+    keep_freed()
     with PeakMemory() as memory:
         display.say(f"Reading {recipe.data.source or type(source).__name__} …")
         prepared = prepare(recipe, source, task, ("train", "validation"))

@@ -22,6 +22,7 @@ from chainrule.models.heads import settle
 from chainrule.models.inspect import count_parameters
 from chainrule.models.trunk import frozen_depth
 from chainrule.strategies.base import Phase
+from chainrule.system.memory import return_freed
 from chainrule.system.progress import Bar, Display
 from chainrule.training.events import Sink
 from chainrule.training.job import (
@@ -153,6 +154,7 @@ def _settle_formats(job: Job, recipe: Recipe, steps: int) -> None:
         keep_half_gradients(job.model)
     if recipe.training.precision == "bfloat16" and next(job.model.parameters()).device.type == "cpu":
         narrow_frozen(job.model, trained_names(job, recipe, steps))
+        return_freed()
 
 
 def _above_frozen(job: Job, recipe: Recipe, steps: int, display: Display) -> tuple[Job, float]:
