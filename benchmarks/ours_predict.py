@@ -9,14 +9,17 @@ import argparse
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE / "peers")]
-from predict import texts  # type: ignore[import-not-found]
-from turn import Turns
+from chainrule.system.threads import wait_briefly
+
+wait_briefly()  # as every verb does before torch is loaded
 
 from chainrule.core.artifact import Artifact
 from chainrule.inference.predict import load_predictor
 from chainrule.inference.rows import predict_texts
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from turn import Turns
+from workloads import texts_to_predict
 
 
 def main() -> None:
@@ -26,7 +29,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=1)
     options = parser.parse_args()
     predictor = load_predictor(Artifact.read(Path(options.artifact)))
-    rows, turns = {"text": texts()}, Turns(options.turns)
+    rows, turns = {"text": texts_to_predict()}, Turns(options.turns)
     while True:
         turns.step()
         predict_texts(predictor, rows)

@@ -15,10 +15,9 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
-from turns import CHATS, OURS, STEPS
-from workloads import WORKLOADS
+from turns import OURS, STEPS
+from workloads import CHATS, PREDICTED, WORKLOADS
 
-PREDICTED = 600
 TITLES = {
     "banking77": "full fine-tuning, short texts (banking77)",
     "mrpc": "full fine-tuning, pairs (mrpc)",
@@ -100,7 +99,7 @@ def plot(found: dict[str, Seconds], path: Path) -> None:
         bars.append((best(results), "best settings found", "#2f6f9f"))
         for number, (peer, label, colour) in enumerate(bars):
             middle, low, high = ratio(results[peer])
-            height = place + 0.2 - 0.4 * number
+            height = place - 0.2 + 0.4 * number
             spread = [[middle - low], [high - middle]]
             axes.barh(height, middle, 0.36, xerr=spread, color=colour, label=label if place == len(names) - 1 else None)
             axes.text(high, height, f" {middle:.1f}× {peer}", va="center", fontsize=8)
@@ -108,7 +107,8 @@ def plot(found: dict[str, Seconds], path: Path) -> None:
     axes.set_yticks(range(len(names)), [TITLES[name] for name in names])
     axes.set_xlabel("time of the peer / time of Chainrule (1 = as fast)")
     axes.margins(x=0.25)
-    axes.legend(title="Peer", loc="lower right", fontsize=8)
+    axes.invert_yaxis()
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=8, frameon=False)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     figure.tight_layout()

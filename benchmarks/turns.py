@@ -26,7 +26,7 @@ from typing import Any, Self
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 from compare import add_results
-from workloads import CHATS, WORKLOADS
+from workloads import CHATS, PREDICTED, WORKLOADS
 
 from chainrule.models.catalog import model_folder
 
@@ -120,7 +120,7 @@ def table(results: dict[str, Any], rows: int, unit: str) -> list[str]:
     ours = results[OURS]["seconds"]
     for name, result in results.items():
         ratios = [a / b for a, b in zip(result["seconds"], ours, strict=True)]
-        low, _, high = quantiles(ratios, n=4) if len(ratios) > 1 else (ratios[0],) * 3
+        low, _, high = quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else (ratios[0],) * 3
         rate = rows / median(result["seconds"])
         cells = f"{rate:.0f} | {median(ratios):.2f} | {low:.2f}–{high:.2f} | {result['peak_memory_mb']:.0f}"
         lines.append(f"| {name} | {cells} |")
@@ -139,7 +139,7 @@ def main() -> None:
     (HERE / "results").mkdir(exist_ok=True)
     whole: tuple[str, ...]
     if options.workload == "predict":
-        whole, steps, rows, unit = PREDICTION, 1, 600, "rows"
+        whole, steps, rows, unit = PREDICTION, 1, PREDICTED, "rows"
     elif WORKLOADS[options.workload].task == "text-generation":
         steps = CHATS // WORKLOADS[options.workload].batch_size
         whole, rows, unit = CHAT, CHATS, "chats"

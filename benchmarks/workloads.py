@@ -13,7 +13,8 @@ from pathlib import Path
 
 DATA = Path(os.environ.get("CHAINRULE_TEST_DATA", "../shared/data"))
 MADE = Path(__file__).resolve().parent / "data"  # what is put together from them; not in the repository
-CHATS = 64
+CHATS = 64  # rows of a turn of the chat workload
+PREDICTED = 600  # and of prediction
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,12 @@ WORKLOADS = {
         Workload("alpaca_gpt4_en", "text-generation", "loss", 1, 2e-4, 8, 512, "smollm2"),
     )
 }
+
+
+def texts_to_predict() -> list[str]:
+    """The first rows of ag_news' test split."""
+    with (DATA / "ag_news" / "test.csv").open(encoding="utf-8", newline="") as file:
+        return [row["text"] for row in csv.DictReader(file)][:PREDICTED]
 
 
 def long_documents() -> Path:

@@ -1,6 +1,6 @@
 """Predicting with a text classifier, by other tools: transformers' pipeline, and OpenVINO in bfloat16.
 
-Nothing of Chainrule is used here but the folder that it saved. A turn is the first 600 texts of ag_news' test rows.
+Nothing of Chainrule is used here but the folder that it saved. A turn is 600 texts of ag_news.
 
     python benchmarks/peers/predict.py --name pipeline-32 --artifact FOLDER --turns 1
 """
@@ -8,7 +8,6 @@ Nothing of Chainrule is used here but the folder that it saved. A turn is the fi
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,15 +18,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from turn import Turns
-from workloads import WORKLOADS
+from workloads import texts_to_predict
 
-ROWS, BATCH = 600, 32
-
-
-def texts() -> list[str]:
-    """The rows of a turn."""
-    with (WORKLOADS["ag_news"].folder / "test.csv").open(encoding="utf-8", newline="") as file:
-        return [row["text"] for row in csv.DictReader(file)][:ROWS]
+BATCH = 32
 
 
 def by_pipeline(folder: str, size: int) -> Callable[[list[str]], Any]:
@@ -76,7 +69,7 @@ def main() -> None:
         predict = by_openvino(options.artifact)
     else:
         predict = by_pipeline(options.artifact, BATCH if options.name.endswith("32") else 1)
-    rows, turns = texts(), Turns(options.turns)
+    rows, turns = texts_to_predict(), Turns(options.turns)
     while True:
         turns.step()
         predict(rows)

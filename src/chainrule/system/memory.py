@@ -74,8 +74,7 @@ def free_memory() -> int:
 def keep_freed() -> None:
     """Let large pieces of memory that were freed be used again without asking the system anew (glibc).
 
-    A training step frees and takes hundreds of megabytes; fresh pages cost about a tenth of a step (LOG.md,
-    2026-11-22).
+    What a training step frees the next one takes again; fresh pages cost 7 to 12 % of a step (LOG.md, 2026-11-22).
     """
     change = _c_function("mallopt")
     if change is not None:

@@ -11,8 +11,8 @@ SPINS = "3000"
 def wait_briefly() -> None:
     """Let waiting threads spin for a moment and then sleep, unless the user's environment says otherwise.
 
-    A step on short texts waits thousands of times. Threads that sleep at once made it 1.4 times slower on a quiet
-    machine; threads that only spin made it 17 times slower on a busy one (LOG.md, 2026-11-22).
+    Threads that sleep at once made a step on short texts 1.4 times slower on a quiet machine; threads that only spin
+    made it 17 times slower on a busy one (LOG.md, 2026-11-22).
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)

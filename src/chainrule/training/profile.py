@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -86,6 +87,7 @@ def profiled(steps: Iterator[Step], precision: str, report: Callable[[Profile], 
     Args:
         precision: of the matrix products, which are repeated in it.
     """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else torch's profiler writes lines of its own
     spent: Counter[str] = Counter()
     products: Counter[Shape] = Counter()
     times: list[float] = []

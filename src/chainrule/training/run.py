@@ -71,7 +71,8 @@ def train_recipe(recipe: Recipe, source: Any, out: Path, display: Display, began
     task, strategy = find_task(recipe.task.name), make_strategy(recipe.strategy)
     device = choose_device(recipe.training.device)
     threads = use_threads(recipe.training.threads)
-    keep_freed()
+    if task.micro_batch_tokens is None:  # where pieces keep memory low, freed memory must not stay
+        keep_freed()
     with PeakMemory() as memory:
         display.say(f"Reading {recipe.data.source or type(source).__name__} …")
         prepared = prepare(recipe, source, task, ("train", "validation"))
