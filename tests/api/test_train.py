@@ -229,14 +229,20 @@ def test_a_stopped_run_leaves_its_recipe_and_no_artifact(
     out = tmp_path / "run"
     command = [sys.executable, "-m", "chainrule", "train", str(reviews), "--model", str(tiny_bert), "--out", str(out)]
     command += ["--epochs", "100000", "--set", "training.threads=1", "--set", "training.precision=float32"]
+    # A shell's background jobs do not hear Ctrl-C, nor do their children; those of a process with a handler do.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 120
-        while not (out / "events.jsonl").exists() and time.monotonic() < deadline:
-            assert process.poll() is None
-            assert not out.exists() or (out / "recipe.yaml").is_file()
-            time.sleep(0.05)
-        process.send_signal(number)
-        assert process.wait(60) == code
+        try:
+            deadline = time.monotonic() + 120
+            while not (out / "events.jsonl").exists() and time.monotonic() < deadline:
+                assert process.poll() is None
+                assert not out.exists() or (out / "recipe.yaml").is_file()
+                time.sleep(0.05)
+            process.send_signal(number)
+            assert process.wait(60) == code
+        finally:
+            process.kill()
+            signal.signal(signal.SIGINT, before)
     assert (out / "recipe.yaml").is_file()
     assert not (out / "artifact").exists()
     assert not chainrule.show(out)["finished"]
