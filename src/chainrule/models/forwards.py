@@ -61,12 +61,9 @@ def product(layers: Sequence[Any], values: torch.Tensor, *, biased: bool = True)
         if count == {1} and not any(parameter.requires_grad for parameter in [*weights, *biases]):
             bias = torch.cat(biases) if biases else None
             return adapted_linears(narrow(values), _compute(weights), bias, [found[0] for found in adapters if found])
-    parts = (
-        [_alone(layer, values, biased) for layer in layers]
-        if len(layers) == 1
-        else [product([layer], values, biased=biased) for layer in layers]
-    )
-    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+    if len(layers) == 1:
+        return _alone(layers[0], values, biased)
+    return torch.cat([product([layer], values, biased=biased) for layer in layers], -1)
 
 
 def _compute(weights: Sequence[torch.Tensor]) -> torch.Tensor:
