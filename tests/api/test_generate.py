@@ -14,7 +14,7 @@ import pytest
 
 import chainrule
 from chainrule.core.artifact import Run
-from chainrule.errors import DataError, ModelError, RecipeError
+from chainrule.errors import DataError, ModelError, RecipeError, Where
 from chainrule.system.progress import Quiet
 from chainrule.testing.models import tiny_chat_model
 
@@ -207,3 +207,20 @@ def test_check_shows_what_is_learned(chat: Path, talks: Path) -> None:
 def test_a_model_that_is_no_language_model(tiny_bert: Path, talks: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError):
         train(tiny_bert, talks, tmp_path / "run")
+
+
+def test_packed_rows_make_the_same_steps(tmp_path: Path, chat: Path, talks: Path) -> None:
+    losses = []
+    for name, packing in (("padded", False), ("packed", True)):
+        settings = {"training.packing": packing, "training.group_by_length": False, "training.steps": 4, "seed": 1}
+        run = train(chat, talks, tmp_path / name, **settings, **{"training.micro_batch_tokens": 200})
+        losses.append([event["loss"] for event in run.events() if event["event"] == "step"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_rows_that_would_see_each_other_are_not_packed(tmp_path: Path, tiny_bert: Path, reviews: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        chainrule.train(str(reviews), model=str(tiny_bert), out=tmp_path / "run", settings={"training.packing": True})
+    assert caught.value.problems[0].where == Where(field="training.packing")
+    assert caught.value.problems[0].got == f"text-classification with {tiny_bert}"
+    assert not (tmp_path / "run").exists()

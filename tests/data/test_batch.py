@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chainrule.data.batch import by_length, collate, epoch_order, micro_batches
+from chainrule.data.batch import IGNORED, by_length, collate, epoch_order, micro_batches, pack, packs_of
 from chainrule.data.encode import Encoded, encode
 from chainrule.testing.models import tiny_tokenizer
 
@@ -77,6 +77,35 @@ def test_collate_pads_on_the_asked_side(left: bool) -> None:
     assert batch.targets is not None
     assert batch.targets.tolist() == [1, 0]
     assert batch.tokens == 4
+
+
+def test_rows_side_by_side() -> None:
+    encoded = Encoded(
+        ids=np.array([5, 6, 7, 8, 9], np.int32),
+        offsets=np.array([0, 1, 4, 5]),
+        types=None,
+        full_lengths=np.array([1, 3, 1]),
+        targets=None,
+        trained=np.array([True, True, False, True, False]),
+    )
+    batch = pack(encoded, np.array([1, 0]), device=CPU)
+    assert {name: value.tolist() for name, value in batch.inputs.items()} == {
+        "input_ids": [[6, 7, 8, 5]],
+        "position_ids": [[0, 1, 2, 0]],
+    }
+    assert batch.targets is not None
+    assert batch.targets.tolist() == [[IGNORED, IGNORED, 8, IGNORED]]  # what nothing stands before is not predicted
+    assert batch.tokens == batch.padded_tokens == 4
+
+
+@given(st.lists(st.integers(1, 600), min_size=1, max_size=40), st.integers(1, 3000))
+def test_packs_hold_every_row_once_and_are_even(lengths: list[int], tokens: int) -> None:
+    every, rows = np.array(lengths), np.arange(len(lengths))
+    packs = packs_of(rows, every, tokens)
+    assert sorted(np.concatenate(packs)) == list(rows)
+    sizes = [int(every[pack].sum()) for pack in packs]
+    assert len(packs) == min(len(rows), -(-sum(lengths) // tokens))
+    assert max(sizes) - min(sizes) <= max(lengths)
 
 
 def test_an_even_batch_needs_no_mask() -> None:

@@ -15,7 +15,7 @@ from chainrule.kernels.adapter import LowRank, adapted_linears
 from chainrule.kernels.attention import attention
 from chainrule.kernels.cross_entropy import cross_entropy_gradient
 from chainrule.kernels.linear import half_linear, narrow_exactly, rounded, stacked, widen
-from chainrule.kernels.rotary import Heads, rotary_attention
+from chainrule.kernels.rotary import Heads, Sight, rotary_attention
 
 pytestmark = pytest.mark.unit
 FORMATS = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
@@ -88,9 +88,30 @@ def test_rotary_attention(dtype: torch.dtype, masked: bool, size: int, length: i
     mask = (seen | torch.eye(length, dtype=torch.bool)) if masked else None
     projected = torch.randn(batch, length, 10 * size).to(dtype)
     agree(
-        lambda x: rotary_attention(x, heads, table, mask, 0.3, 0.0, causal=True),
+        lambda x: rotary_attention(x, heads, table, Sight(mask, causal=True), 0.3, 0.0),
         written_out(heads, table, mask),
         (projected,),
+        FORMATS[dtype],
+    )
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("dtype", FORMATS)
+def test_rows_side_by_side_do_not_see_each_other(
+    dtype: torch.dtype, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHAINRULE_NATIVE", "1" if compiled else "0")
+    torch.manual_seed(5)
+    heads, lengths = Heads(4, 2, 16), (1, 300, 17, 2)
+    ends = torch.tensor(lengths).cumsum(0)
+    starts = (0, *ends[:-1].tolist())
+    table = angles(1, 320, 16)
+    row = torch.bucketize(torch.arange(320), ends, right=True)
+    mask = ((row[:, None] == row) & torch.ones(320, 320, dtype=torch.bool).tril())[None, None]
+    agree(
+        lambda x: rotary_attention(x, heads, table, Sight(mask, True, starts), 0.3, 0.0),
+        written_out(heads, table, mask),
+        (torch.randn(1, 320, 8 * 16).to(dtype),),
         FORMATS[dtype],
     )
 
@@ -98,7 +119,7 @@ def test_rotary_attention(dtype: torch.dtype, masked: bool, size: int, length: i
 def test_one_token_and_one_row() -> None:
     heads = Heads(2, 2, 4)
     projected = torch.randn(1, 1, 24)
-    output = rotary_attention(projected, heads, angles(1, 1, 4), None, 1.0, 0.0, True)
+    output = rotary_attention(projected, heads, angles(1, 1, 4), Sight(None, causal=True), 1.0, 0.0)
     assert torch.allclose(output, projected[..., 16:], atol=1e-6)  # a token that sees only itself gives its value
 
 
@@ -106,7 +127,7 @@ def test_a_token_that_may_see_nothing_stays_finite() -> None:
     heads = Heads(2, 1, 8)
     projected = torch.randn(2, 3, 32, requires_grad=True)
     mask = torch.zeros(2, 1, 3, 3, dtype=torch.bool)
-    output = rotary_attention(projected, heads, angles(1, 3, 8), mask, 1.0, 0.0, causal=False)
+    output = rotary_attention(projected, heads, angles(1, 3, 8), Sight(mask, causal=False), 1.0, 0.0)
     (gradient,) = torch.autograd.grad(output.sum(), projected)
     assert output.isfinite().all()
     assert gradient.isfinite().all()
@@ -118,12 +139,12 @@ def test_rotary_dropout_is_unbiased_and_repeats_with_its_seed() -> None:
 
     def drawn(seed: int) -> torch.Tensor:
         torch.manual_seed(seed)
-        return rotary_attention(projected, heads, table, None, 0.5, 0.25, True)
+        return rotary_attention(projected, heads, table, Sight(None, causal=True), 0.5, 0.25)
 
     assert torch.equal(drawn(1), drawn(1))
     assert not torch.equal(drawn(1), drawn(2))
     mean = torch.stack([drawn(seed) for seed in range(400)]).mean(0)
-    assert (mean - rotary_attention(projected, heads, table, None, 0.5, 0.0, True)).abs().max() < 0.25
+    assert (mean - rotary_attention(projected, heads, table, Sight(None, causal=True), 0.5, 0.0)).abs().max() < 0.25
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -10,18 +10,20 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import BertConfig, BertLMHeadModel
+from transformers import BertConfig, BertLMHeadModel, MambaConfig, MambaForCausalLM
 
 from chainrule.core.recipe import Spec
 from chainrule.data.batch import IGNORED, Batch
 from chainrule.errors import ModelError, RecipeError
-from chainrule.models.adapters import linear_modules, put_on
+from chainrule.models.accelerate import accelerate
+from chainrule.models.adapters import linear_modules, plain_model, put_on
 from chainrule.tasks.language_model import (
     NextTokenObjective,
     check_model,
     chunked_cross_entropy,
     labelled,
     objective,
+    packs,
     read,
 )
 from chainrule.testing.models import tiny_language_model
@@ -122,6 +124,43 @@ def test_micro_batches_add_up_to_one_batch() -> None:
     assert total == pytest.approx(float(whole), rel=1e-6)
     for name, gradient in gradients(model).items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=1e-6)
+
+
+def packed(batch: Batch) -> Batch:
+    """The rows of a padded batch side by side."""
+    assert batch.targets is not None
+    mask = batch.inputs["attention_mask"].bool()
+    targets = batch.targets.clone()
+    targets[:, 0] = IGNORED
+    places = (mask.cumsum(1) - 1)[mask]
+    inputs = {"input_ids": batch.inputs["input_ids"][mask][None], "position_ids": places[None]}
+    return Batch(inputs, targets[mask][None], batch.rows, batch.tokens)
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("adapted", [True, False], ids=["lora", "full"])
+def test_rows_side_by_side_give_the_gradients_of_padded_rows(adapted: bool, half: bool) -> None:
+    model = tiny_language_model()
+    model = with_adapters(model) if adapted else model
+    batch = batch_of(model.config.vocab_size)
+    expected_loss, expected_count = NextTokenObjective().accumulate(model, batch)
+    expected = gradients(model)
+    if half:
+        accelerate(plain_model(model), torch.device("cpu"))
+    model.zero_grad()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+        loss, count = NextTokenObjective().accumulate(model, packed(batch))
+    assert count == expected_count
+    assert float(loss) == pytest.approx(float(expected_loss), rel=0.02 if half else 1e-6)
+    for name, gradient in gradients(model).items():
+        apart = float((gradient - expected[name]).norm() / expected[name].norm().clamp_min(1e-6))
+        assert apart < (0.15 if half else 1e-4), name
+
+
+def test_only_models_that_keep_rows_apart_are_packed() -> None:
+    assert packs(tiny_language_model())
+    config = MambaConfig(vocab_size=50, hidden_size=16, state_size=4, num_hidden_layers=1)
+    assert not packs(MambaForCausalLM(config))  # it carries a state from token to token
 
 
 @pytest.mark.parametrize("adapted", [True, False], ids=["lora", "full"])

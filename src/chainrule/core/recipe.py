@@ -106,6 +106,7 @@ class Training(Section):
     batch_size: int = Field(default=32, ge=1)
     micro_batch_tokens: int | None = Field(default=None, ge=1)
     group_by_length: bool = True
+    packing: bool = False
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     threads: int | None = Field(default=None, ge=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -119,6 +119,7 @@ class Task:
             correlation does not see a wrong level or scale, so it cannot choose the weights of a regression.
         baseline: what the verdict compares with: cheap models fitted on the same rows, or the untuned model itself.
         micro_batch_tokens: padded tokens of a micro-batch, where the recipe does not say; None for no such limit.
+        packs: whether this model gives the same for rows side by side as for each alone; None where rows need padding.
     """
 
     name: str
@@ -138,6 +139,7 @@ class Task:
     best_by_loss: bool = False
     baseline: Literal["fitted", "untuned"] = "fitted"
     micro_batch_tokens: int | None = None
+    packs: Callable[[Any], bool] | None = None
 
     @property
     def inputs(self) -> tuple[FieldSpec, ...]:

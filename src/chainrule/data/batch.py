@@ -21,7 +21,8 @@ class Batch:
 
     Attributes:
         inputs: input_ids (b, t) int64, and attention_mask and token_type_ids (b, t) where the model needs them; or
-            inputs_embeds (b, t or 1, hidden) and attention_mask for a model that starts above its frozen layers.
+            inputs_embeds (b, t or 1, hidden) and attention_mask for a model that starts above its frozen layers; or
+            input_ids and position_ids (1, t) of rows side by side.
         targets: (b,) or (b, labels); or (b, t) token ids with IGNORED where nothing is to be predicted; or None.
         rows: (b,) int64 positions in the Encoded they came from.
         tokens: real tokens, without padding.
@@ -109,6 +110,43 @@ def collate(encoded: Encoded, rows: np.ndarray, *, pad_id: int, left: bool, devi
     if targets is not None:
         targets = targets.to(device, torch.float32 if targets.is_floating_point() else torch.int64)
     return Batch(inputs, targets, rows, int(lengths.sum()))
+
+
+def pack(encoded: Encoded, rows: np.ndarray, *, device: torch.device) -> Batch:
+    """The given rows side by side, without padding: each begins at position 0, and its first token is not predicted.
+
+    Krell et al. (2021), Efficient Sequence Packing without Cross-contamination, section 3.2.
+    """
+    spans = [slice(encoded.offsets[row], encoded.offsets[row + 1]) for row in rows]
+    ids = np.concatenate([encoded.ids[span] for span in spans]).astype(np.int64)
+    places = np.concatenate([np.arange(span.stop - span.start) for span in spans])
+    inputs = {
+        "input_ids": torch.from_numpy(ids)[None].to(device),
+        "position_ids": torch.from_numpy(places)[None].to(device),
+    }
+    trained = places > 0
+    if encoded.trained is not None:
+        trained &= np.concatenate([encoded.trained[span] for span in spans])
+    targets = torch.from_numpy(np.where(trained, ids, IGNORED))[None].to(device)
+    return Batch(inputs, targets, rows, len(ids))
+
+
+def packs_of(rows: np.ndarray, lengths: np.ndarray, tokens: int) -> list[np.ndarray]:
+    """Split the rows of one effective batch into packs of at most about `tokens` tokens, as even as they come.
+
+    Longest first, each to the shortest pack so far: Graham (1969), Bounds on Multiprocessing Timing Anomalies.
+
+    Args:
+        lengths: (n,) tokens of every row there is.
+    """
+    count = min(len(rows), -(-int(lengths[rows].sum()) // tokens))
+    packs: list[list[int]] = [[] for _ in range(count)]
+    sizes = np.zeros(count, dtype=np.int64)
+    for row in rows[np.argsort(-lengths[rows], kind="stable")]:
+        shortest = int(sizes.argmin())
+        packs[shortest].append(row)
+        sizes[shortest] += lengths[row]
+    return [np.array(pack) for pack in packs]
 
 
 def _state_inputs(

@@ -15,6 +15,9 @@ from chainrule.kernels import native
 from chainrule.kernels.dropout import draw_key, drop_levels
 from chainrule.kernels.dropout import dropout as drop
 
+# Tokens times head size from which the matrix products of torch are faster: with a backward, and without one.
+HEAD_BY_HEAD_TO = (1024, 2048)
+
 
 def attention(
     query: torch.Tensor,
@@ -88,7 +91,10 @@ def self_attention(
     batch, length, width = projected.shape
     bytes_mask = byte_mask(mask)
     if native.usable(projected) and (mask is None or bytes_mask is not None):
-        result: torch.Tensor = _SelfAttention.apply(  # type: ignore[no-untyped-call]
+        by_keys = bytes_mask is None or bytes_mask.shape[1] == 1
+        short = length * width // heads // 3 <= HEAD_BY_HEAD_TO[not torch.is_grad_enabled()]
+        kind = _HeadByHead if by_keys and short else _SelfAttention
+        result: torch.Tensor = kind.apply(  # type: ignore[no-untyped-call]
             projected, bytes_mask, options_of(batch, heads, scaling, dropout, False)
         )
         return result
@@ -207,3 +213,34 @@ class _SelfAttention(torch.autograd.Function):
         attend_backward(above, saved, parts, context.options)
         whole = parts.view(3, batch, heads, length, -1).permute(1, 3, 0, 2, 4)
         return whole.reshape(batch, length, 3 * width), None, None
+
+
+class _HeadByHead(torch.autograd.Function):
+    """Short rows: nothing but the input is kept for backward, which makes the softmax again."""
+
+    @staticmethod
+    def forward(context: Any, projected: torch.Tensor, mask: torch.Tensor | None, options: Options) -> torch.Tensor:
+        batch, length, width = projected.shape
+        projected = projected.contiguous()
+        result = projected.new_empty(batch, length, width // 3)
+        context.shape = (0 if mask is None or len(mask) == 1 else length, *_sizes(projected, options))
+        context.save_for_backward(projected, mask)
+        context.options = options
+        first, *rest = context.shape
+        native.call("heads_forward", native.is_half(projected), projected, mask, first, result, *rest)
+        return result
+
+    @staticmethod
+    def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        projected, mask = context.saved_tensors
+        result = torch.empty_like(projected)
+        first, *rest = context.shape
+        above = gradients[0].contiguous()
+        native.call("heads_backward", native.is_half(projected), above, projected, mask, first, result, *rest)
+        return result, None, None
+
+
+def _sizes(projected: torch.Tensor, options: Options) -> tuple[float, ...]:
+    batch, length, width = projected.shape
+    size = width // 3 // options.heads
+    return batch, length, options.heads, size, options.scaling, *options.drop

@@ -1,4 +1,4 @@
-"""The compiled kernels: native.cpp, built once on the user's machine and kept in the cache.
+"""The compiled kernels: the C++ files of the folder cpp, built once on the user's machine and kept in the cache.
 
 Where there is no compiler, where the build fails, or with CHAINRULE_NATIVE=0, every kernel runs as plain torch instead.
 """
@@ -22,7 +22,7 @@ from chainrule.system.assets import cache_folder
 from chainrule.system.device import cpu_flags
 
 VERSION = 1
-SOURCE = Path(__file__).with_name("native.cpp")
+SOURCES = Path(__file__).with_name("cpp")
 FORMATS = (torch.float32, torch.bfloat16)
 _BUILD_SECONDS = 180
 
@@ -40,6 +40,8 @@ _SIGNATURES = {
     "cross_entropy": "ippp" + "ll",
     "softmax_forward": "ipp" + "ll" + "pp" + "llll" + "fiiuu",
     "softmax_backward": "ippp" + "ll" + "fiuu",
+    "heads_forward": "ippl" + "p" + "llll" + "fiuu",
+    "heads_backward": "ipppl" + "p" + "llll" + "fiuu",
     "dropout": "ipp" + "ll" + "iuu",
     "column_sum": "ipp" + "ll",
     "gather_sum": "ipppp" + "ll",
@@ -111,7 +113,8 @@ def _library() -> ctypes.CDLL | None:
 
 def _target() -> Path:
     """Where the library for this source, processor and machine is kept."""
-    told = [SOURCE.read_bytes(), platform.machine().encode(), *(flag.encode() for flag in sorted(cpu_flags()))]
+    sources = [path.read_bytes() for path in sorted(SOURCES.iterdir()) if path.suffix in (".cpp", ".hpp")]
+    told = [*sources, platform.machine().encode(), *(flag.encode() for flag in sorted(cpu_flags()))]
     digest = hashlib.sha256(b"\n".join(told)).hexdigest()[:16]
     return cache_folder() / "kernels" / f"kernels-{VERSION}-{digest}.so"
 
@@ -132,7 +135,7 @@ def _built() -> Path | None:
         product = Path(work) / target.name
         wide = ["-mprefer-vector-width=512"] if "avx512f" in cpu_flags() else []
         for more in (["-fopenmp", *wide], ["-fopenmp"], []):
-            command = [compiler, *_FLAGS, *more, str(SOURCE), "-o", str(product)]
+            command = [compiler, *_FLAGS, *more, str(SOURCES / "kernels.cpp"), "-o", str(product)]
             try:
                 done = subprocess.run(command, capture_output=True, check=False, timeout=_BUILD_SECONDS)
             except (OSError, subprocess.TimeoutExpired):

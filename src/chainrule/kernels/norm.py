@@ -26,7 +26,7 @@ def root_norm(values: torch.Tensor, weight: torch.Tensor, epsilon: float) -> tor
     """values / √(mean(values²) + epsilon) · weight: Zhang and Sennrich (2019), Root Mean Square Layer Normalization."""
     if native.usable(values) and weight.dtype == torch.float32:
         result: torch.Tensor = _ResidualNorm.apply(  # type: ignore[no-untyped-call]
-            values, None, None, weight, None, (epsilon, 0, 1)
+            values, None, None, weight, None, (epsilon, 0, 1, torch.is_grad_enabled())
         )
         return result
     return functional.rms_norm(values, weight.shape, weight.to(values.dtype), epsilon)
@@ -56,7 +56,7 @@ def residual_norm(
     if native.usable(values) and weight.dtype == torch.float32:
         level = drop_levels(dropout)
         result: torch.Tensor = _ResidualNorm.apply(  # type: ignore[no-untyped-call]
-            values, bias, residual, weight, shift, (epsilon, level, 0)
+            values, bias, residual, weight, shift, (epsilon, level, 0, torch.is_grad_enabled())
         )
         return result
     if bias is not None:
@@ -80,21 +80,21 @@ class _ResidualNorm(torch.autograd.Function):
         residual: torch.Tensor | None,
         weight: torch.Tensor,
         shift: torch.Tensor | None,
-        options: tuple[float, int, int],
+        options: tuple[float, int, int, bool],
     ) -> torch.Tensor:
-        epsilon, level, root = options
+        epsilon, level, root, backward_follows = options
         columns = values.shape[-1]
         rows = values.numel() // columns
         values = values.contiguous()
         residual = None if residual is None else residual.contiguous()
         drop = (level, *(draw_key() if level else (0, 0)))
         plain = bias is None and residual is None and not level
-        total = values if plain else torch.empty_like(values)
+        total = values if plain or not backward_follows else torch.empty_like(values)
         result = torch.empty_like(values)
         mean, deviation = torch.empty(2, rows).unbind()
         native.call(
             "norm_forward", native.is_half(values), values, bias, residual, weight, shift, result,
-            None if plain else total, mean, deviation, rows, columns, epsilon, root, *drop,
+            None if total is values else total, mean, deviation, rows, columns, epsilon, root, *drop,
         )  # fmt: skip
         context.save_for_backward(total, mean, deviation, weight)
         context.drop, context.root = drop, root

@@ -7,6 +7,7 @@ dimensions (i, i + size/2) as Llama and Qwen have them.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -32,32 +33,50 @@ class Heads:
     size: int
 
 
+@dataclass(frozen=True)
+class Sight:
+    """Which keys a query may see.
+
+    Attributes:
+        mask, causal: as in `attention`.
+        starts: where rows begin that stand side by side (batch of one), none of which sees another. `mask` says the
+            same, and is read only where it cannot be done without it.
+    """
+
+    mask: torch.Tensor | None
+    causal: bool
+    starts: tuple[int, ...] = (0,)
+
+
 def rotary_attention(
     projected: torch.Tensor,
     heads: Heads,
     table: tuple[torch.Tensor, torch.Tensor],
-    mask: torch.Tensor | None,
+    sight: Sight,
     scaling: float,
     dropout: float,
-    causal: bool,
 ) -> torch.Tensor:
     """`attention` after the queries and keys were rotated by their positions.
 
     Args:
         projected: (batch, length, (count + 2 · keys) · size): queries, then keys, then values, each head by head.
         table: cosines and sines (batch or 1, length, size) of each token's position.
-        mask, scaling, dropout, causal: as in `attention`.
+        scaling, dropout: as in `attention`.
 
     Returns:
         (batch, length, count · size).
     """
+    mask, causal = sight.mask, sight.causal
     bytes_mask = byte_mask(mask)
     batch = projected.shape[0]
     if native.usable(projected) and (mask is None or bytes_mask is not None):
         cos, sin = (part.float().contiguous() for part in table)
         options = options_of(batch, heads.count, scaling, dropout, causal)
+        blocks = _blocks((*sight.starts, projected.shape[1]), causal)
+        if len(sight.starts) > 1:
+            bytes_mask = None
         result: torch.Tensor = _RotaryAttention.apply(  # type: ignore[no-untyped-call]
-            projected, cos, sin, bytes_mask, heads, options
+            projected, cos, sin, bytes_mask, heads, (options, blocks)
         )
         return result
     parts = projected.view(*projected.shape[:2], -1, heads.size).transpose(1, 2)
@@ -82,8 +101,9 @@ class _RotaryAttention(torch.autograd.Function):
         sin: torch.Tensor,
         mask: torch.Tensor | None,
         heads: Heads,
-        options: Options,
+        plan: tuple[Options, list[tuple[slice, slice]]],
     ) -> torch.Tensor:
+        options, blocks = plan
         projected = projected.contiguous()
         batch, length = projected.shape[:2]
         groups, shared = batch * heads.keys, heads.count // heads.keys
@@ -92,10 +112,9 @@ class _RotaryAttention(torch.autograd.Function):
         sizes = (0 if len(cos) == 1 else length * heads.size, batch, length, heads.count, heads.keys, heads.size)
         half = native.is_half(projected)
         native.call("rotate_forward", half, projected, query, key, value, cos, sin, *sizes)
-        blocks = _blocks(length, options.causal)
         outputs, kept = [], []
-        for number, rows in enumerate(blocks):
-            seen = _seen(key, value, rows, options.causal)
+        for number, (rows, keys) in enumerate(blocks):
+            seen = key[:, keys], value[:, keys]
             part = query[:, :, rows].reshape(groups, -1, heads.size)
             output, weights = attend(part, *seen, _cut(mask, rows, seen[0].shape[1]), _of_block(options, number))
             outputs.append(output.view(groups, shared, -1, heads.size))
@@ -113,35 +132,38 @@ class _RotaryAttention(torch.autograd.Function):
         above = above.reshape(batch * keys, count // keys, length, size)
         dquery = above.new_empty(above.shape)
         dkey, dvalue = torch.zeros_like(key), torch.zeros_like(value)
-        for number, rows in enumerate(context.blocks):
+        for number, (rows, seen) in enumerate(context.blocks):
             part, weights = kept[2 * number : 2 * number + 2]
-            seen = _seen(key, value, rows, context.options.causal)
-            saved, options = (part, *seen, weights), _of_block(context.options, number)
+            saved, options = (part, key[:, seen], value[:, seen], weights), _of_block(context.options, number)
             first, second, third = attend_backward(above[:, :, rows].reshape(part.shape), saved, None, options)
             dquery[:, :, rows] = first.view(*above.shape[:2], -1, size)
-            dkey[:, : second.shape[1]] += second
-            dvalue[:, : third.shape[1]] += third
+            dkey[:, seen] += second
+            dvalue[:, seen] += third
         result = above.new_empty(batch, length, (count + 2 * keys) * size)
         half = native.is_half(above)
         native.call("rotate_backward", half, result, dquery, dkey, dvalue, cos, sin, *context.sizes)
         return result, None, None, None, None, None
 
 
-def _blocks(length: int, causal: bool) -> list[slice]:
-    """The queries in pieces, so that what no query of a piece may see is never computed."""
-    count = max(1, length // BLOCK) if causal else 1
-    size = -(-length // count)
-    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
+def _blocks(bounds: tuple[int, ...], causal: bool) -> list[tuple[slice, slice]]:
+    """The queries in pieces, and the keys that each may see, so that what no query of a piece sees is never computed.
+
+    Args:
+        bounds: where rows begin that stand side by side, and the end of the last.
+    """
+    blocks = []
+    for first, last in pairwise(bounds):
+        size = -(-(last - first) // (max(1, (last - first) // BLOCK) if causal else 1))
+        for start in range(first, last, size):
+            stop = min(start + size, last)
+            blocks.append((slice(start, stop), slice(first, stop if causal else last)))
+    return blocks
 
 
 def _of_block(options: Options, number: int) -> Options:
     """With a mask of dropout of its own."""
     level, first, second = options.drop
     return replace(options, drop=(level, first, (second + number) % 2**32))
-
-
-def _seen(key: torch.Tensor, value: torch.Tensor, rows: slice, causal: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    return (key[:, : rows.stop], value[:, : rows.stop]) if causal else (key, value)
 
 
 def _cut(mask: torch.Tensor | None, rows: slice, keys: int) -> torch.Tensor | None:

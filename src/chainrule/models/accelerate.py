@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.activations import GELUActivation, SiLUActivation
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from chainrule.kernels import native
@@ -42,7 +42,7 @@ def accelerate(model: Any, device: torch.device) -> None:
     _shorten_last_layer(model)
     if model.config._attn_implementation == "sdpa":
         AttentionInterface.register(NAME, _attention)
-        AttentionMaskInterface.register(NAME, sdpa_mask)
+        AttentionMaskInterface.register(NAME, _mask)
         model.set_attn_implementation(NAME)
 
 
@@ -173,6 +173,24 @@ def _embedding(layer: nn.Embedding, users: Counter[int]) -> Any:
     alone = users[id(layer.weight)] == 1  # a table that is also the output layer gets a dense gradient anyway
     large = layer.num_embeddings >= forwards.SPARSE_FROM_ENTRIES
     return forwards.Embedding(layer, sparse=plain and alone and large and native.available())
+
+
+def _mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    *rest: Any,
+    attention_mask: torch.Tensor | None = None,
+    **options: Any,
+) -> torch.Tensor | None:
+    """transformers' mask; where only padding is not to be seen, without a row of it for every query."""
+    alike = options.get("mask_function") is bidirectional_mask_function and not rest
+    if alike and attention_mask is not None and attention_mask.shape == (batch_size, kv_length):
+        return attention_mask.bool()[:, None, None].expand(batch_size, 1, q_length, kv_length)
+    made: torch.Tensor | None = sdpa_mask(
+        batch_size, q_length, kv_length, *rest, attention_mask=attention_mask, **options
+    )
+    return made
 
 
 def _attention(

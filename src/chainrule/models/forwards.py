@@ -22,7 +22,7 @@ from chainrule.kernels.dropout import dropout
 from chainrule.kernels.embedding import embedding
 from chainrule.kernels.linear import half_linears, rounded, stacked
 from chainrule.kernels.norm import norm, residual_norm, root_norm
-from chainrule.kernels.rotary import Heads, rotary_attention
+from chainrule.kernels.rotary import Heads, Sight, rotary_attention
 
 SPARSE_FROM_ENTRIES = 4096  # smaller tables are cheaper to update whole
 
@@ -210,14 +210,14 @@ class Embedding:
 
 
 class SelfAttention:
-    """Queries, keys and values of a BERT-shaped layer in one product; attention with the kernels while training."""
+    """Queries, keys and values of a BERT-shaped layer in one product, and attention with the kernels, in bfloat16."""
 
     def __init__(self, module: Any) -> None:
         self.module = module
 
     def __call__(self, hidden_states: torch.Tensor, attention_mask: Any = None, *rest: Any, **options: Any) -> Any:
         module = self.module
-        if rest or options.get("past_key_values") is not None or not (torch.is_grad_enabled() and is_half()):
+        if rest or options.get("past_key_values") is not None or not is_half():
             return type(module).forward(module, hidden_states, attention_mask, *rest, **options)
         projected = product([module.query, module.key, module.value], hidden_states)
         heads, rate = module.num_attention_heads, module.dropout.p if module.training else 0.0
@@ -246,10 +246,23 @@ class RotaryAttention:
         queries, keys = (plain_layer(layer).out_features for layer in (module.q_proj, module.k_proj))
         heads = Heads(queries // module.head_dim, keys // module.head_dim, module.head_dim)
         rate = module.attention_dropout if module.training else 0.0
-        context = rotary_attention(
-            projected, heads, position_embeddings, attention_mask, module.scaling, rate, causal=module.is_causal
-        )
+        starts = _starts(options.get("position_ids")) if _sees_all_before(module) else (0,)
+        sight = Sight(attention_mask, module.is_causal, starts)
+        context = rotary_attention(projected, heads, position_embeddings, sight, module.scaling, rate)
         return product([module.o_proj], context), None
+
+
+def _sees_all_before(module: Any) -> bool:
+    """Whether a token sees every token before it, and not only some window of them."""
+    windows = getattr(module, "sliding_window", None), getattr(module.config, "sliding_window", None)
+    return module.is_causal and windows == (None, None)
+
+
+def _starts(places: torch.Tensor | None) -> tuple[int, ...]:
+    """Where rows begin that stand side by side in a batch of one: transformers takes a jump of positions for it."""
+    if places is None or len(places) != 1:
+        return (0,)
+    return (0, *(torch.nonzero(places[0, 1:] != places[0, :-1] + 1).flatten() + 1).tolist())
 
 
 class FirstTokenLayer:

@@ -7,6 +7,7 @@ backward is done at once, so that one piece of logits is all there ever is; the 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -176,6 +177,22 @@ def check_model(model: Any) -> None:
         raise _unusable("a causal language model, which reads from left to right", "one that sees the whole text")
     if float(apart) > TOLERANCE * max(size, 1.0):
         raise _unusable("a model whose logits come from its last hidden states by its output layer", "another way")
+
+
+def packs(model: Any) -> bool:
+    """Whether rows side by side, positions beginning anew, come out as each row alone: tried on this very model."""
+    ids = torch.arange(11, device=next(model.parameters()).device) % model.config.get_text_config().vocab_size
+    rows = ids[:5], ids[5:]
+    places = torch.cat([torch.arange(len(row), device=ids.device) for row in rows])
+    parts, was_training = parts_of(model), model.training
+    if "position_ids" not in inspect.signature(parts.trunk.forward).parameters:
+        return False
+    model.eval()
+    with torch.inference_mode():
+        alone = torch.cat([parts.hidden({"input_ids": row[None]})[0] for row in rows])
+        together = parts.hidden({"input_ids": ids[None], "position_ids": places[None]})[0]
+    model.train(was_training)
+    return float((alone - together).abs().max()) <= TOLERANCE * float(alone.abs().max())
 
 
 def _pieces(count: int, size: int) -> Iterator[slice]:

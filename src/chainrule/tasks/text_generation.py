@@ -5,7 +5,7 @@ from __future__ import annotations
 from chainrule.core.task import FieldSpec, Task
 from chainrule.metrics import tokens
 from chainrule.tasks.conversation import encode, prepare_tokenizer
-from chainrule.tasks.language_model import objective, read
+from chainrule.tasks.language_model import objective, packs, read
 
 TASK = Task(
     name="text-generation",
@@ -30,4 +30,5 @@ TASK = Task(
     best_by_loss=True,
     baseline="untuned",
     micro_batch_tokens=1536,
+    packs=packs,
 )

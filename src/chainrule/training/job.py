@@ -12,7 +12,7 @@ import numpy as np
 
 from chainrule.core.recipe import Recipe
 from chainrule.core.task import Objective, Task
-from chainrule.data.batch import Batch, collate, epoch_order, micro_batches
+from chainrule.data.batch import Batch, collate, epoch_order, micro_batches, pack, packs_of
 from chainrule.data.encode import Encoded
 from chainrule.inference.predict import Forward
 from chainrule.strategies.base import Strategy
@@ -54,7 +54,7 @@ def planned_batches(recipe: Recipe, lengths: np.ndarray, steps: int) -> Iterator
             recipe.training.batch_size,
             seed=recipe.seed,
             epoch=epoch,
-            group_by_length=recipe.training.group_by_length,
+            group_by_length=recipe.training.group_by_length and not recipe.training.packing,
         ):
             if made == steps:
                 return
@@ -63,16 +63,27 @@ def planned_batches(recipe: Recipe, lengths: np.ndarray, steps: int) -> Iterator
         epoch += 1
 
 
-def batch_loader(job: Job) -> Callable[[np.ndarray], Batch]:
+def batch_loader(job: Job, recipe: Recipe) -> Callable[[np.ndarray], Batch]:
     """Row positions of the training rows -> Batch on the device."""
     forward = job.forward
+    if recipe.training.packing:
+        return lambda rows: pack(job.train, rows, device=forward.device)
     return lambda rows: collate(job.train, rows, pad_id=forward.pad_id, left=forward.pad_left, device=forward.device)
 
 
 def piece_maker(job: Job, recipe: Recipe) -> Callable[[np.ndarray], list[np.ndarray]]:
     """The rows of an effective batch -> those of its micro-batches."""
     tokens = recipe.training.micro_batch_tokens
-    return lambda rows: [rows] if tokens is None else micro_batches(rows, job.train.lengths, tokens)
+    split = packs_of if recipe.training.packing else micro_batches
+    return lambda rows: [rows] if tokens is None else split(rows, job.train.lengths, tokens)
+
+
+def padded_tokens(job: Job, recipe: Recipe) -> Callable[[np.ndarray], int]:
+    """The rows of an effective batch -> the tokens that the model works through for them."""
+    lengths = job.train.lengths
+    if recipe.training.packing:
+        return lambda rows: int(lengths[rows].sum())
+    return lambda rows: int(lengths[rows].max()) * len(rows)
 
 
 def forward_for(job: Job, recipe: Recipe) -> Forward:

@@ -92,12 +92,20 @@ def optimizer_seconds(groups: list[dict[str, Any]], make_optimizer: MakeOptimize
 
 
 def steps_that_fit(
-    seconds: float, batches: Iterable[np.ndarray], lengths: np.ndarray, token_seconds: float, step_seconds: float
+    seconds: float,
+    batches: Iterable[np.ndarray],
+    tokens: Callable[[np.ndarray], int],
+    token_seconds: float,
+    step_seconds: float,
 ) -> int:
-    """How many of the planned batches fit into `seconds`, with a margin; at least one."""
+    """How many of the planned batches fit into `seconds`, with a margin; at least one.
+
+    Args:
+        tokens: rows of an effective batch -> tokens that are worked through for them.
+    """
     left, steps = seconds * SAFETY, 0
     for rows in batches:
-        left -= float(lengths[rows].max()) * len(rows) * token_seconds + step_seconds
+        left -= tokens(rows) * token_seconds + step_seconds
         if left < 0:
             break
         steps += 1

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from chainrule.core.recipe import Recipe
+from chainrule.errors import Problem, RecipeError, Where
 from chainrule.models.inspect import count_parameters
 from chainrule.system.progress import Display
 from chainrule.training import probe
@@ -16,6 +17,7 @@ from chainrule.training.job import (
     batch_loader,
     forward_for,
     optimizer_maker,
+    padded_tokens,
     piece_maker,
     planned_batches,
     planned_steps,
@@ -25,6 +27,7 @@ from chainrule.training.loop import activate
 from chainrule.training.memory import free_bytes, rows_that_fit
 
 PROBE_BATCHES = 3
+PROBE_TOKENS = 1024  # enough to see the faster number format; a language model in float32 takes a second for them
 RESERVE_FOR_THE_REST = 1.15  # validation, saving and baselines take about this much on top of the steps
 
 
@@ -40,6 +43,8 @@ def resolve(job: Job, recipe: Recipe, display: Display) -> Recipe:
     if is_open:
         whole = recipe.training.batch_size * int(job.train.lengths.max())
         changes["training.micro_batch_tokens"] = min(job.task.micro_batch_tokens or whole, whole)
+    if recipe.training.packing:
+        _refuse_packing(job, recipe)
     recipe = recipe.replace(changes)
     planned = planned_steps(recipe, len(job.train))
     groups = activate(job.model, job.strategy.phases(job.model, recipe.optimizer, planned)[0])
@@ -61,10 +66,28 @@ def resolve(job: Job, recipe: Recipe, display: Display) -> Recipe:
     return recipe
 
 
+def _refuse_packing(job: Job, recipe: Recipe) -> None:
+    """Make sure that rows side by side do not see each other.
+
+    Raises:
+        RecipeError: they would.
+    """
+    if job.task.packs is not None and job.task.packs(job.model):
+        return
+    problem = Problem(
+        where=Where(field="training.packing"),
+        expected="text-generation with a model whose attention follows position_ids, so that rows side by side do not "
+        "see each other",
+        got=f"{recipe.task.name} with {recipe.model.name}",
+        todo="Leave training.packing out.",
+    )
+    raise RecipeError("These rows cannot be packed.", [problem])
+
+
 def _within_memory(job: Job, recipe: Recipe, trained: int, display: Display) -> Recipe:
     """With micro-batches small enough for the memory that is free now; the effective batch stays."""
     longest = int(job.train.lengths.max())
-    row = batch_loader(job)(np.array([int(job.train.lengths.argmax())]))
+    row = batch_loader(job, recipe)(np.array([int(job.train.lengths.argmax())]))
     autocast = forward_for(job, recipe).autocast
     fit = rows_that_fit(job.model, job.objective, row, autocast, trained, free_bytes(row.device))
     if fit * longest >= (recipe.training.micro_batch_tokens or 0):
@@ -77,10 +100,12 @@ def _choose_precision(job: Job, recipe: Recipe, display: Display) -> str:
     asked: str = recipe.training.precision
     if asked != "auto" or job.forward.precision == "float32":
         return job.forward.precision if asked == "auto" else asked
-    rows = piece_maker(job, recipe)(_spread(job, recipe, 1)[0])[0]  # of the width in the middle of an epoch's
-    faster, seconds = probe.faster_precision(job.model, job.objective, batch_loader(job)(rows))
+    tokens = min(recipe.training.micro_batch_tokens or PROBE_TOKENS, PROBE_TOKENS)
+    pieces = piece_maker(job, recipe.replace({"training.micro_batch_tokens": tokens}))
+    rows = pieces(_spread(job, recipe, 1)[0])[0]  # of the width in the middle of an epoch's
+    faster, seconds = probe.faster_precision(job.model, job.objective, batch_loader(job, recipe)(rows))
     shown = ", ".join(f"{name} {value * 1000:.0f} ms" for name, value in seconds.items())
-    display.say(f"Number format: {faster} (a step here takes {shown})")
+    display.say(f"Number format: {faster} ({len(rows)} rows take {shown})")
     return faster
 
 
@@ -96,9 +121,9 @@ def _affordable(job: Job, recipe: Recipe, groups: Sequence[dict[str, Any]], prec
     batches = _spread(job, recipe, PROBE_BATCHES)
     autocast = forward_for(job, recipe).autocast
     token_seconds = probe.seconds_per_token(
-        job.model, job.objective, batches, piece_maker(job, recipe), batch_loader(job), autocast
+        job.model, job.objective, batches, piece_maker(job, recipe), batch_loader(job, recipe), autocast
     )
     step_seconds = probe.optimizer_seconds(list(groups), optimizer_maker(recipe))
     planned = planned_batches(recipe, job.train.lengths, planned_steps(recipe, len(job.train)))
     budget = (recipe.training.minutes or 0.0) * 60 / RESERVE_FOR_THE_REST
-    return probe.steps_that_fit(budget, planned, job.train.lengths, token_seconds, step_seconds)
+    return probe.steps_that_fit(budget, planned, padded_tokens(job, recipe), token_seconds, step_seconds)

@@ -136,7 +136,7 @@ def _steps(job: Job, recipe: Recipe, total: int, record: Sink, display: Display)
 def _loop_parts(job: Job, recipe: Recipe, total: int) -> tuple[Any, ...]:
     stepping = Stepping(
         pieces=piece_maker(job, recipe),
-        load=batch_loader(job),
+        load=batch_loader(job, recipe),
         autocast=forward_for(job, recipe).autocast,
         factor=make_schedule(recipe.schedule, total),
         max_gradient_norm=recipe.optimizer.max_gradient_norm,
