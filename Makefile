@@ -15,9 +15,10 @@ PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -n 2
 
 BENCH ?= trec
 SEEDS ?= 1
+KILLS ?= 30
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev quickstart test test-full test-house lint format bench clean
+.PHONY: help install dev quickstart test test-full faults test-house lint format bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -34,6 +35,9 @@ test: lint  ## lint, types, import contract and all tests but the slow ones
 
 test-full: lint  ## the same with the slow tests
 	$(PYTEST) -m "not bench"
+
+faults: lint  ## kill trainings at random moments and compare what they end with (minutes): KILLS=30 of each kind
+	CHAINRULE_KILLS=$(KILLS) $(PYTEST) tests/faults tests/training/test_checkpoint.py tests/api/test_resume.py
 
 test-house: $(VENV)/.installed-dev  ## only the tests of the project's own rules (seconds)
 	$(TEST_ENV) $(BIN)/python -m pytest -q tests/house -m unit

@@ -132,6 +132,26 @@ def train(
     return train_recipe(chosen, rows, folder, display or Quiet(), began)
 
 
+def resume(run: str | Path | Run, source: Rows | None = None, *, display: Display | None = None) -> Run:
+    """Go on with a training that was stopped or killed, from its newest checkpoint.
+
+    On the same machine the result is, to the last bit, that of a run without interruption.
+
+    Args:
+        run: the run folder.
+        source: the rows again, for a run that was given an object instead of a path.
+
+    Raises:
+        UserError: there is no such run, its data or its model has changed, or another process works on it.
+    """
+    began = time.perf_counter()
+    _set_environment()
+    from chainrule.training.run import resume_run
+
+    folder = run.path if isinstance(run, Run) else Path(run)
+    return resume_run(folder, source, display or Quiet(), began)
+
+
 def evaluate(
     model: str | Path | Run | Artifact,
     source: Rows | None = None,

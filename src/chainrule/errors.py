@@ -103,6 +103,14 @@ class DivergedError(UserError):
     """The loss or the gradient is no longer a finite number."""
 
 
+class StoppedError(ChainruleError):
+    """Ctrl-C or SIGTERM ended a training after a step; it can go on from there."""
+
+    def __init__(self, message: str, problems: Sequence[Problem] = (), exit_code: int = 130) -> None:
+        super().__init__(message, problems)
+        self.exit_code = exit_code
+
+
 class MissingExtraError(UserError):
     """An optional package is needed and not installed."""
 

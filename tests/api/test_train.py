@@ -52,8 +52,8 @@ def plain_logits(folder: Path, texts: list[str]) -> tuple[np.ndarray, dict[str, 
 def test_a_run_folder_holds_all_that_is_promised(trained: Run) -> None:
     names = {entry.name for entry in trained.path.iterdir()}
     assert names == {
-        "artifact", "baselines", "check.json", "environment.json", "evaluations", "events.jsonl",
-        "recipe.yaml", "report.html", "resolved.yaml", "summary.json",
+        "artifact", "baselines", "check.json", "environment.json", "evaluations", "events.jsonl", "inputs.json",
+        "recipe.yaml", "report.html", "resolved.yaml", "started.json", "summary.json", ".lock",
     }  # fmt: skip
     assert {
         "run", "artifact", "strategy", "trained_parameters", "metrics", "primary_metric", "seconds", "seconds_total",

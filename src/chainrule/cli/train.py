@@ -34,6 +34,9 @@ def train(
     epochs: Annotated[float | None, typer.Option(help="How often every row is seen.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Train no longer than about this.")] = None,
     seed: Annotated[int | None, typer.Option(help="Decides everything random.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with the run in this folder; takes no other flags.")
+    ] = None,
     text: Text = None,
     text_a: TextA = None,
     text_b: TextB = None,
@@ -61,7 +64,17 @@ def train(
         "seed": seed,
         **{f"data.fields.{name}": column for name, column in columns.items()},
     }
+    if resume is not None:
+        given = [value for value in (data, recipe, out, *flags.values(), *(assignments or [])) if value is not None]
+        if given:
+            raise typer.BadParameter("it takes no other argument but --json", param_hint="--resume")
+        _tell(api.resume(resume, display=display()), as_json)
+        return
     run = api.train(data, recipe=recipe, out=out, settings=settings_of(flags, assignments), display=display())
+    _tell(run, as_json)
+
+
+def _tell(run: Run, as_json: bool) -> None:
     if as_json:
         print_json(run.summary)
     else:

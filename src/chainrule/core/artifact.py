@@ -121,7 +121,7 @@ def _not_an_artifact(path: Path) -> ModelError:
         got = "no such folder"
     elif (path / "recipe.yaml").is_file():
         got = "a run that has not finished: it has no artifact"
-        todo = f"Train it again: chainrule train --recipe {path / 'recipe.yaml'} --out NEW_FOLDER"
+        todo = f"Go on with it: chainrule train --resume {path}"
     else:
         got = "a path without chainrule.json"
     problem = Problem(where=Where(file=str(path)), expected="a run folder or an artifact folder", got=got, todo=todo)

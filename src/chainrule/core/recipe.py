@@ -114,6 +114,8 @@ class Training(Section):
     trunk_cache: bool = True
     evaluate_every_steps: int | None = Field(default=None, ge=1)
     patience: int | None = Field(default=None, ge=1)
+    checkpoint_minutes: float = Field(default=5, gt=0)
+    keep_checkpoints: int = Field(default=2, ge=1)
     track: tuple[Literal["tensorboard", "mlflow"], ...] = ()
     profile: bool = False
 

@@ -63,16 +63,16 @@ class NativeAdamW(torch.optim.Optimizer):
     def _update_rows(self, parameter: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
         if not state:
             state |= {"step": 0, "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
-            state["history"] = RowHistory(parameter, state, group)
-            parameter.catch_up = state["history"].catch_up
-        history: RowHistory = state["history"]
+            state |= {"last": torch.full((len(parameter),), -1, dtype=torch.int32), "past": torch.zeros(3, 1024)}
+        history = RowHistory(parameter, state, group)
+        parameter.catch_up = history.catch_up
         gradient = coalesce(parameter.grad)
         used = gradient.indices()[0].contiguous()
         history.catch_up(used)
         numbers = _numbers(group, state["step"])
         state["step"] += 1
         native.call(
-            "adam_rows", parameter, state["exp_avg"], state["exp_avg_sq"], history.last,
+            "adam_rows", parameter, state["exp_avg"], state["exp_avg_sq"], state["last"],
             gradient.values(), used, len(used), parameter.shape[1], state["step"], *numbers, self.gradient_scale,
         )  # fmt: skip
         history.note(state["step"] - 1, numbers)
@@ -82,16 +82,13 @@ class NativeAdamW(torch.optim.Optimizer):
 class RowHistory:
     """When each row of one table was last updated, and with which numbers every step was made.
 
-    Attributes:
-        last: (entries,) int32, the number of updates a row has had; −n − 1 for n updates of a row that has never had
-            a gradient.
-        past: (3, room) float32, learning rate and both bias corrections of each step so far.
+    Both are kept in the optimizer's state of the table: `last` (entries,) int32, the number of updates a row has had,
+    −n − 1 for n updates of a row that has never had a gradient; `past` (3, room) float32, learning rate and both bias
+    corrections of each step so far.
     """
 
     def __init__(self, parameter: torch.Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         self.parameter, self.state, self.group = parameter, state, group
-        self.last = torch.full((parameter.shape[0],), -1, dtype=torch.int32)
-        self.past = torch.empty(3, 1024)
 
     @torch.no_grad()
     def catch_up(self, rows: torch.Tensor | None = None) -> None:
@@ -102,17 +99,18 @@ class RowHistory:
         """
         first, second = self.group["betas"]
         native.call(
-            "adam_late", self.parameter, self.state["exp_avg"], self.state["exp_avg_sq"], self.last,
-            None if rows is None else rows.contiguous(), len(self.last) if rows is None else len(rows),
-            self.parameter.shape[1], self.state["step"], *self.past.unbind(), first, second, self.group["eps"],
+            "adam_late", self.parameter, self.state["exp_avg"], self.state["exp_avg_sq"], self.state["last"],
+            None if rows is None else rows.contiguous(), len(self.parameter) if rows is None else len(rows),
+            self.parameter.shape[1], self.state["step"], *self.state["past"].unbind(), first, second, self.group["eps"],
             self.group["weight_decay"],
         )  # fmt: skip
 
     def note(self, step: int, numbers: tuple[float, ...]) -> None:
         """Remember the numbers of the 0-based step."""
-        if step == self.past.shape[1]:
-            self.past = torch.cat([self.past, torch.empty_like(self.past)], 1)
-        self.past[:, step] = torch.tensor([numbers[0], *numbers[-2:]])
+        past = self.state["past"]
+        if step == past.shape[1]:
+            past = self.state["past"] = torch.cat([past, torch.zeros_like(past)], 1)
+        past[:, step] = torch.tensor([numbers[0], *numbers[-2:]])
 
 
 def catch_up(parameter: torch.Tensor, ids: torch.Tensor | None = None) -> None:

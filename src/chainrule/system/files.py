@@ -60,9 +60,23 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         try:
             yield temporary
             temporary.chmod(0o777 & ~_umask())
+            for part in [*temporary.rglob("*"), temporary]:
+                flush(part)
             temporary.replace(path)
+            flush(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def flush(path: Path) -> None:
+    """Have the operating system put a file, or the entries of a folder, on the disk."""
+    if path.is_dir() and os.name == "nt":  # Windows opens no folders
+        return
+    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def refuse_existing(path: Path) -> None:

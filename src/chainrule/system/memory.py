@@ -12,6 +12,7 @@ import psutil
 
 SAMPLE_SECONDS = 0.1
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
+_SHORTAGE = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc")  # in lower case
 _GROUP = Path("/sys/fs/cgroup")  # what a container sees of its own group (version 2)
 
 
@@ -69,6 +70,26 @@ def free_memory() -> int:
         if space != psutil.RLIM_INFINITY:
             limits.append(space - process.memory_info().vms)
     return int(max(0, min(limits)))
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Whether an error says that there was no memory left: Python's, torch's on a CPU, or a device's."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _SHORTAGE)
+
+
+def kernel_kills() -> int | None:
+    """How many processes the system has killed for want of memory since it started; None where it does not say."""
+    for path in (_GROUP / "memory.events", Path("/proc/vmstat")):
+        try:
+            lines = path.read_text(encoding="ascii").splitlines()
+        except OSError:
+            continue
+        found = [int(line.split()[1]) for line in lines if line.startswith("oom_kill ")]
+        if found:
+            return found[0]
+    return None
 
 
 def keep_freed() -> None:

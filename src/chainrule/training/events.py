@@ -69,8 +69,12 @@ def _tensorboard(run_folder: Path) -> Sink:
 def _mlflow(run_folder: Path) -> Sink:
     mlflow = require("mlflow", extra="mlflow", purpose="--track mlflow")
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{run_folder / 'mlflow.db'}")
-    experiment = client.create_experiment("chainrule", artifact_location=(run_folder / "mlflow").as_uri())
-    run = client.create_run(experiment, run_name=run_folder.name)
+    known = client.get_experiment_by_name("chainrule")  # there already where a run goes on
+    if known is None:
+        experiment = client.create_experiment("chainrule", artifact_location=(run_folder / "mlflow").as_uri())
+        run = client.create_run(experiment, run_name=run_folder.name)
+    else:
+        run = client.search_runs([known.experiment_id])[0]
 
     def write(event: dict[str, Any]) -> None:
         for name, value in scalars(event).items():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,21 @@ class Stepping:
     seed: int = 0
 
 
+@dataclass
+class Progress:
+    """How far a run is. The loop begins here and moves it on; whoever stops the loop can begin again from it.
+
+    Attributes:
+        step: optimizer steps made.
+        optimizer: with its state; None before the first.
+        updating: weights are being changed, so that an error now leaves them neither old nor new.
+    """
+
+    step: int = 0
+    optimizer: Optimizer | None = None
+    updating: bool = False
+
+
 def training_steps(
     model: Any,
     objective: Objective,
@@ -73,25 +89,26 @@ def training_steps(
     phases: Sequence[Phase],
     make_optimizer: MakeOptimizer,
     stepping: Stepping,
+    progress: Progress | None = None,
 ) -> Iterator[Step]:
     """Make one step per batch of row positions.
 
     The gradient of a step is that of the mean loss over its effective batch, however it is split into micro-batches.
 
+    Args:
+        batches: of the whole run, those of the steps that `progress` has made included.
+
     Yields:
         Step after each optimizer step.
     """
+    progress = progress or Progress()
     starts = {phase.start_step: phase for phase in phases}
-    optimizer: Optimizer | None = None
-    trained: list[torch.nn.Parameter] = []
+    first = progress.step
+    optimizer, trained = enter(phase_at(phases, first), model, make_optimizer, progress)
     began = time.perf_counter()
-    for index, rows in enumerate(batches):
-        if index in starts:
-            groups = activate(model, starts[index])
-            trained = [parameter for group in groups for parameter in group["params"]]
-            optimizer = _with_groups(optimizer, groups, make_optimizer)
-        if optimizer is None:
-            raise ValueError("the first phase must start at step 0")
+    for index, rows in islice(enumerate(batches), first, None):
+        if index in starts and index > first:
+            optimizer, trained = enter(starts[index], model, make_optimizer, progress)
         seed_step(stepping.seed, index)
         loss_sum, count, tokens = 0.0, 0, 0
         for part in stepping.pieces(rows):
@@ -103,8 +120,10 @@ def training_steps(
         factor = stepping.factor(index)
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
+        progress.updating = True
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        progress.step, progress.updating = index + 1, False
         learning_rate = max(group["lr"] for group in optimizer.param_groups)
         seconds = time.perf_counter() - began
         yield Step(index + 1, loss_sum / count, learning_rate, norm, len(rows), tokens, seconds)
@@ -151,11 +170,28 @@ def mean_and_clip(parameters: Sequence[torch.nn.Parameter], count: int, max_norm
     return norm, clip / count
 
 
-def _with_groups(optimizer: Optimizer | None, groups: list[dict[str, Any]], make_optimizer: MakeOptimizer) -> Optimizer:
-    """The optimizer over the new groups; parameters that go on being trained keep their state."""
-    if optimizer is None:
-        return make_optimizer(groups)
-    optimizer.param_groups.clear()
-    for group in groups:
-        optimizer.add_param_group(group)
-    return optimizer
+def phase_at(phases: Sequence[Phase], step: int) -> Phase:
+    """The phase that a 0-based step belongs to.
+
+    Raises:
+        ValueError: none has begun by then.
+    """
+    begun = [phase for phase in phases if phase.start_step <= step]
+    if not begun:
+        raise ValueError("the first phase must start at step 0")
+    return max(begun, key=lambda phase: phase.start_step)
+
+
+def enter(
+    phase: Phase, model: Any, make_optimizer: MakeOptimizer, progress: Progress
+) -> tuple[Optimizer, list[torch.nn.Parameter]]:
+    """Train what a phase trains; parameters that go on being trained keep their optimizer state."""
+    groups = activate(model, phase)
+    if progress.optimizer is None:
+        progress.optimizer = make_optimizer(groups)
+    else:
+        progress.optimizer.param_groups.clear()
+        for group in groups:
+            progress.optimizer.add_param_group(group)
+    progress.optimizer.zero_grad(set_to_none=True)
+    return progress.optimizer, [parameter for group in groups for parameter in group["params"]]

@@ -23,6 +23,7 @@ class Optimizer(Protocol):
 
     gradient_scale: float
     param_groups: list[dict[str, Any]]
+    state: Any  # parameter -> name -> tensor or number
 
     def step(self) -> Any: ...
 

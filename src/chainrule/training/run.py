@@ -1,56 +1,47 @@
-"""From a recipe to a run folder: check, encode, resolve, train, save, judge, report."""
+"""From a recipe to a run folder: check, encode, resolve, train, save, judge, report; and on from where it stopped."""
 
 from __future__ import annotations
 
-import time
-from pathlib import Path, PurePath
+import hashlib
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
-from safetensors.numpy import save_file
 
-from chainrule.core.artifact import MANIFEST, ROWS, Manifest, Run
-from chainrule.core.recipe import Recipe
-from chainrule.core.report import CheckReport, EvaluationReport
-from chainrule.core.task import Predictions, Task
-from chainrule.data.load import Dataset
-from chainrule.data.split import Cut
-from chainrule.errors import DataError
-from chainrule.evaluation.baselines import UNTUNED, fit_baselines
-from chainrule.evaluation.compare import judge
+from chainrule.core.artifact import Run
+from chainrule.core.recipe import Recipe, read_recipe
+from chainrule.core.report import CheckReport
+from chainrule.core.task import Task
+from chainrule.errors import DataError, OutputError, Problem, Where
 from chainrule.evaluation.report import model_card, write_report
 from chainrule.inference.predict import forward_of
 from chainrule.kernels import native
-from chainrule.models.accelerate import accelerate, restore
+from chainrule.models.accelerate import accelerate
 from chainrule.models.adapters import plain_model
-from chainrule.models.inspect import count_parameters
 from chainrule.models.load import load_classifier, load_language_model, weights_hash
-from chainrule.models.save import save_model, weights_file
 from chainrule.strategies import make_strategy
 from chainrule.strategies.base import Strategy
 from chainrule.system.device import choose_device, environment, has_bfloat16, use_threads
-from chainrule.system.files import (
-    atomic_folder,
-    atomic_path,
-    output_errors,
-    refuse_existing,
-    sha256,
-    write_json,
-    write_text,
-)
-from chainrule.system.memory import PeakMemory, keep_freed
+from chainrule.system.files import atomic_folder, output_errors, refuse_existing, write_json, write_text
+from chainrule.system.lock import only_one
+from chainrule.system.memory import PeakMemory, keep_freed, kernel_kills
 from chainrule.system.progress import Display
 from chainrule.system.seed import seed_everything
 from chainrule.tasks import find_task
 from chainrule.tasks.conversation import end_replies
 from chainrule.tasks.language_model import check_model
 from chainrule.tasks.prepare import Prepared, prepare
+from chainrule.training.checkpoint import Keeper
 from chainrule.training.events import Sink, event_log, require_trackers, trackers
 from chainrule.training.job import Job
 from chainrule.training.resolve import resolve
-from chainrule.training.trainer import Outcome, train
-from chainrule.version import __version__
+from chainrule.training.results import clear, is_finished, judge_validation, save_artifact, summary_of, write_summary
+from chainrule.training.trainer import train
+
+INPUTS, STARTED = "inputs.json", "started.json"
 
 
 def train_recipe(recipe: Recipe, source: Any, out: Path, display: Display, began: float) -> Run:
@@ -64,45 +55,151 @@ def train_recipe(recipe: Recipe, source: Any, out: Path, display: Display, began
 
     Raises:
         UserError: the recipe, the data, the model or the output path is wrong.
+        StoppedError: Ctrl-C or SIGTERM while steps were made.
     """
     asked = recipe
     refuse_existing(out)
     require_trackers(recipe.training.track)
+    with PeakMemory() as memory:
+        job, prepared, recipe = _prepare(recipe, source, display)
+        resolved = resolve(job, _with_options(recipe, job.strategy), display)
+        with atomic_folder(out) as folder:
+            write_text(folder / "recipe.yaml", asked.to_yaml())
+            write_text(folder / "resolved.yaml", resolved.to_yaml())
+            write_json(folder / "environment.json", _machine(job, resolved))
+            write_json(folder / "check.json", prepared.report.as_dict())
+            write_json(folder / INPUTS, _inputs(resolved, prepared))
+        with only_one(out):
+            _carry_out(out, job, resolved, prepared, display, began, memory)
+    return Run(out)
+
+
+def resume_run(out: Path, source: Any, display: Display, began: float) -> Run:
+    """Go on with a run that was stopped, from its newest checkpoint, as if it had never been stopped.
+
+    Args:
+        out: the run folder.
+        source: the rows again, where the run was given an object instead of a path; None otherwise.
+
+    Raises:
+        UserError: there is no such run, its data or its model has changed, or another process works on it.
+        StoppedError: Ctrl-C or SIGTERM while steps were made.
+    """
+    if not (out / "resolved.yaml").is_file():
+        got = "no such folder" if not out.exists() else "a folder without resolved.yaml"
+        todo = "Give the folder that `chainrule train --out` made, or train anew."
+        problem = Problem(where=Where(file=str(out)), expected="a run folder", got=got, todo=todo)
+        raise OutputError(f"There is no run to go on with at {out}.", [problem])
+    with only_one(out), PeakMemory() as memory:
+        if is_finished(out):
+            display.say(f"The run {out} is finished; there is nothing to go on with.")
+            return Run(out)
+        recipe = read_recipe(out / "resolved.yaml")
+        require_trackers(recipe.training.track)
+        clear(out)
+        job, prepared, recipe = _prepare(recipe, recipe.data.source if source is None else source, display)
+        _refuse_changes(out, recipe, prepared)
+        _tell_changes(out, _machine(job, recipe), display)
+        _carry_out(out, job, recipe, prepared, display, began, memory)
+    return Run(out)
+
+
+def _prepare(recipe: Recipe, source: Any, display: Display) -> tuple[Job, Prepared, Recipe]:
+    """Data, model and kernels, ready for step one."""
     task, strategy = find_task(recipe.task.name), make_strategy(recipe.strategy)
     device = choose_device(recipe.training.device)
     threads = use_threads(recipe.training.threads)
     if task.micro_batch_tokens is None:  # where pieces keep memory low, freed memory must not stay
         keep_freed()
-    with PeakMemory() as memory:
-        display.say(f"Reading {recipe.data.source or type(source).__name__} …")
-        prepared = prepare(recipe, source, task, ("train", "validation"))
-        _tell(prepared.report, prepared.max_length, display)
-        recipe = recipe.replace({"model.max_length": prepared.max_length, "training.threads": threads})
+    display.say(f"Reading {recipe.data.source or type(source).__name__} …")
+    prepared = prepare(recipe, source, task, ("train", "validation"))
+    _tell(prepared.report, prepared.max_length, display)
+    recipe = recipe.replace({"model.max_length": prepared.max_length, "training.threads": threads})
+    seed_everything(recipe.seed)
+    return _job(recipe, task, strategy, prepared, device, display), prepared, recipe
+
+
+def _carry_out(
+    out: Path, job: Job, recipe: Recipe, prepared: Prepared, display: Display, began: float, memory: PeakMemory
+) -> None:
+    """Train, save, judge, report."""
+    training, killed = recipe.training, _was_killed_for_memory(out)
+    keeper = Keeper(out, training.checkpoint_minutes, training.keep_checkpoints, halve=killed)
+    with output_errors(out):
+        write_json(out / STARTED, _started())
         seed_everything(recipe.seed)
-        job = _job(recipe, task, strategy, prepared, device, display)
-        resolved = resolve(job, _with_options(recipe, strategy), display)
-        machine = environment(device, threads) | _numerics(resolved, device)
-        with atomic_folder(out) as folder:
-            write_text(folder / "recipe.yaml", asked.to_yaml())
-            write_text(folder / "resolved.yaml", resolved.to_yaml())
-            write_json(folder / "environment.json", machine)
-            write_json(folder / "check.json", prepared.report.as_dict())
-        with output_errors(out):
-            seed_everything(recipe.seed)
-            outcome = train(job, resolved, _sink(resolved, out), display)
-            manifest = _save_artifact(out, job, resolved, prepared, outcome)
-            report = _judge(out, task, prepared, outcome, resolved, display)
-            write_text(out / "artifact" / "README.md", model_card(manifest, report))
-            summary = _summary(out, resolved, outcome, task, report)
-            _write_summary(out, summary, began, memory)
-            write_report(out)
-            _write_summary(out, summary, began, memory)  # with the time of the report
-    return Run(out)
+        outcome = train(job, recipe, _sink(recipe, out), display, keeper)
+        manifest = save_artifact(out, job, recipe, prepared, outcome)
+        report = judge_validation(out, job.task, prepared, outcome, recipe, display)
+        write_text(out / "artifact" / "README.md", model_card(manifest, report))
+        summary = summary_of(out, recipe, outcome, job.task, report)
+        write_summary(out, summary, began, memory)
+        write_report(out)
+        write_summary(out, summary, began, memory)  # with the time of the report
 
 
-def _write_summary(out: Path, summary: dict[str, Any], began: float, memory: PeakMemory) -> None:
-    times = {"seconds_total": round(time.perf_counter() - began, 3), "peak_memory_mb": memory.peak_mb}
-    write_json(out / "summary.json", summary | times)
+def _machine(job: Job, recipe: Recipe) -> dict[str, Any]:
+    device = job.forward.device
+    return environment(device, recipe.training.threads or 1) | _numerics(recipe, device)
+
+
+def _inputs(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
+    """What the rows and the base model were when the run began."""
+    rows = {
+        name: hashlib.sha256(np.ascontiguousarray(split.hashes).tobytes()).hexdigest()
+        for name, split in prepared.dataset.splits.items()
+    }
+    return {"rows_sha256": rows, "base_sha256": weights_hash(recipe.model.name)}
+
+
+def _refuse_changes(out: Path, recipe: Recipe, prepared: Prepared) -> None:
+    """Make sure that rows and base model are those the run began with.
+
+    Raises:
+        DataError: they are not.
+    """
+    before = json.loads((out / INPUTS).read_text(encoding="utf-8"))
+    now = _inputs(recipe, prepared)
+    changed = [name for name, found in now["rows_sha256"].items() if before["rows_sha256"].get(name) != found]
+    problems = [
+        Problem(
+            where=Where(file=prepared.report.source, field=name),
+            expected="the rows that the run began with",
+            got="other rows",
+            todo="Put the data back as it was, or train anew with --out.",
+        )
+        for name in changed
+    ]
+    if before["base_sha256"] != now["base_sha256"]:
+        todo = "Put the model back as it was, or train anew with --out."
+        where = Where(field="model.name")
+        problems.append(Problem("the base model that the run began with", "other weights", todo, where))
+    if problems:
+        raise DataError(f"The run {out} cannot go on: what it reads has changed since it began.", problems)
+
+
+def _tell_changes(out: Path, now: dict[str, Any], display: Display) -> None:
+    """Say where the last digits may come out otherwise than without the interruption."""
+    before = json.loads((out / "environment.json").read_text(encoding="utf-8"))
+    changed = sorted(key for key in now if before.get(key) != now[key])
+    if changed:
+        display.say(
+            f"warning: {', '.join(changed)} changed since the run began (environment.json): results may differ in the "
+            "last digits from those of a run without interruption."
+        )
+
+
+def _started() -> dict[str, Any]:
+    return {"boot": int(psutil.boot_time()), "kernel_kills": kernel_kills()}
+
+
+def _was_killed_for_memory(out: Path) -> bool:
+    """Whether the system has killed a process for want of memory since this run was last started."""
+    if not (out / STARTED).is_file():
+        return False
+    before, now = json.loads((out / STARTED).read_text(encoding="utf-8")), _started()
+    same_boot = abs(before["boot"] - now["boot"]) <= 1
+    return same_boot and (now["kernel_kills"] or 0) > (before["kernel_kills"] or 0)
 
 
 def _tell(report: CheckReport, limit: int, display: Display) -> None:
@@ -175,124 +272,3 @@ def _sink(recipe: Recipe, out: Path) -> Sink:
             sink(event)
 
     return write
-
-
-def _save_artifact(out: Path, job: Job, recipe: Recipe, prepared: Prepared, outcome: Outcome) -> Manifest:
-    restore(plain_model(outcome.model))
-    base = _base_name(recipe.model.name) or ""
-    limit = prepared.max_length if job.task.head == "classifier" else None
-    with atomic_folder(out / "artifact") as folder:
-        loads_in = save_model(folder, outcome.model, prepared.tokenizer, max_length=limit, base=base)
-        manifest = _manifest(folder, recipe, prepared, outcome, loads_in)
-        write_text(folder / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
-        write_text(folder / "README.md", model_card(manifest, None))
-        with atomic_path(folder / ROWS) as path:
-            save_file(_row_arrays(prepared.dataset), path)
-    return manifest
-
-
-def _manifest(
-    folder: Path, recipe: Recipe, prepared: Prepared, outcome: Outcome, loads_in: tuple[str, ...]
-) -> Manifest:
-    dataset, task = prepared.dataset, find_task(recipe.task.name)
-    plain = recipe.model_dump(mode="json")
-    for section, key in (("data", "source"), ("model", "name")):
-        plain[section][key] = _base_name(plain[section][key])
-    return Manifest(
-        chainrule_version=__version__,
-        task=task.name,
-        labels=dataset.labels,
-        inputs=tuple(dataset.splits["train"].inputs),
-        fields=dataset.fields,
-        max_length=prepared.max_length,
-        base_model=plain["model"]["name"],
-        base_sha256=weights_hash(recipe.model.name),
-        recipe=plain,
-        metrics=outcome.metrics,
-        primary_metric=task.primary_metric,
-        data={
-            "fingerprint": dataset.fingerprint,
-            "rows": {name: len(split.table) for name, split in dataset.splits.items()},
-            "cut_sha256": dataset.cut.sha256 if dataset.cut else None,
-        },
-        loads_in=loads_in,
-        weights_sha256=sha256(weights_file(folder)),
-    )
-
-
-def _base_name(name: str | None) -> str | None:
-    """A path's last part; catalog and hub names stay whole."""
-    return PurePath(name).name if name and Path(name).exists() else name
-
-
-def _row_arrays(dataset: Dataset) -> dict[str, np.ndarray]:
-    arrays = {f"seen/{name}": split.hashes for name, split in dataset.splits.items()}
-    cut: Cut | None = dataset.cut
-    return arrays | ({f"cut/{name}": array for name, array in cut.arrays().items()} if cut else {})
-
-
-def _judge(
-    out: Path, task: Task, prepared: Prepared, outcome: Outcome, recipe: Recipe, display: Display
-) -> EvaluationReport:
-    baselines, chosen = _baselines(out, task, prepared, outcome, recipe, display)
-    targets = prepared.encoded["validation"].targets
-    if targets is None:
-        raise DataError("The validation rows have no targets.")
-    metrics, scores, verdict, detail = judge(
-        task, targets, outcome.predictions, baselines, chosen=chosen, labels=prepared.dataset.labels
-    )
-    report = EvaluationReport(
-        artifact=out.name,
-        task=task.name,
-        data=prepared.report.source,
-        split="validation",
-        metrics=metrics,
-        primary_metric=task.primary_metric,
-        baselines=scores,
-        verdict=verdict,
-        rows=len(targets),
-        detail=detail,
-    )
-    (out / "evaluations").mkdir()
-    write_json(out / "evaluations" / "validation.json", report.as_dict())
-    return report
-
-
-def _baselines(
-    out: Path, task: Task, prepared: Prepared, outcome: Outcome, recipe: Recipe, display: Display
-) -> tuple[dict[str, Predictions], str]:
-    """What the model is compared with on validation, and which of it the verdict is about."""
-    if outcome.untuned is not None:
-        return {UNTUNED: outcome.untuned}, UNTUNED
-    train_split, validation = (prepared.dataset.splits[name] for name in ("train", "validation"))
-    display.say("Fitting the cheap baselines on the same training rows …")
-    baselines = fit_baselines(
-        task,
-        prepared.dataset.labels,
-        (train_split.inputs, train_split.targets),
-        (validation.inputs, validation.targets),
-        seed=recipe.seed,
-    )
-    with atomic_folder(out / "baselines") as folder:
-        baselines.save(folder)
-    return baselines.predict(validation.inputs), baselines.best
-
-
-def _summary(out: Path, recipe: Recipe, outcome: Outcome, task: Task, report: EvaluationReport) -> dict[str, Any]:
-    return {
-        "run": str(out),
-        "artifact": str(out / "artifact"),
-        "task": task.name,
-        "model": recipe.model.name,
-        "strategy": recipe.strategy.name,
-        "trained_parameters": outcome.trained_parameters,
-        "parameters": count_parameters(outcome.model),
-        "steps": outcome.steps,
-        "best_step": outcome.best_step,
-        "stopped": outcome.stopped,
-        "metrics": outcome.metrics,
-        "primary_metric": task.primary_metric,
-        "precision": recipe.training.precision,
-        "seconds": round(outcome.seconds, 3),
-        "verdict": report.verdict.text,
-    }

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +17,7 @@ import torch
 from chainrule.core.recipe import Recipe
 from chainrule.core.task import Predictions, Task
 from chainrule.data.encode import Encoded
-from chainrule.errors import DivergedError, Problem
+from chainrule.errors import DivergedError, Problem, StoppedError, Where
 from chainrule.inference.predict import predict_encoded
 from chainrule.kernels.adamw import catch_up
 from chainrule.models.accelerate import keep_half_gradients, narrow_frozen, widen_frozen
@@ -22,8 +25,10 @@ from chainrule.models.heads import settle
 from chainrule.models.inspect import count_parameters
 from chainrule.models.trunk import frozen_depth
 from chainrule.strategies.base import Phase
-from chainrule.system.memory import return_freed
+from chainrule.system.memory import is_shortage, return_freed
 from chainrule.system.progress import Bar, Display
+from chainrule.system.stop import stop_requests
+from chainrule.training.checkpoint import Best, Keeper, Standing
 from chainrule.training.events import Sink
 from chainrule.training.job import (
     Job,
@@ -36,7 +41,7 @@ from chainrule.training.job import (
     steps_per_epoch,
     trained_names,
 )
-from chainrule.training.loop import Step, Stepping, training_steps
+from chainrule.training.loop import Progress, Step, Stepping, enter, phase_at, training_steps
 from chainrule.training.profile import Profile, profiled
 from chainrule.training.schedules import make_schedule
 from chainrule.training.trunk import with_states
@@ -66,48 +71,30 @@ class Outcome:
     untuned: Predictions | None
 
 
-@dataclass
-class _Best:
-    """The best weights so far, a copy of the trained parameters alone."""
-
-    step: int = 0
-    rank: tuple[float, float] = (-math.inf, -math.inf)
-    metrics: dict[str, float] = field(default_factory=dict)
-    predictions: Predictions | None = None
-    weights: dict[str, torch.Tensor] = field(default_factory=dict)
-    worse_in_a_row: int = 0
-
-
-def train(job: Job, recipe: Recipe, record: Sink, display: Display) -> Outcome:
+def train(job: Job, recipe: Recipe, record: Sink, display: Display, keeper: Keeper) -> Outcome:
     """Run the loop to its end and leave the best weights in `job.model`.
 
     Args:
         recipe: resolved.
         record: takes every step and evaluation as it happens.
+        keeper: of the run's checkpoints. The newest of them is where this begins, if there is one.
 
     Raises:
         DivergedError: the loss or the gradient is not a finite number.
+        StoppedError: Ctrl-C or SIGTERM; there is a checkpoint of the last step.
     """
     total = planned_steps(recipe, len(job.train))
     if recipe.training.accelerate:
         _settle_formats(job, recipe, total)
     job, trunk_seconds = _above_frozen(job, recipe, total, display)
-    best = _Best()
-    record({"event": "start", "step": 0, "steps": total, "rows": len(job.train)})
-    untuned = _untuned(job, recipe, record) if job.task.baseline == "untuned" else None
-    done, seconds, stopped = 0, trunk_seconds, "all steps done"
-    every = recipe.training.evaluate_every_steps or steps_per_epoch(recipe, len(job.train))
-    with display.bar("training", total) as bar:
-        for step in _steps(job, recipe, total, record, display):
-            done, seconds = step.step, seconds + step.seconds
-            _record_step(step, recipe, len(job.train), record, bar, best, job.task)
-            if step.step % every == 0 or step.step == total:
-                _evaluate(job, recipe, step.step, record, best)
-                patience = recipe.training.patience
-                if patience is not None and best.worse_in_a_row >= patience and step.step < total:
-                    measure = "loss" if job.task.best_by_loss else job.task.primary_metric
-                    stopped = f"no better validation {measure} in {patience} evaluations"
-                    break
+    standing = Standing(seconds=trunk_seconds)
+    if not _take_up(job, recipe, standing, keeper, record, display):
+        record({"event": "start", "step": 0, "steps": total, "rows": len(job.train)})
+        standing.untuned = _untuned(job, recipe, record) if job.task.baseline == "untuned" else None
+    if keeper.halve:
+        _halve(job, recipe, standing, record, display)
+    stopped = _make_steps(job, recipe, standing, keeper, record, display)
+    best = standing.best
     trained = count_parameters(job.model, trainable_only=True)
     _restore(job.model, best.weights)
     widen_frozen(job.model)
@@ -115,13 +102,99 @@ def train(job: Job, recipe: Recipe, record: Sink, display: Display) -> Outcome:
     settle(model)
     if best.predictions is None:
         raise ValueError("a run must end with an evaluation")
+    done, seconds = standing.progress.step, standing.seconds
     record({"event": "finish", "step": done, "best_step": best.step, "reason": stopped, "seconds": seconds})
-    return Outcome(done, seconds, trained, best.step, best.metrics, best.predictions, stopped, model, untuned)
+    return Outcome(done, seconds, trained, best.step, best.metrics, best.predictions, stopped, model, standing.untuned)
 
 
-def _steps(job: Job, recipe: Recipe, total: int, record: Sink, display: Display) -> Iterator[Step]:
-    """The loop, watched where the recipe asks for it."""
-    steps = training_steps(*_loop_parts(job, recipe, total))
+def _make_steps(job: Job, recipe: Recipe, standing: Standing, keeper: Keeper, record: Sink, display: Display) -> str:
+    """Make the steps that are left; why there are no more."""
+    total = planned_steps(recipe, len(job.train))
+    every = recipe.training.evaluate_every_steps or steps_per_epoch(recipe, len(job.train))
+    trained = trained_names(job, recipe, total)
+    stopped = _enough(job, recipe, standing)
+    with display.bar("training", total) as bar, stop_requests(display.say) as request:
+        if standing.progress.step:
+            bar.advance(standing.progress.step)
+        for step in _steps(job, recipe, standing, record, display) if stopped is None else ():
+            standing.seconds += step.seconds
+            _record_step(step, recipe, len(job.train), record, bar, standing.best, job.task)
+            if step.step % every == 0 or step.step == total:
+                _evaluate(job, recipe, step.step, record, standing.best)
+                stopped = _enough(job, recipe, standing)
+            if request.signal is not None or keeper.due():
+                keeper.write(job.model, trained, standing)
+            if request.signal is not None and step.step < total:
+                raise _stopped(request.signal, step.step, total, keeper.run)
+            if stopped is not None:
+                break
+    return stopped or "all steps done"
+
+
+def _enough(job: Job, recipe: Recipe, standing: Standing) -> str | None:
+    """Why no further step is to be made, if so."""
+    patience, total = recipe.training.patience, planned_steps(recipe, len(job.train))
+    if standing.progress.step >= total:
+        return "all steps done"
+    if patience is None or standing.best.worse_in_a_row < patience:
+        return None
+    measure = "loss" if job.task.best_by_loss else job.task.primary_metric
+    return f"no better validation {measure} in {patience} evaluations"
+
+
+def _take_up(job: Job, recipe: Recipe, standing: Standing, keeper: Keeper, record: Sink, display: Display) -> bool:
+    """Give the model and `standing` what the newest checkpoint holds; False where there is none."""
+    found = keeper.newest(display.say)
+    if found is None:
+        keeper.events.unlink(missing_ok=True)  # of steps that are made again
+        return False
+    phases = job.strategy.phases(job.model, recipe.optimizer, planned_steps(recipe, len(job.train)))
+    enter(phase_at(phases, found.step), job.model, optimizer_maker(recipe), standing.progress)
+    found.put_into(job.model, standing)
+    os.truncate(keeper.events, found.state["events_bytes"])
+    record({"event": "resumed", "step": found.step})
+    display.say(f"Going on after step {found.step:,}.")
+    return True
+
+
+def _stopped(number: int, step: int, total: int, run: Path) -> StoppedError:
+    name, code = ("Ctrl-C", 130) if number == signal.SIGINT else ("SIGTERM", 143)
+    problem = Problem(
+        where=Where(file=str(run)),
+        expected=f"{total:,} steps",
+        got=f"{step:,}; everything so far is kept",
+        todo=f"Go on with: chainrule train --resume {run}",
+    )
+    return StoppedError(f"Stopped by {name} after step {step:,}.", [problem], code)
+
+
+def _steps(job: Job, recipe: Recipe, standing: Standing, record: Sink, display: Display) -> Iterator[Step]:
+    """The loop, watched where the recipe asks for it; where memory runs short it goes on with smaller pieces."""
+    while True:
+        tokens = standing.micro_batch_tokens or recipe.training.micro_batch_tokens
+        now = recipe.replace({"training.micro_batch_tokens": tokens})
+        steps = training_steps(*_loop_parts(job, now, standing.progress))
+        try:
+            yield from _watched(steps, recipe, record, display)
+        except (MemoryError, RuntimeError) as error:
+            if not is_shortage(error) or standing.progress.updating or (tokens or 2) < 2:
+                raise
+        else:
+            return
+        return_freed()
+        _halve(job, recipe, standing, record, display)
+
+
+def _halve(job: Job, recipe: Recipe, standing: Standing, record: Sink, display: Display) -> None:
+    """Smaller micro-batches from the next step on; the effective batch stays."""
+    whole = recipe.training.batch_size * int(job.train.lengths.max())
+    tokens = max(1, (standing.micro_batch_tokens or recipe.training.micro_batch_tokens or whole) // 2)
+    standing.micro_batch_tokens = tokens
+    record({"event": "memory", "step": standing.progress.step, "micro_batch_tokens": tokens})
+    display.say(f"warning: memory ran short; from here on at most {tokens:,} tokens are worked through at once.")
+
+
+def _watched(steps: Iterator[Step], recipe: Recipe, record: Sink, display: Display) -> Iterator[Step]:
     if not recipe.training.profile:
         return steps
 
@@ -133,7 +206,8 @@ def _steps(job: Job, recipe: Recipe, total: int, record: Sink, display: Display)
     return profiled(steps, recipe.training.precision, report)
 
 
-def _loop_parts(job: Job, recipe: Recipe, total: int) -> tuple[Any, ...]:
+def _loop_parts(job: Job, recipe: Recipe, progress: Progress) -> tuple[Any, ...]:
+    total = planned_steps(recipe, len(job.train))
     stepping = Stepping(
         pieces=piece_maker(job, recipe),
         load=batch_loader(job, recipe),
@@ -144,7 +218,7 @@ def _loop_parts(job: Job, recipe: Recipe, total: int) -> tuple[Any, ...]:
     )
     phases: list[Phase] = job.strategy.phases(job.model, recipe.optimizer, total)
     batches = planned_batches(recipe, job.train.lengths, total)
-    return job.model, job.objective, batches, phases, optimizer_maker(recipe), stepping
+    return job.model, job.objective, batches, phases, optimizer_maker(recipe), stepping, progress
 
 
 def _settle_formats(job: Job, recipe: Recipe, steps: int) -> None:
@@ -170,7 +244,7 @@ def _above_frozen(job: Job, recipe: Recipe, steps: int, display: Display) -> tup
     return replace(job, train=trunk.splits["train"], validation=trunk.splits["validation"]), trunk.seconds
 
 
-def _record_step(step: Step, recipe: Recipe, rows: int, record: Sink, bar: Bar, best: _Best, task: Task) -> None:
+def _record_step(step: Step, recipe: Recipe, rows: int, record: Sink, bar: Bar, best: Best, task: Task) -> None:
     if not (math.isfinite(step.loss) and math.isfinite(step.gradient_norm)):
         raise _diverged(recipe, f"loss {step.loss}, gradient norm {step.gradient_norm} at step {step.step}")
     epoch = step.step / steps_per_epoch(recipe, rows)
@@ -207,7 +281,7 @@ def _validate(job: Job, recipe: Recipe, step: int) -> tuple[Predictions, dict[st
     return predictions, job.task.measure(_targets(job.validation), predictions)
 
 
-def _evaluate(job: Job, recipe: Recipe, step: int, record: Sink, best: _Best) -> None:
+def _evaluate(job: Job, recipe: Recipe, step: int, record: Sink, best: Best) -> None:
     began = time.perf_counter()
     predictions, metrics = _validate(job, recipe, step)
     rank = job.task.rank(metrics)

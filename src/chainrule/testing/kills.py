@@ -1,0 +1,137 @@
+"""Runs that are killed at any moment and taken up again, compared with the same run left alone.
+
+A new kind of run (a phase, a state, another process) adds one line to CASES.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import chainrule
+from chainrule.testing.data import sentences, write_csv
+from chainrule.testing.models import tiny_chat_model, tiny_model
+
+CLOCKS = ("time", "seconds")
+ALWAYS = {
+    "training.threads": 1,
+    "training.precision": "bfloat16",  # a probe might choose otherwise the second time
+    "training.checkpoint_minutes": 1e-9,
+    "training.evaluate_every_steps": 3,
+    "seed": 5,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kind of run.
+
+    Attributes:
+        chat: a language model on prompts and replies; otherwise a classifier of sentences.
+        settings: of the recipe, beside ALWAYS.
+    """
+
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    chat: bool = False
+
+
+CASES = {
+    case.name: case
+    for case in (
+        Case("full", {"training.epochs": 2}),
+        Case("full-in-pieces", {"training.steps": 9, "training.micro_batch_tokens": 64, "training.batch_size": 16}),
+        Case("plain-torch", {"training.steps": 9, "training.accelerate": False, "training.precision": "float32"}),
+        Case("partial-on-trunk-cache", {"strategy": "partial", "strategy.options.top": 1, "training.epochs": 3}),
+        Case("two-threads", {"training.steps": 9, "training.threads": 2, "training.batch_size": 64}),
+        Case("head", {"strategy": "head", "training.epochs": 3}),
+        Case("patience", {"training.epochs": 8, "training.patience": 1, "optimizer.learning_rate": 1e-6}),
+        Case("lora-chat", {"strategy": "lora", "training.steps": 9, "training.batch_size": 8}, chat=True),
+    )
+}
+
+
+def make_inputs(folder: Path) -> dict[bool, tuple[Path, Path]]:
+    """Whether it is chat -> data and model."""
+    reviews = write_csv(folder / "reviews.csv", sentences(120))
+    rows = [
+        {"instruction": f"{place} {word}", "output": f"very {word}"}
+        for place in ("film", "book", "room", "phone", "it", "we", "this", "and")
+        for word in ("good", "bad", "warm", "cold")
+    ]
+    talks = folder / "talks.jsonl"
+    talks.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return {False: (reviews, tiny_model(folder / "bert")), True: (talks, tiny_chat_model(folder / "llama"))}
+
+
+def work(case: Case, inputs: dict[bool, tuple[Path, Path]], out: Path) -> None:
+    """Train, or go on where a run folder is there already."""
+    if (out / "resolved.yaml").is_file():
+        chainrule.resume(out)
+        return
+    data, model = inputs[case.chat]
+    task = "text-generation" if case.chat else "text-classification"
+    settings = {"task": task, "model": str(model), **ALWAYS, **case.settings}
+    chainrule.train(str(data), out=out, settings=settings)
+
+
+def start(case: Case, inputs: dict[bool, tuple[Path, Path]], out: Path) -> multiprocessing.process.BaseProcess:
+    """The work in a process of its own; everything it imports is there already, so that it begins at once."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["chainrule.training.run", "chainrule.testing.kills"])
+    process = server.Process(target=_child, args=(case, inputs, out))
+    process.start()
+    return process
+
+
+def _child(case: Case, inputs: dict[bool, tuple[Path, Path]], out: Path) -> None:
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    work(case, inputs, out)
+
+
+def finish(case: Case, inputs: dict[bool, tuple[Path, Path]], out: Path) -> None:
+    """Run it to its end."""
+    process = start(case, inputs, out)
+    process.join()
+    assert process.exitcode == 0, f"{case.name} ended with {process.exitcode}"
+
+
+def kill_after(case: Case, inputs: dict[bool, tuple[Path, Path]], out: Path, seconds: float) -> bool:
+    """Run it and kill it; False if it had ended by then."""
+    process = start(case, inputs, out)
+    process.join(seconds)
+    alive = process.exitcode is None
+    process.kill()
+    process.join()
+    assert alive or process.exitcode == 0, f"{case.name} ended with {process.exitcode}"
+    return alive
+
+
+def weights(out: Path) -> str:
+    """One hash over every weights file of the artifact."""
+    files = sorted((out / "artifact").glob("*.safetensors"))
+    assert files
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files if path.name != "rows.safetensors")).hexdigest()
+
+
+def events(out: Path) -> list[dict[str, Any]]:
+    """What happened, without clocks and without who went on when."""
+    lines = (out / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    found = [json.loads(line) for line in lines]
+    return [
+        {key: value for key, value in event.items() if key not in CLOCKS}
+        for event in found
+        if event["event"] != "resumed"
+    ]
+
+
+def remove(out: Path) -> None:
+    """A run folder and what was half made beside it."""
+    for path in [out, *out.parent.glob(f".{out.name}.*.partial")]:
+        shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,335 @@
+"""Checkpoints: what a run needs to go on as if it had never been stopped.
+
+    checkpoints/step-00000120/    state.json, weights.safetensors, optimizer.safetensors
+    checkpoints/best-00000100/    state.json, weights.safetensors, predictions.safetensors
+    checkpoints/untuned/          state.json, predictions.safetensors
+
+A folder is written beside its place, flushed to the disk and renamed, so that it is there whole or not at all. Its
+state.json holds the SHA-256 of every other file and of itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from chainrule.core.task import Predictions
+from chainrule.kernels.adamw import catch_up
+from chainrule.system.files import atomic_folder, flush, sha256
+from chainrule.training.loop import Progress
+
+FORMAT_VERSION = 1
+STATE, WEIGHTS, OPTIMIZER, PREDICTIONS = (
+    "state.json",
+    "weights.safetensors",
+    "optimizer.safetensors",
+    "predictions.safetensors",
+)
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass
+class Best:
+    """The best weights so far, a copy of the trained parameters alone.
+
+    Attributes:
+        rank: what the task compares evaluations by; the larger, the better.
+        worse_in_a_row: evaluations since then.
+    """
+
+    step: int = 0
+    rank: tuple[float, float] = (-float("inf"), -float("inf"))
+    metrics: dict[str, float] = field(default_factory=dict)
+    predictions: Predictions | None = None
+    weights: Tensors = field(default_factory=dict)
+    worse_in_a_row: int = 0
+
+
+@dataclass
+class Standing:
+    """Where a run stands: all that a checkpoint holds beside the weights.
+
+    Attributes:
+        seconds: of the steps so far.
+        micro_batch_tokens: as it is now, where memory ran short since the run began.
+        untuned: predictions on validation before step one, where the task compares with them.
+    """
+
+    progress: Progress = field(default_factory=Progress)
+    best: Best = field(default_factory=Best)
+    seconds: float = 0.0
+    micro_batch_tokens: int | None = None
+    untuned: Predictions | None = None
+
+
+class CheckpointError(Exception):
+    """A checkpoint is torn, altered, or of another format; the text says which file and how."""
+
+
+class Keeper:
+    """Writes the checkpoints of one run when it is time, and keeps the newest and the best.
+
+    Args:
+        run: the run folder; its events.jsonl grows while the run goes on.
+        minutes: of work between two checkpoints.
+        keep: how many of the newest stay.
+        halve: begin again with smaller micro-batches, since the system killed the process for want of memory.
+    """
+
+    def __init__(self, run: Path, minutes: float, keep: int, *, halve: bool = False) -> None:
+        self.run, self.halve = run, halve
+        self.folder, self.events = run / "checkpoints", run / "events.jsonl"
+        self.seconds, self.keep = minutes * 60, keep
+        self.last = time.monotonic()  # a clock that nobody sets back
+
+    def due(self) -> bool:
+        """Whether the work since the last checkpoint is worth one."""
+        return time.monotonic() - self.last >= self.seconds
+
+    def write(self, model: Any, trained: Iterable[str], standing: Standing) -> None:
+        """Write a checkpoint of the step that was just made, and remove those that nobody needs any more.
+
+        Args:
+            trained: names of the parameters that any phase trains.
+
+        Raises:
+            OSError: it cannot be written; those that were there stay.
+        """
+        self.folder.mkdir(exist_ok=True)
+        best, step = standing.best, standing.progress.step
+        if standing.untuned is not None and not (self.folder / "untuned").exists():
+            _write(self.folder / "untuned", {}, {PREDICTIONS: _of_predictions(standing.untuned)})
+        if best.predictions is not None and not _is_whole(self._best(best.step)):
+            files = {WEIGHTS: best.weights, PREDICTIONS: _of_predictions(best.predictions)}
+            _write(self._best(best.step), {}, files)
+        flush(self.events)
+        weights, optimizer, numbers = _of_model(model, trained, standing.progress)
+        state = {
+            "step": step,
+            "seconds": standing.seconds,
+            "micro_batch_tokens": standing.micro_batch_tokens,
+            "untuned": standing.untuned is not None,
+            "events_bytes": self.events.stat().st_size,
+            "optimizer": numbers,
+            "generators": _generators(),
+            "best": {
+                "step": best.step,
+                "rank": list(best.rank),
+                "metrics": best.metrics,
+                "worse_in_a_row": best.worse_in_a_row,
+            }
+            if best.predictions is not None
+            else None,
+        }
+        _write(self.folder / f"step-{step:08d}", state, {WEIGHTS: weights, OPTIMIZER: optimizer})
+        self._prune()
+        self.last = time.monotonic()
+
+    def newest(self, tell: Callable[[str], None]) -> Found | None:
+        """The newest checkpoint that is whole; what is wrong with newer ones is told.
+
+        Returns:
+            None where there is none: the run begins again at step 0.
+        """
+        for path in sorted(self.folder.glob("step-*"), reverse=True):
+            try:
+                return self._read(path)
+            except CheckpointError as error:
+                tell(f"warning: the checkpoint {path.name} cannot be used ({error}); the one before is taken.")
+        return None
+
+    def _read(self, path: Path) -> Found:
+        state = read_state(path)
+        if not self.events.is_file() or self.events.stat().st_size < state["events_bytes"]:
+            raise CheckpointError("events.jsonl is shorter than it was then")
+        found = Found(state, _load(path / WEIGHTS), _load(path / OPTIMIZER))
+        if state["best"] is not None:
+            folder = self._best(state["best"]["step"])
+            read_state(folder)
+            found.best = _load(folder / WEIGHTS), _load(folder / PREDICTIONS)
+        if state["untuned"]:
+            read_state(self.folder / "untuned")
+            found.untuned = _load(self.folder / "untuned" / PREDICTIONS)
+        return found
+
+    def _best(self, step: int) -> Path:
+        return self.folder / f"best-{step:08d}"
+
+    def _prune(self) -> None:
+        """Remove all but the newest checkpoints and the best weights that these refer to."""
+        paths = sorted(self.folder.glob("step-*"), reverse=True)
+        needed = set()
+        for path in paths[: self.keep]:
+            best = json.loads((path / STATE).read_text(encoding="utf-8"))["best"]
+            needed |= {self._best(best["step"])} if best else set()
+        for path in [*paths[self.keep :], *(set(self.folder.glob("best-*")) - needed)]:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+@dataclass
+class Found:
+    """A checkpoint that was read and is whole."""
+
+    state: dict[str, Any]
+    weights: Tensors
+    optimizer: Tensors
+    best: tuple[Tensors, Tensors] | None = None
+    untuned: Tensors | None = None
+
+    @property
+    def step(self) -> int:
+        return int(self.state["step"])
+
+    def put_into(self, model: Any, standing: Standing) -> None:
+        """Give model and standing what they had then.
+
+        Args:
+            standing: with an optimizer over the parameters of the step's phase.
+        """
+        named, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+        with torch.no_grad():
+            for name, value in self.weights.items():
+                (named[name] if name in named else buffers[name]).copy_(value)
+        optimizer = standing.progress.optimizer
+        if optimizer is None:
+            raise ValueError("an optimizer must be there to take its state back")
+        for name, numbers in self.state["optimizer"].items():
+            tensors = {key: self.optimizer[f"{name}/{key}"] for key in numbers["tensors"]}
+            place = named[name].device
+            moved = {key: value if key == "step" else value.to(place) for key, value in tensors.items()}
+            optimizer.state[named[name]] = {**numbers["numbers"], **moved}
+        _set_generators(self.state["generators"])
+        standing.progress.step, standing.seconds = self.step, float(self.state["seconds"])
+        standing.micro_batch_tokens = self.state["micro_batch_tokens"]
+        if self.best is not None:
+            kept, (weights, predictions) = self.state["best"], self.best
+            rank, worse = tuple(kept["rank"]), kept["worse_in_a_row"]
+            found = _to_predictions(predictions)
+            standing.best = Best(kept["step"], rank, kept["metrics"], found, weights, worse)
+        if self.untuned is not None:
+            standing.untuned = _to_predictions(self.untuned)
+
+
+def _of_model(model: Any, trained: Iterable[str], progress: Progress) -> tuple[Tensors, Tensors, dict[str, Any]]:
+    """Weights and buffers, the optimizer's tensors, and its plain numbers; rows that are behind catch up first."""
+    if progress.optimizer is None:
+        raise ValueError("a checkpoint is of a step that was made")
+    named = dict(model.named_parameters())
+    for name in trained:
+        catch_up(named[name])
+    weights = {name: named[name].detach() for name in trained}
+    kept = set(model.state_dict())
+    weights |= {name: value for name, value in model.named_buffers() if name in kept}
+    names = {id(parameter): name for name, parameter in named.items()}
+    tensors: Tensors = {}
+    numbers: dict[str, Any] = {}
+    for parameter, state in progress.optimizer.state.items():
+        own = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
+        name = names[id(parameter)]
+        tensors |= {f"{name}/{key}": value for key, value in own.items()}
+        rest = {key: value for key, value in state.items() if key not in own}
+        numbers[name] = {"tensors": sorted(own), "numbers": rest}
+    return weights, tensors, numbers
+
+
+def _of_predictions(predictions: Predictions) -> Tensors:
+    arrays = {"values": predictions.values, "scores": predictions.scores, "losses": predictions.losses}
+    return {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items() if a is not None}
+
+
+def _to_predictions(tensors: Tensors) -> Predictions:
+    arrays = {name: value.numpy() for name, value in tensors.items()}
+    return Predictions(arrays["values"], arrays["scores"], arrays.get("losses"))
+
+
+def _generators() -> dict[str, Any]:
+    version, words, gauss = random.getstate()
+    kind, keys, place, has_gauss, cached = np.random.get_state(legacy=True)
+    return {
+        "python": [version, list(words), gauss],
+        "numpy": [kind, np.asarray(keys).tolist(), int(place), int(has_gauss), float(cached)],
+        "torch": torch.get_rng_state().numpy().tobytes().hex(),
+        "cuda": [state.numpy().tobytes().hex() for state in torch.cuda.get_rng_state_all()]
+        if torch.cuda.is_available()
+        else [],
+    }
+
+
+def _set_generators(states: Mapping[str, Any]) -> None:
+    version, words, gauss = states["python"]
+    random.setstate((version, tuple(words), gauss))
+    kind, keys, *rest = states["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(_bytes(states["torch"]))
+    if states["cuda"] and torch.cuda.device_count() == len(states["cuda"]):
+        torch.cuda.set_rng_state_all([_bytes(state) for state in states["cuda"]])
+
+
+def _bytes(text: str) -> torch.Tensor:
+    return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
+
+
+def _write(path: Path, state: dict[str, Any], files: Mapping[str, Tensors]) -> None:
+    """A folder of safetensors files and a state.json that vouches for them."""
+    if path.exists():  # torn, or of a run that went on from an earlier step
+        shutil.rmtree(path)
+    with atomic_folder(path) as folder:
+        for name, tensors in files.items():
+            save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, folder / name)
+        hashes = {name: sha256(folder / name) for name in files}
+        document = {"format_version": FORMAT_VERSION, "files": hashes, **state}
+        text = json.dumps(document | {"sha256": _digest(document)}, allow_nan=True)
+        (folder / STATE).write_text(text, encoding="utf-8")
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The state.json of a folder, once it and every file it names were found whole.
+
+    Raises:
+        CheckpointError: they are not.
+    """
+    try:
+        document = json.loads((path / STATE).read_text(encoding="utf-8"))
+        claimed = document.pop("sha256")
+        if document.get("format_version") != FORMAT_VERSION:
+            raise CheckpointError(f"it is of format {document.get('format_version')!r}")
+        if claimed != _digest(document):
+            raise CheckpointError(f"{path.name}/{STATE} was altered")
+        for name, wanted in document["files"].items():
+            if sha256(path / name) != wanted:
+                raise CheckpointError(f"{path.name}/{name} is damaged")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{path.name} is incomplete: {error}") from error
+    return dict(document)
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        read_state(path)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _load(path: Path) -> Tensors:
+    try:
+        tensors: Tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path.parent.name}/{path.name} cannot be read: {error}") from error
+    return tensors
+
+
+def _digest(document: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()

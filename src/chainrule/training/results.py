@@ -1,0 +1,183 @@
+"""What a run leaves behind: the artifact, the verdict on validation, the summary."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from chainrule.core.artifact import MANIFEST, ROWS, Manifest
+from chainrule.core.recipe import Recipe
+from chainrule.core.report import EvaluationReport
+from chainrule.core.task import Predictions, Task
+from chainrule.data.load import Dataset
+from chainrule.data.split import Cut
+from chainrule.errors import DataError
+from chainrule.evaluation.baselines import UNTUNED, fit_baselines
+from chainrule.evaluation.compare import judge
+from chainrule.evaluation.report import model_card
+from chainrule.models.accelerate import restore
+from chainrule.models.adapters import plain_model
+from chainrule.models.inspect import count_parameters
+from chainrule.models.load import weights_hash
+from chainrule.models.save import save_model, weights_file
+from chainrule.system.files import atomic_folder, atomic_path, sha256, write_json, write_text
+from chainrule.system.memory import PeakMemory
+from chainrule.system.progress import Display
+from chainrule.tasks import find_task
+from chainrule.tasks.prepare import Prepared
+from chainrule.training.job import Job
+from chainrule.training.trainer import Outcome
+from chainrule.version import __version__
+
+_LAST = ("summary.json", "report.html")  # written when all else is there
+
+
+def is_finished(out: Path) -> bool:
+    """Whether a run folder holds everything."""
+    return all((out / name).is_file() for name in _LAST)
+
+
+def clear(out: Path) -> None:
+    """Remove what an interrupted run has left half done after its last step; it is made again."""
+    for name in _LAST:
+        (out / name).unlink(missing_ok=True)
+    for path in [out / "artifact", out / "baselines", out / "evaluations", *out.glob(".*.partial")]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def save_artifact(out: Path, job: Job, recipe: Recipe, prepared: Prepared, outcome: Outcome) -> Manifest:
+    """Put the tuned model with its manifest into the run folder, as plain libraries load it."""
+    restore(plain_model(outcome.model))
+    base = _base_name(recipe.model.name) or ""
+    limit = prepared.max_length if job.task.head == "classifier" else None
+    with atomic_folder(out / "artifact") as folder:
+        loads_in = save_model(folder, outcome.model, prepared.tokenizer, max_length=limit, base=base)
+        manifest = _manifest(folder, recipe, prepared, outcome, loads_in)
+        write_text(folder / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
+        write_text(folder / "README.md", model_card(manifest, None))
+        with atomic_path(folder / ROWS) as path:
+            save_file(_row_arrays(prepared.dataset), path)
+    return manifest
+
+
+def _manifest(
+    folder: Path, recipe: Recipe, prepared: Prepared, outcome: Outcome, loads_in: tuple[str, ...]
+) -> Manifest:
+    dataset, task = prepared.dataset, find_task(recipe.task.name)
+    plain = recipe.model_dump(mode="json")
+    for section, key in (("data", "source"), ("model", "name")):
+        plain[section][key] = _base_name(plain[section][key])
+    return Manifest(
+        chainrule_version=__version__,
+        task=task.name,
+        labels=dataset.labels,
+        inputs=tuple(dataset.splits["train"].inputs),
+        fields=dataset.fields,
+        max_length=prepared.max_length,
+        base_model=plain["model"]["name"],
+        base_sha256=weights_hash(recipe.model.name),
+        recipe=plain,
+        metrics=outcome.metrics,
+        primary_metric=task.primary_metric,
+        data={
+            "fingerprint": dataset.fingerprint,
+            "rows": {name: len(split.table) for name, split in dataset.splits.items()},
+            "cut_sha256": dataset.cut.sha256 if dataset.cut else None,
+        },
+        loads_in=loads_in,
+        weights_sha256=sha256(weights_file(folder)),
+    )
+
+
+def _base_name(name: str | None) -> str | None:
+    """A path's last part; catalog and hub names stay whole."""
+    return PurePath(name).name if name and Path(name).exists() else name
+
+
+def _row_arrays(dataset: Dataset) -> dict[str, np.ndarray]:
+    arrays = {f"seen/{name}": split.hashes for name, split in dataset.splits.items()}
+    cut: Cut | None = dataset.cut
+    return arrays | ({f"cut/{name}": array for name, array in cut.arrays().items()} if cut else {})
+
+
+def judge_validation(
+    out: Path, task: Task, prepared: Prepared, outcome: Outcome, recipe: Recipe, display: Display
+) -> EvaluationReport:
+    """Compare the tuned model with the cheap baselines, or with the untuned model, on validation."""
+    baselines, chosen = _baselines(out, task, prepared, outcome, recipe, display)
+    targets = prepared.encoded["validation"].targets
+    if targets is None:
+        raise DataError("The validation rows have no targets.")
+    metrics, scores, verdict, detail = judge(
+        task, targets, outcome.predictions, baselines, chosen=chosen, labels=prepared.dataset.labels
+    )
+    report = EvaluationReport(
+        artifact=out.name,
+        task=task.name,
+        data=prepared.report.source,
+        split="validation",
+        metrics=metrics,
+        primary_metric=task.primary_metric,
+        baselines=scores,
+        verdict=verdict,
+        rows=len(targets),
+        detail=detail,
+    )
+    (out / "evaluations").mkdir()
+    write_json(out / "evaluations" / "validation.json", report.as_dict())
+    return report
+
+
+def _baselines(
+    out: Path, task: Task, prepared: Prepared, outcome: Outcome, recipe: Recipe, display: Display
+) -> tuple[dict[str, Predictions], str]:
+    """What the model is compared with on validation, and which of it the verdict is about."""
+    if outcome.untuned is not None:
+        return {UNTUNED: outcome.untuned}, UNTUNED
+    train_split, validation = (prepared.dataset.splits[name] for name in ("train", "validation"))
+    display.say("Fitting the cheap baselines on the same training rows …")
+    baselines = fit_baselines(
+        task,
+        prepared.dataset.labels,
+        (train_split.inputs, train_split.targets),
+        (validation.inputs, validation.targets),
+        seed=recipe.seed,
+    )
+    with atomic_folder(out / "baselines") as folder:
+        baselines.save(folder)
+    return baselines.predict(validation.inputs), baselines.best
+
+
+def summary_of(out: Path, recipe: Recipe, outcome: Outcome, task: Task, report: EvaluationReport) -> dict[str, Any]:
+    """What `train` prints."""
+    return {
+        "run": str(out),
+        "artifact": str(out / "artifact"),
+        "task": task.name,
+        "model": recipe.model.name,
+        "strategy": recipe.strategy.name,
+        "trained_parameters": outcome.trained_parameters,
+        "parameters": count_parameters(outcome.model),
+        "steps": outcome.steps,
+        "best_step": outcome.best_step,
+        "stopped": outcome.stopped,
+        "metrics": outcome.metrics,
+        "primary_metric": task.primary_metric,
+        "precision": recipe.training.precision,
+        "seconds": round(outcome.seconds, 3),
+        "verdict": report.verdict.text,
+    }
+
+
+def write_summary(out: Path, summary: dict[str, Any], began: float, memory: PeakMemory) -> None:
+    """Write summary.json, with the time and memory so far."""
+    times = {"seconds_total": round(time.perf_counter() - began, 3), "peak_memory_mb": memory.peak_mb}
+    write_json(out / "summary.json", summary | times)
