@@ -8,6 +8,7 @@
     │   ├── OutputError         an output path that cannot be written
     │   ├── DivergedError       a loss that is no longer a number
     │   └── MissingExtraError   an optional package that is not installed
+    ├── StoppedError            Ctrl-C or SIGTERM ended a training after a step; exit code 130 or 143
     └── AssetError              a download that failed or whose digest is wrong
 
 Each message says what was expected, what was got and what to do.

@@ -52,7 +52,7 @@ def test_as_many_rows_as_fit_and_at_least_one(free: int, rows: int) -> None:
 
 def test_the_state_of_the_optimizer_takes_its_part() -> None:
     model = torch.nn.Linear(1000, 50, bias=False)
-    assert rows_that_fit(model, Squares(), row(1000), contextlib.nullcontext, 50_000, 2_000_000) == 181
+    assert rows_that_fit(model, Squares(), row(1000), contextlib.nullcontext, 50_000, 2_000_000) == 136
 
 
 def test_free_memory_is_within_the_limits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from chainrule.core.task import Predictions
 from chainrule.kernels.adamw import catch_up
 from chainrule.system.files import atomic_folder, flush, sha256
+from chainrule.training.divergence import Losses
 from chainrule.training.loop import Progress
 
 FORMAT_VERSION = 1
@@ -65,6 +66,9 @@ class Standing:
         seconds: of the steps so far.
         micro_batch_tokens: as it is now, where memory ran short since the run began.
         untuned: predictions on validation before step one, where the task compares with them.
+        start: the trained weights before step one, until there is a checkpoint.
+        retreats: how often training has diverged and gone back.
+        rate_factor: on the learning rate since then.
     """
 
     progress: Progress = field(default_factory=Progress)
@@ -72,6 +76,10 @@ class Standing:
     seconds: float = 0.0
     micro_batch_tokens: int | None = None
     untuned: Predictions | None = None
+    start: Tensors = field(default_factory=dict)
+    losses: Losses = field(default_factory=Losses)
+    retreats: int = 0
+    rate_factor: float = 1.0
 
 
 class CheckpointError(Exception):
@@ -120,6 +128,9 @@ class Keeper:
             "step": step,
             "seconds": standing.seconds,
             "micro_batch_tokens": standing.micro_batch_tokens,
+            "losses": asdict(standing.losses),
+            "retreats": standing.retreats,
+            "rate_factor": standing.rate_factor,
             "untuned": standing.untuned is not None,
             "events_bytes": self.events.stat().st_size,
             "optimizer": numbers,
@@ -134,6 +145,7 @@ class Keeper:
             else None,
         }
         _write(self.folder / f"step-{step:08d}", state, {WEIGHTS: weights, OPTIMIZER: optimizer})
+        standing.start.clear()
         self._prune()
         self.last = time.monotonic()
 
@@ -213,6 +225,9 @@ class Found:
         _set_generators(self.state["generators"])
         standing.progress.step, standing.seconds = self.step, float(self.state["seconds"])
         standing.micro_batch_tokens = self.state["micro_batch_tokens"]
+        standing.losses = Losses(**self.state["losses"])
+        standing.retreats, standing.rate_factor = self.state["retreats"], self.state["rate_factor"]
+        standing.best = Best()
         if self.best is not None:
             kept, (weights, predictions) = self.state["best"], self.best
             rank, worse = tuple(kept["rank"]), kept["worse_in_a_row"]

@@ -6,6 +6,7 @@ as batches of row positions. The caller logs, validates, saves, and stops by no 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from chainrule.kernels.embedding import coalesce
 from chainrule.models.inspect import frozen_modules
 from chainrule.strategies.base import Phase
 from chainrule.system.seed import seed_step
+from chainrule.training.divergence import DivergenceError
 from chainrule.training.optimizers import Optimizer
 
 MakeOptimizer = Callable[[list[dict[str, Any]]], Optimizer]
@@ -100,6 +102,9 @@ def training_steps(
 
     Yields:
         Step after each optimizer step.
+
+    Raises:
+        DivergenceError: loss or gradient are not finite numbers. The weights are still those before the step.
     """
     progress = progress or Progress()
     starts = {phase.start_step: phase for phase in phases}
@@ -117,6 +122,9 @@ def training_steps(
                 part_sum, part_count = objective.accumulate(model, batch)
             loss_sum, count, tokens = loss_sum + float(part_sum), count + part_count, tokens + batch.tokens
         norm, optimizer.gradient_scale = mean_and_clip(trained, count, stepping.max_gradient_norm)
+        if not (math.isfinite(loss_sum) and math.isfinite(norm)):
+            optimizer.zero_grad(set_to_none=True)
+            raise DivergenceError(f"loss {loss_sum / count}, gradient norm {norm} at step {index + 1}", index + 1, rows)
         factor = stepping.factor(index)
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor

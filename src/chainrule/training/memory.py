@@ -13,8 +13,8 @@ from chainrule.system.memory import free_memory
 from chainrule.system.seed import kept_generators
 
 SHARE = 0.8  # of what is free; the rest is for validation and what is not counted
-# Float32 for each trained number: its gradient, AdamW's two moments and a copy of the best so far.
-TRAINED_BYTES = 16
+# Float32 for each trained number: its gradient, AdamW's two moments, a copy of the best so far and one of the start.
+TRAINED_BYTES = 20
 
 
 def rows_that_fit(

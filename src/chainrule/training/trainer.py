@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 import time
@@ -19,7 +18,7 @@ from chainrule.core.task import Predictions, Task
 from chainrule.data.encode import Encoded
 from chainrule.errors import DivergedError, Problem, StoppedError, Where
 from chainrule.inference.predict import predict_encoded
-from chainrule.kernels.adamw import catch_up
+from chainrule.kernels.adamw import catch_up, forget_rows
 from chainrule.models.accelerate import keep_half_gradients, narrow_frozen, widen_frozen
 from chainrule.models.heads import settle
 from chainrule.models.inspect import count_parameters
@@ -28,7 +27,8 @@ from chainrule.strategies.base import Phase
 from chainrule.system.memory import is_shortage, return_freed
 from chainrule.system.progress import Bar, Display
 from chainrule.system.stop import stop_requests
-from chainrule.training.checkpoint import Best, Keeper, Standing
+from chainrule.training.checkpoint import Best, Found, Keeper, Standing
+from chainrule.training.divergence import MOST_RETREATS, RATE_FACTOR, DivergenceError, Losses, first_bad_part
 from chainrule.training.events import Sink
 from chainrule.training.job import (
     Job,
@@ -41,7 +41,7 @@ from chainrule.training.job import (
     steps_per_epoch,
     trained_names,
 )
-from chainrule.training.loop import Progress, Step, Stepping, enter, phase_at, training_steps
+from chainrule.training.loop import Step, Stepping, enter, phase_at, training_steps
 from chainrule.training.profile import Profile, profiled
 from chainrule.training.schedules import make_schedule
 from chainrule.training.trunk import with_states
@@ -91,6 +91,8 @@ def train(job: Job, recipe: Recipe, record: Sink, display: Display, keeper: Keep
     if not _take_up(job, recipe, standing, keeper, record, display):
         record({"event": "start", "step": 0, "steps": total, "rows": len(job.train)})
         standing.untuned = _untuned(job, recipe, record) if job.task.baseline == "untuned" else None
+        named = dict(job.model.named_parameters())
+        standing.start = {name: named[name].detach().clone() for name in trained_names(job, recipe, total)}
     if keeper.halve:
         _halve(job, recipe, standing, record, display)
     stopped = _make_steps(job, recipe, standing, keeper, record, display)
@@ -108,6 +110,44 @@ def train(job: Job, recipe: Recipe, record: Sink, display: Display, keeper: Keep
 
 
 def _make_steps(job: Job, recipe: Recipe, standing: Standing, keeper: Keeper, record: Sink, display: Display) -> str:
+    """Make the steps that are left, going back where training diverges; why there are no more."""
+    while True:
+        try:
+            return _go_on(job, recipe, standing, keeper, record, display)
+        except DivergenceError as error:
+            found = keeper.newest(display.say)
+            if standing.retreats == MOST_RETREATS or not (found or standing.start):
+                raise _diverged(job, recipe, error) from None
+            _retreat(job, recipe, standing, found)
+            told = {"step": error.step, "reason": str(error), "back_to": standing.progress.step}
+            record({"event": "diverged", **told, "rate_factor": standing.rate_factor})
+            display.say(
+                f"warning: training has diverged ({error}); back to step {standing.progress.step:,} with "
+                f"{standing.rate_factor:g} of the learning rate."
+            )
+
+
+def _retreat(job: Job, recipe: Recipe, standing: Standing, found: Found | None) -> None:
+    """Back to a checkpoint, or to the start, with a lower learning rate."""
+    retreats, factor = standing.retreats + 1, standing.rate_factor * RATE_FACTOR
+    standing.progress.optimizer = None
+    for parameter in job.model.parameters():
+        forget_rows(parameter)
+    if found is not None:
+        _put_back(job, recipe, standing, found)
+    else:
+        _restore(job.model, standing.start)
+        standing.progress.step, standing.best, standing.losses = 0, Best(), Losses()
+    standing.retreats, standing.rate_factor = retreats, factor
+
+
+def _put_back(job: Job, recipe: Recipe, standing: Standing, found: Found) -> None:
+    phases = job.strategy.phases(job.model, recipe.optimizer, planned_steps(recipe, len(job.train)))
+    enter(phase_at(phases, found.step), job.model, optimizer_maker(recipe), standing.progress)
+    found.put_into(job.model, standing)
+
+
+def _go_on(job: Job, recipe: Recipe, standing: Standing, keeper: Keeper, record: Sink, display: Display) -> str:
     """Make the steps that are left; why there are no more."""
     total = planned_steps(recipe, len(job.train))
     every = recipe.training.evaluate_every_steps or steps_per_epoch(recipe, len(job.train))
@@ -119,6 +159,10 @@ def _make_steps(job: Job, recipe: Recipe, standing: Standing, keeper: Keeper, re
         for step in _steps(job, recipe, standing, record, display) if stopped is None else ():
             standing.seconds += step.seconds
             _record_step(step, recipe, len(job.train), record, bar, standing.best, job.task)
+            standing.losses.note(step.loss)
+            if standing.losses.exploded:
+                what = f"a loss of {step.loss:.4g} at step {step.step}, above {standing.losses.limit:.4g}"
+                raise DivergenceError(what, step.step)
             if step.step % every == 0 or step.step == total:
                 _evaluate(job, recipe, step.step, record, standing.best)
                 stopped = _enough(job, recipe, standing)
@@ -148,9 +192,7 @@ def _take_up(job: Job, recipe: Recipe, standing: Standing, keeper: Keeper, recor
     if found is None:
         keeper.events.unlink(missing_ok=True)  # of steps that are made again
         return False
-    phases = job.strategy.phases(job.model, recipe.optimizer, planned_steps(recipe, len(job.train)))
-    enter(phase_at(phases, found.step), job.model, optimizer_maker(recipe), standing.progress)
-    found.put_into(job.model, standing)
+    _put_back(job, recipe, standing, found)
     os.truncate(keeper.events, found.state["events_bytes"])
     record({"event": "resumed", "step": found.step})
     display.say(f"Going on after step {found.step:,}.")
@@ -173,7 +215,7 @@ def _steps(job: Job, recipe: Recipe, standing: Standing, record: Sink, display: 
     while True:
         tokens = standing.micro_batch_tokens or recipe.training.micro_batch_tokens
         now = recipe.replace({"training.micro_batch_tokens": tokens})
-        steps = training_steps(*_loop_parts(job, now, standing.progress))
+        steps = training_steps(*_loop_parts(job, now, standing))
         try:
             yield from _watched(steps, recipe, record, display)
         except (MemoryError, RuntimeError) as error:
@@ -206,19 +248,20 @@ def _watched(steps: Iterator[Step], recipe: Recipe, record: Sink, display: Displ
     return profiled(steps, recipe.training.precision, report)
 
 
-def _loop_parts(job: Job, recipe: Recipe, progress: Progress) -> tuple[Any, ...]:
+def _loop_parts(job: Job, recipe: Recipe, standing: Standing) -> tuple[Any, ...]:
     total = planned_steps(recipe, len(job.train))
+    schedule = make_schedule(recipe.schedule, total)
     stepping = Stepping(
         pieces=piece_maker(job, recipe),
         load=batch_loader(job, recipe),
         autocast=forward_for(job, recipe).autocast,
-        factor=make_schedule(recipe.schedule, total),
+        factor=lambda step: schedule(step) * standing.rate_factor,
         max_gradient_norm=recipe.optimizer.max_gradient_norm,
         seed=recipe.seed,
     )
     phases: list[Phase] = job.strategy.phases(job.model, recipe.optimizer, total)
     batches = planned_batches(recipe, job.train.lengths, total)
-    return job.model, job.objective, batches, phases, optimizer_maker(recipe), stepping, progress
+    return job.model, job.objective, batches, phases, optimizer_maker(recipe), stepping, standing.progress
 
 
 def _settle_formats(job: Job, recipe: Recipe, steps: int) -> None:
@@ -245,8 +288,6 @@ def _above_frozen(job: Job, recipe: Recipe, steps: int, display: Display) -> tup
 
 
 def _record_step(step: Step, recipe: Recipe, rows: int, record: Sink, bar: Bar, best: Best, task: Task) -> None:
-    if not (math.isfinite(step.loss) and math.isfinite(step.gradient_norm)):
-        raise _diverged(recipe, f"loss {step.loss}, gradient norm {step.gradient_norm} at step {step.step}")
     epoch = step.step / steps_per_epoch(recipe, rows)
     record(
         {
@@ -277,7 +318,7 @@ def _untuned(job: Job, recipe: Recipe, record: Sink) -> Predictions:
 def _validate(job: Job, recipe: Recipe, step: int) -> tuple[Predictions, dict[str, float]]:
     predictions = predict_encoded(forward_for(job, recipe), job.validation, job.task.read)
     if predictions.losses is None or not np.isfinite(predictions.losses).all():
-        raise _diverged(recipe, f"a validation loss that is not a number after step {step}")
+        raise DivergenceError(f"a validation loss that is not a number after step {step}", step)
     return predictions, job.task.measure(_targets(job.validation), predictions)
 
 
@@ -304,7 +345,14 @@ def _evaluate(job: Job, recipe: Recipe, step: int, record: Sink, best: Best) -> 
     )
 
 
-def _diverged(recipe: Recipe, got: str) -> DivergedError:
+def _diverged(job: Job, recipe: Recipe, error: DivergenceError) -> DivergedError:
+    """The end of a run that has diverged too often: what went wrong first, and with which rows."""
+    got = str(error)
+    if error.rows is not None:
+        batch = batch_loader(job, recipe)(error.rows)
+        rows = ", ".join(f"{row + 1:,}" for row in sorted(error.rows.tolist()))
+        got += f"; first in {first_bad_part(job.model, batch, forward_for(job, recipe).autocast)}"
+        got += f"; rows of train: {rows}"
     problem = Problem(
         expected="a finite loss and gradient",
         got=got,
