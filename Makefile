@@ -13,8 +13,8 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3 python; d
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -n 2
 
-BENCH ?= trec
-SEEDS ?= 1
+BENCH ?= banking77 mrpc long_documents alpaca_gpt4_en predict
+ROUNDS ?= 30
 KILLS ?= 30
 
 .DEFAULT_GOAL := help
@@ -52,8 +52,9 @@ format: $(VENV)/.installed-dev  ## let ruff put the code in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed-bench  ## measure against the Hugging Face Trainer, in turn (long): BENCH="trec mrpc" SEEDS=3
-	$(BIN)/python benchmarks/compare.py --workloads $(BENCH) --seeds $(SEEDS)
+bench: $(VENV)/.installed-bench  ## measure against other trainers that take turns (hours): BENCH="mrpc predict" ROUNDS=4
+	for work in $(BENCH); do $(BIN)/python benchmarks/turns.py $$work --rounds $(ROUNDS) || exit 1; done
+	$(BIN)/python benchmarks/tables.py --plot docs/images/speed.svg
 
 clean:  ## remove caches and build output; .venv and runs/ stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .benchmarks

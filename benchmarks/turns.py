@@ -26,7 +26,7 @@ from typing import Any, Self
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 from compare import add_results
-from workloads import CHATS, PREDICTED, WORKLOADS
+from workloads import CHATS, DATA, MADE, PREDICTED, WORKLOADS
 
 from chainrule.models.catalog import model_folder
 
@@ -98,6 +98,19 @@ def command(trainer: str, workload: str, steps: int, artifact: str) -> list[str]
     return [str(HERE / "peers" / script), *common, "--config", trainer]
 
 
+def classifier() -> Path:
+    """A classifier of ag_news to predict with, trained for a minute or so the first time.
+
+    In a process of its own: what this one takes at most, its children count as theirs.
+    """
+    run = MADE / "classifier"
+    if not (run / "summary.json").is_file():
+        words = ["train", str(DATA / "ag_news"), "--model", "minilm", "--max-length", "128", "--out", str(run)]
+        settings = ["--set", "training.steps=60", "--set", "training.precision=bfloat16"]
+        subprocess.run([sys.executable, "-m", "chainrule", *words, *settings], check=True)
+    return run / "artifact"
+
+
 def take_turns(trainers: Sequence[str], workload: str, rounds: int, steps: int, artifact: str) -> dict[str, Any]:
     """Seconds of every turn by trainer, the first round left out, and peak memory."""
     workers = [Worker(name, command(name, workload, steps, artifact)) for name in trainers]
@@ -133,7 +146,9 @@ def main() -> None:
     parser.add_argument("--trainers", nargs="+", help="chainrule and peers; by default the whole grid")
     parser.add_argument("--rounds", type=int, default=30, help="turns of each that count")
     parser.add_argument("--quick", action="store_true", help="4 rounds")
-    parser.add_argument("--artifact", default="", help="for predict: a classifier that Chainrule has saved")
+    parser.add_argument(
+        "--artifact", default="", help="for predict: a classifier that Chainrule has saved; by default one is trained"
+    )
     options = parser.parse_args()
     rounds = 4 if options.quick else options.rounds
     (HERE / "results").mkdir(exist_ok=True)
@@ -146,10 +161,13 @@ def main() -> None:
     else:
         whole, steps, unit = ENCODER, STEPS, "rows"
         rows = STEPS * WORKLOADS[options.workload].batch_size
-    trainers = [OURS, *(name for name in options.trainers or whole if name != OURS)]
-    results = take_turns(trainers, options.workload, rounds, steps, options.artifact)
-    add_results([{"turns": options.workload, "trainer": name, **result} for name, result in results.items()])
-    print("\n".join(table(results, rows, unit)))
+    peers = [name for name in options.trainers or whole if name != OURS]
+    artifact = options.artifact or (str(classifier()) if options.workload == "predict" else "")
+    # Language models take gigabytes: one peer at a time.
+    for together in [[name] for name in peers] if unit == "chats" else [peers]:
+        results = take_turns([OURS, *together], options.workload, rounds, steps, artifact)
+        add_results([{"turns": options.workload, "trainer": name, **result} for name, result in results.items()])
+        print("\n".join(table(results, rows, unit)), flush=True)
 
 
 if __name__ == "__main__":
