@@ -100,6 +100,10 @@ def test_no_run_there(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="There is no run to go on with") as caught:
         chainrule.resume(tmp_path / "nowhere")
     assert caught.value.problems[0].got == "no such folder"
+    (tmp_path / "resolved.yaml").touch()  # of a version that wrote less
+    with pytest.raises(OutputError) as caught:
+        chainrule.resume(tmp_path)
+    assert caught.value.problems[0].got == "a folder without resolved.yaml or inputs.json"
 
 
 def test_data_that_has_changed_is_refused(stopped: Path, tmp_path: Path) -> None:

@@ -45,3 +45,12 @@ def test_killed_runs_end_as_if_nothing_had_happened(name: str, inputs: Any, fold
         kills.finish(case, inputs, out)
         assert kills.weights(out) == wanted, f"other weights after {killed} kills"
         assert kills.events(out) == happened, f"other events after {killed} kills"
+
+
+@pytest.mark.unit
+def test_a_pause_changes_nothing(inputs: Any, folder: Path) -> None:
+    case = kills.CASES["full"]
+    kills.finish(case, inputs, folder / "alone")
+    kills.pause(case, inputs, folder / "paused", 0.5)
+    assert kills.weights(folder / "paused") == kills.weights(folder / "alone")
+    assert kills.events(folder / "paused") == kills.events(folder / "alone")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -98,3 +99,27 @@ def test_a_name_too_long_is_an_output_error(tmp_path: Path) -> None:
         pass
     with pytest.raises(OutputError, match="expected a shorter path"), atomic_path(path):
         pass
+
+
+def test_file_systems_that_flush_no_folders_are_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.fsync
+
+    def fsync(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with atomic_folder(tmp_path / "made") as folder:
+        (folder / "file").write_text("whole", encoding="utf-8")
+    assert (tmp_path / "made" / "file").read_text(encoding="utf-8") == "whole"
+
+
+def test_a_file_that_cannot_be_flushed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fsync(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OutputError, match="full or read-only"), atomic_folder(tmp_path / "made") as folder:
+        (folder / "file").write_text("whole", encoding="utf-8")
+    assert not (tmp_path / "made").exists()

@@ -70,11 +70,15 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 def flush(path: Path) -> None:
     """Have the operating system put a file, or the entries of a folder, on the disk."""
-    if path.is_dir() and os.name == "nt":  # Windows opens no folders
+    is_folder = path.is_dir()
+    if is_folder and os.name == "nt":  # Windows opens no folders
         return
     handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if not is_folder or error.errno not in _NO_SUCH_CALL:  # some file systems flush files only
+            raise
     finally:
         os.close(handle)
 
@@ -147,3 +151,4 @@ def _is_no_room(error: Exception) -> bool:
 
 
 _NO_ROOM = {errno.ENOSPC, errno.EROFS, errno.EDQUOT}
+_NO_SUCH_CALL = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}

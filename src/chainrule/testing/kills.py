@@ -10,6 +10,8 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -111,6 +113,18 @@ def kill_after(case: Case, inputs: dict[bool, tuple[Path, Path]], out: Path, sec
     process.join()
     assert alive or process.exitcode == 0, f"{case.name} ended with {process.exitcode}"
     return alive
+
+
+def pause(case: Case, inputs: dict[bool, tuple[Path, Path]], out: Path, seconds: float) -> None:
+    """Run it to its end with a pause: stopped and continued as a shell does with Ctrl-Z and fg."""
+    process = start(case, inputs, out)
+    process.join(seconds)
+    if process.pid is not None and process.exitcode is None:
+        os.kill(process.pid, signal.SIGSTOP)
+        time.sleep(0.3)
+        os.kill(process.pid, signal.SIGCONT)
+    process.join()
+    assert process.exitcode == 0, f"{case.name} ended with {process.exitcode}"
 
 
 def weights(out: Path) -> str:

@@ -85,8 +85,8 @@ def resume_run(out: Path, source: Any, display: Display, began: float) -> Run:
         UserError: there is no such run, its data or its model has changed, or another process works on it.
         StoppedError: Ctrl-C or SIGTERM while steps were made.
     """
-    if not (out / "resolved.yaml").is_file():
-        got = "no such folder" if not out.exists() else "a folder without resolved.yaml"
+    if not all((out / name).is_file() for name in ("resolved.yaml", INPUTS)):
+        got = "no such folder" if not out.exists() else f"a folder without resolved.yaml or {INPUTS}"
         todo = "Give the folder that `chainrule train --out` made, or train anew."
         problem = Problem(where=Where(file=str(out)), expected="a run folder", got=got, todo=todo)
         raise OutputError(f"There is no run to go on with at {out}.", [problem])

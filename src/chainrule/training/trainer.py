@@ -309,7 +309,10 @@ def _record_step(step: Step, recipe: Recipe, rows: int, record: Sink, bar: Bar, 
 def _untuned(job: Job, recipe: Recipe, record: Sink) -> Predictions:
     """The validation of the model as it is before step one."""
     began = time.perf_counter()
-    predictions, metrics = _validate(job, recipe, 0)
+    try:
+        predictions, metrics = _validate(job, recipe, 0)
+    except DivergenceError as error:  # there is nothing to go back to
+        raise _diverged(job, recipe, error) from None
     seconds = round(time.perf_counter() - began, 3)
     record({"event": "evaluation", "step": 0, "epoch": 0.0, "metrics": metrics, "best": False, "seconds": seconds})
     return predictions
