@@ -32,7 +32,7 @@ Function = Callable[..., torch.Tensor]
 
 
 def kept(rows: int, columns: int, probability: float, key: tuple[int, int]) -> torch.Tensor:
-    """What a mask must be: the hash of native.cpp in numpy, as (rows, columns) factors."""
+    """What a mask must be: the hash of cpp/common.hpp in numpy, as (rows, columns) factors."""
     level, groups = drop_levels(probability), (columns + 3) // 4
     with np.errstate(over="ignore"):
         x = np.arange(rows * groups, dtype=np.uint32) * np.uint32(0x9E3779B9) + np.uint32(key[0])
