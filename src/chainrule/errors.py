@@ -6,6 +6,7 @@
     │   ├── RecipeError         keys and values of a recipe
     │   ├── ModelError          a model folder or name that cannot be used
     │   ├── OutputError         an output path that cannot be written
+    │   ├── ShortageError       not enough memory, whatever the size of the pieces
     │   ├── DivergedError       a loss that is no longer a number
     │   └── MissingExtraError   an optional package that is not installed
     ├── StoppedError            Ctrl-C or SIGTERM ended a training after a step; exit code 130 or 143
@@ -102,6 +103,10 @@ class OutputError(UserError):
 
 class DivergedError(UserError):
     """The loss or the gradient is no longer a finite number."""
+
+
+class ShortageError(UserError):
+    """There is not enough memory for the smallest piece of the work."""
 
 
 class StoppedError(ChainruleError):

@@ -15,7 +15,7 @@ import pytest
 
 import chainrule
 from chainrule.core.artifact import Run
-from chainrule.errors import DataError, OutputError
+from chainrule.errors import DataError, OutputError, ShortageError
 from chainrule.system import memory
 from chainrule.system.lock import only_one
 from chainrule.system.progress import Quiet
@@ -187,6 +187,23 @@ def test_a_shortage_of_memory_halves_the_pieces_and_the_steps_stay(
         [loss for _, loss in losses(plenty.path)], rel=1e-4
     )
     assert any("memory ran short; from here on at most" in line for line in told.lines)
+
+
+def test_no_memory_for_a_single_row_is_one_clear_error(
+    tmp_path: Path, tiny_bert: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loader(*arguments: Any) -> Any:
+        def failing(rows: Any) -> Any:
+            raise MemoryError
+
+        return failing
+
+    monkeypatch.setattr(trainer, "batch_loader", loader)
+    with pytest.raises(ShortageError, match="not enough memory for this training") as caught:
+        chainrule.train(str(reviews), model=str(tiny_bert), out=tmp_path / "run", settings=SETTINGS)
+    assert caught.value.exit_code == 2
+    assert caught.value.problems[0].got == "none left in step 1"
+    assert "--resume" in caught.value.problems[0].todo
 
 
 def test_another_error_is_not_taken_for_a_shortage() -> None:

@@ -96,10 +96,10 @@ def resume_run(out: Path, source: Any, display: Display, began: float) -> Run:
             return Run(out)
         recipe = read_recipe(out / "resolved.yaml")
         require_trackers(recipe.training.track)
-        clear(out)
         job, prepared, recipe = _prepare(recipe, recipe.data.source if source is None else source, display)
         _refuse_changes(out, recipe, prepared)
         _tell_changes(out, _machine(job, recipe), display)
+        clear(out)
         _carry_out(out, job, recipe, prepared, display, began, memory)
     return Run(out)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
@@ -16,7 +17,7 @@ import torch
 from chainrule.core.recipe import Recipe
 from chainrule.core.task import Predictions, Task
 from chainrule.data.encode import Encoded
-from chainrule.errors import DivergedError, Problem, StoppedError, Where
+from chainrule.errors import DivergedError, Problem, ShortageError, StoppedError, Where
 from chainrule.inference.predict import predict_encoded
 from chainrule.kernels.adamw import catch_up, forget_rows
 from chainrule.models.accelerate import keep_half_gradients, narrow_frozen, widen_frozen
@@ -219,12 +220,23 @@ def _steps(job: Job, recipe: Recipe, standing: Standing, record: Sink, display: 
         try:
             yield from _watched(steps, recipe, record, display)
         except (MemoryError, RuntimeError) as error:
-            if not is_shortage(error) or standing.progress.updating or (tokens or 2) < 2:
+            if not is_shortage(error):
                 raise
+            if standing.progress.updating or (tokens or math.inf) <= int(job.train.lengths.min()):
+                raise _no_memory(standing.progress.step) from None
         else:
             return
         return_freed()
         _halve(job, recipe, standing, record, display)
+
+
+def _no_memory(made: int) -> ShortageError:
+    problem = Problem(
+        expected="memory for a single row and the optimizer's state",
+        got=f"none left in step {made + 1:,}",
+        todo="Close other programs and go on with --resume, or train anew with a smaller model.max_length.",
+    )
+    return ShortageError("There is not enough memory for this training.", [problem])
 
 
 def _halve(job: Job, recipe: Recipe, standing: Standing, record: Sink, display: Display) -> None:
