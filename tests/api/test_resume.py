@@ -21,7 +21,7 @@ from chainrule.system.lock import only_one
 from chainrule.system.progress import Quiet
 from chainrule.testing.data import sentences, write_csv
 from chainrule.testing.models import tiny_model
-from chainrule.training import job, trainer
+from chainrule.training import job, shortage, trainer
 from chainrule.training import run as run_module
 
 pytestmark = pytest.mark.unit
@@ -175,7 +175,7 @@ def test_a_shortage_of_memory_halves_the_pieces_and_the_steps_stay(
 
         return failing
 
-    monkeypatch.setattr(trainer, "batch_loader", loader)
+    monkeypatch.setattr(shortage, "batch_loader", loader)
     told = Told()
     short = chainrule.train(str(reviews), model=str(tiny_bert), out=tmp_path / "short", settings=settings, display=told)
     found = [event for event in short.events() if event["event"] == "memory"]
@@ -198,7 +198,7 @@ def test_no_memory_for_a_single_row_is_one_clear_error(
 
         return failing
 
-    monkeypatch.setattr(trainer, "batch_loader", loader)
+    monkeypatch.setattr(shortage, "batch_loader", loader)
     with pytest.raises(ShortageError, match="not enough memory for this training") as caught:
         chainrule.train(str(reviews), model=str(tiny_bert), out=tmp_path / "run", settings=SETTINGS)
     assert caught.value.exit_code == 2

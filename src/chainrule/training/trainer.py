@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import os
 import signal
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from chainrule.core.recipe import Recipe
 from chainrule.core.task import Predictions, Task
-from chainrule.data.encode import Encoded
-from chainrule.errors import DivergedError, Problem, ShortageError, StoppedError, Where
-from chainrule.inference.predict import predict_encoded
-from chainrule.kernels.adamw import catch_up, forget_rows
+from chainrule.errors import DivergedError, Problem, StoppedError, Where
+from chainrule.kernels.adamw import forget_rows
 from chainrule.models.accelerate import keep_half_gradients, narrow_frozen, widen_frozen
 from chainrule.models.heads import settle
 from chainrule.models.inspect import count_parameters
 from chainrule.models.trunk import frozen_depth
-from chainrule.strategies.base import Phase
-from chainrule.system.memory import is_shortage, return_freed
+from chainrule.system.memory import return_freed
 from chainrule.system.progress import Bar, Display
 from chainrule.system.stop import stop_requests
 from chainrule.training.checkpoint import Best, Found, Keeper, Standing
@@ -36,16 +27,14 @@ from chainrule.training.job import (
     batch_loader,
     forward_for,
     optimizer_maker,
-    piece_maker,
-    planned_batches,
     planned_steps,
     steps_per_epoch,
     trained_names,
 )
-from chainrule.training.loop import Step, Stepping, enter, phase_at, training_steps
-from chainrule.training.profile import Profile, profiled
-from chainrule.training.schedules import make_schedule
+from chainrule.training.loop import Step, enter, phase_at
+from chainrule.training.shortage import halve, steps_in_memory
 from chainrule.training.trunk import with_states
+from chainrule.training.validation import evaluate, put_weights, validate_untuned
 
 
 @dataclass(frozen=True)
@@ -91,15 +80,16 @@ def train(job: Job, recipe: Recipe, record: Sink, display: Display, keeper: Keep
     standing = Standing(seconds=trunk_seconds)
     if not _take_up(job, recipe, standing, keeper, record, display):
         record({"event": "start", "step": 0, "steps": total, "rows": len(job.train)})
-        standing.untuned = _untuned(job, recipe, record) if job.task.baseline == "untuned" else None
+        if job.task.baseline == "untuned":
+            standing.untuned = _untuned(job, recipe, record)
         named = dict(job.model.named_parameters())
         standing.start = {name: named[name].detach().clone() for name in trained_names(job, recipe, total)}
     if keeper.halve:
-        _halve(job, recipe, standing, record, display)
+        halve(job, recipe, standing, record, display)
     stopped = _make_steps(job, recipe, standing, keeper, record, display)
     best = standing.best
     trained = count_parameters(job.model, trainable_only=True)
-    _restore(job.model, best.weights)
+    put_weights(job.model, best.weights)
     widen_frozen(job.model)
     model = job.strategy.finish(job.model)
     settle(model)
@@ -108,6 +98,13 @@ def train(job: Job, recipe: Recipe, record: Sink, display: Display, keeper: Keep
     done, seconds = standing.progress.step, standing.seconds
     record({"event": "finish", "step": done, "best_step": best.step, "reason": stopped, "seconds": seconds})
     return Outcome(done, seconds, trained, best.step, best.metrics, best.predictions, stopped, model, standing.untuned)
+
+
+def _untuned(job: Job, recipe: Recipe, record: Sink) -> Predictions:
+    try:
+        return validate_untuned(job, recipe, record)
+    except DivergenceError as error:  # there is nothing to go back to
+        raise _diverged(job, recipe, error) from None
 
 
 def _make_steps(job: Job, recipe: Recipe, standing: Standing, keeper: Keeper, record: Sink, display: Display) -> str:
@@ -137,7 +134,7 @@ def _retreat(job: Job, recipe: Recipe, standing: Standing, found: Found | None) 
     if found is not None:
         _put_back(job, recipe, standing, found)
     else:
-        _restore(job.model, standing.start)
+        put_weights(job.model, standing.start)
         standing.progress.step, standing.best, standing.losses = 0, Best(), Losses()
     standing.retreats, standing.rate_factor = retreats, factor
 
@@ -157,7 +154,7 @@ def _go_on(job: Job, recipe: Recipe, standing: Standing, keeper: Keeper, record:
     with display.bar("training", total) as bar, stop_requests(display.say) as request:
         if standing.progress.step:
             bar.advance(standing.progress.step)
-        for step in _steps(job, recipe, standing, record, display) if stopped is None else ():
+        for step in steps_in_memory(job, recipe, standing, record, display) if stopped is None else ():
             standing.seconds += step.seconds
             _record_step(step, recipe, len(job.train), record, bar, standing.best, job.task)
             standing.losses.note(step.loss)
@@ -165,7 +162,7 @@ def _go_on(job: Job, recipe: Recipe, standing: Standing, keeper: Keeper, record:
                 what = f"a loss of {step.loss:.4g} at step {step.step}, above {standing.losses.limit:.4g}"
                 raise DivergenceError(what, step.step)
             if step.step % every == 0 or step.step == total:
-                _evaluate(job, recipe, step.step, record, standing.best)
+                evaluate(job, recipe, step.step, record, standing.best)
                 stopped = _enough(job, recipe, standing)
             if request.signal is not None or keeper.due():
                 keeper.write(job.model, trained, standing)
@@ -211,71 +208,6 @@ def _stopped(number: int, step: int, total: int, run: Path) -> StoppedError:
     return StoppedError(f"Stopped by {name} after step {step:,}.", [problem], code)
 
 
-def _steps(job: Job, recipe: Recipe, standing: Standing, record: Sink, display: Display) -> Iterator[Step]:
-    """The loop, watched where the recipe asks for it; where memory runs short it goes on with smaller pieces."""
-    while True:
-        tokens = standing.micro_batch_tokens or recipe.training.micro_batch_tokens
-        now = recipe.replace({"training.micro_batch_tokens": tokens})
-        steps = training_steps(*_loop_parts(job, now, standing))
-        try:
-            yield from _watched(steps, recipe, record, display)
-        except (MemoryError, RuntimeError) as error:
-            if not is_shortage(error):
-                raise
-            if standing.progress.updating or (tokens or math.inf) <= int(job.train.lengths.min()):
-                raise _no_memory(standing.progress.step) from None
-        else:
-            return
-        return_freed()
-        _halve(job, recipe, standing, record, display)
-
-
-def _no_memory(made: int) -> ShortageError:
-    problem = Problem(
-        expected="memory for a single row and the optimizer's state",
-        got=f"none left in step {made + 1:,}",
-        todo="Close other programs and go on with --resume, or train anew with a smaller model.max_length.",
-    )
-    return ShortageError("There is not enough memory for this training.", [problem])
-
-
-def _halve(job: Job, recipe: Recipe, standing: Standing, record: Sink, display: Display) -> None:
-    """Smaller micro-batches from the next step on; the effective batch stays."""
-    whole = recipe.training.batch_size * int(job.train.lengths.max())
-    tokens = max(1, (standing.micro_batch_tokens or recipe.training.micro_batch_tokens or whole) // 2)
-    standing.micro_batch_tokens = tokens
-    record({"event": "memory", "step": standing.progress.step, "micro_batch_tokens": tokens})
-    display.say(f"warning: memory ran short; from here on at most {tokens:,} tokens are worked through at once.")
-
-
-def _watched(steps: Iterator[Step], recipe: Recipe, record: Sink, display: Display) -> Iterator[Step]:
-    if not recipe.training.profile:
-        return steps
-
-    def report(seen: Profile) -> None:
-        record(seen.as_event())
-        for line in seen.lines():
-            display.say(line)
-
-    return profiled(steps, recipe.training.precision, report)
-
-
-def _loop_parts(job: Job, recipe: Recipe, standing: Standing) -> tuple[Any, ...]:
-    total = planned_steps(recipe, len(job.train))
-    schedule = make_schedule(recipe.schedule, total)
-    stepping = Stepping(
-        pieces=piece_maker(job, recipe),
-        load=batch_loader(job, recipe),
-        autocast=forward_for(job, recipe).autocast,
-        factor=lambda step: schedule(step) * standing.rate_factor,
-        max_gradient_norm=recipe.optimizer.max_gradient_norm,
-        seed=recipe.seed,
-    )
-    phases: list[Phase] = job.strategy.phases(job.model, recipe.optimizer, total)
-    batches = planned_batches(recipe, job.train.lengths, total)
-    return job.model, job.objective, batches, phases, optimizer_maker(recipe), stepping, standing.progress
-
-
 def _settle_formats(job: Job, recipe: Recipe, steps: int) -> None:
     """Which weights and gradients are held in bfloat16 while this run lasts."""
     longest = recipe.training.batch_size * int(job.train.lengths.max())
@@ -318,48 +250,6 @@ def _record_step(step: Step, recipe: Recipe, rows: int, record: Sink, bar: Bar, 
     bar.advance(1, f"loss {step.loss:.4f}{seen}")
 
 
-def _untuned(job: Job, recipe: Recipe, record: Sink) -> Predictions:
-    """The validation of the model as it is before step one."""
-    began = time.perf_counter()
-    try:
-        predictions, metrics = _validate(job, recipe, 0)
-    except DivergenceError as error:  # there is nothing to go back to
-        raise _diverged(job, recipe, error) from None
-    seconds = round(time.perf_counter() - began, 3)
-    record({"event": "evaluation", "step": 0, "epoch": 0.0, "metrics": metrics, "best": False, "seconds": seconds})
-    return predictions
-
-
-def _validate(job: Job, recipe: Recipe, step: int) -> tuple[Predictions, dict[str, float]]:
-    predictions = predict_encoded(forward_for(job, recipe), job.validation, job.task.read)
-    if predictions.losses is None or not np.isfinite(predictions.losses).all():
-        raise DivergenceError(f"a validation loss that is not a number after step {step}", step)
-    return predictions, job.task.measure(_targets(job.validation), predictions)
-
-
-def _evaluate(job: Job, recipe: Recipe, step: int, record: Sink, best: Best) -> None:
-    began = time.perf_counter()
-    predictions, metrics = _validate(job, recipe, step)
-    rank = job.task.rank(metrics)
-    better = rank > best.rank
-    if better:
-        best.step, best.rank, best.metrics, best.predictions = step, rank, metrics, predictions
-        best.weights = _trained_weights(job.model)
-        best.worse_in_a_row = 0
-    else:
-        best.worse_in_a_row += 1
-    record(
-        {
-            "event": "evaluation",
-            "step": step,
-            "epoch": round(step / steps_per_epoch(recipe, len(job.train)), 4),
-            "metrics": metrics,
-            "best": better,
-            "seconds": round(time.perf_counter() - began, 3),
-        }
-    )
-
-
 def _diverged(job: Job, recipe: Recipe, error: DivergenceError) -> DivergedError:
     """The end of a run that has diverged too often: what went wrong first, and with which rows."""
     got = str(error)
@@ -374,23 +264,3 @@ def _diverged(job: Job, recipe: Recipe, error: DivergenceError) -> DivergedError
         todo=f"Lower the learning rate ({recipe.optimizer.learning_rate:g}) or set training.precision=float32.",
     )
     return DivergedError("Training has diverged.", [problem])
-
-
-def _trained_weights(model: Any) -> dict[str, torch.Tensor]:
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    for parameter in trained.values():
-        catch_up(parameter)
-    return {name: parameter.detach().clone() for name, parameter in trained.items()}
-
-
-def _restore(model: Any, weights: dict[str, torch.Tensor]) -> None:
-    named = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, value in weights.items():
-            named[name].copy_(value)
-
-
-def _targets(encoded: Encoded) -> np.ndarray:
-    if encoded.targets is None:
-        raise ValueError("training and validation rows need targets")
-    return encoded.targets

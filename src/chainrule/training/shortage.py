@@ -1,0 +1,92 @@
+"""The loop within the memory there is: where it runs short, the loop is begun anew with smaller pieces."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from chainrule.core.recipe import Recipe
+from chainrule.errors import Problem, ShortageError
+from chainrule.strategies.base import Phase
+from chainrule.system.memory import is_shortage, return_freed
+from chainrule.system.progress import Display
+from chainrule.training.checkpoint import Standing
+from chainrule.training.events import Sink
+from chainrule.training.job import (
+    Job,
+    batch_loader,
+    forward_for,
+    optimizer_maker,
+    piece_maker,
+    planned_batches,
+    planned_steps,
+)
+from chainrule.training.loop import Step, Stepping, training_steps
+from chainrule.training.profile import Profile, profiled
+from chainrule.training.schedules import make_schedule
+
+
+def steps_in_memory(job: Job, recipe: Recipe, standing: Standing, record: Sink, display: Display) -> Iterator[Step]:
+    """The loop, watched where the recipe asks for it; where memory runs short it goes on with smaller pieces."""
+    while True:
+        tokens = standing.micro_batch_tokens or recipe.training.micro_batch_tokens
+        now = recipe.replace({"training.micro_batch_tokens": tokens})
+        steps = training_steps(*_loop_parts(job, now, standing))
+        try:
+            yield from _watched(steps, recipe, record, display)
+        except (MemoryError, RuntimeError) as error:
+            if not is_shortage(error):
+                raise
+            if standing.progress.updating or (tokens or math.inf) <= int(job.train.lengths.min()):
+                raise _no_memory(standing.progress.step) from None
+        else:
+            return
+        return_freed()
+        halve(job, recipe, standing, record, display)
+
+
+def _no_memory(made: int) -> ShortageError:
+    problem = Problem(
+        expected="memory for a single row and the optimizer's state",
+        got=f"none left in step {made + 1:,}",
+        todo="Close other programs and go on with --resume, or train anew with a smaller model.max_length.",
+    )
+    return ShortageError("There is not enough memory for this training.", [problem])
+
+
+def halve(job: Job, recipe: Recipe, standing: Standing, record: Sink, display: Display) -> None:
+    """Smaller micro-batches from the next step on; the effective batch stays."""
+    whole = recipe.training.batch_size * int(job.train.lengths.max())
+    tokens = max(1, (standing.micro_batch_tokens or recipe.training.micro_batch_tokens or whole) // 2)
+    standing.micro_batch_tokens = tokens
+    record({"event": "memory", "step": standing.progress.step, "micro_batch_tokens": tokens})
+    display.say(f"warning: memory ran short; from here on at most {tokens:,} tokens are worked through at once.")
+
+
+def _watched(steps: Iterator[Step], recipe: Recipe, record: Sink, display: Display) -> Iterator[Step]:
+    if not recipe.training.profile:
+        return steps
+
+    def report(seen: Profile) -> None:
+        record(seen.as_event())
+        for line in seen.lines():
+            display.say(line)
+
+    return profiled(steps, recipe.training.precision, report)
+
+
+def _loop_parts(job: Job, recipe: Recipe, standing: Standing) -> tuple[Any, ...]:
+    total = planned_steps(recipe, len(job.train))
+    schedule = make_schedule(recipe.schedule, total)
+    stepping = Stepping(
+        pieces=piece_maker(job, recipe),
+        load=batch_loader(job, recipe),
+        autocast=forward_for(job, recipe).autocast,
+        factor=lambda step: schedule(step) * standing.rate_factor,
+        max_gradient_norm=recipe.optimizer.max_gradient_norm,
+        seed=recipe.seed,
+    )
+    phases: list[Phase] = job.strategy.phases(job.model, recipe.optimizer, total)
+    batches = planned_batches(recipe, job.train.lengths, total)
+    return job.model, job.objective, batches, phases, optimizer_maker(recipe), stepping, standing.progress

@@ -1,0 +1,89 @@
+"""Validation while training goes on, and the best weights so far."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from chainrule.core.recipe import Recipe
+from chainrule.core.task import Predictions
+from chainrule.data.encode import Encoded
+from chainrule.inference.predict import predict_encoded
+from chainrule.kernels.adamw import catch_up
+from chainrule.training.checkpoint import Best
+from chainrule.training.divergence import DivergenceError
+from chainrule.training.events import Sink
+from chainrule.training.job import Job, forward_for, steps_per_epoch
+
+
+def validate_untuned(job: Job, recipe: Recipe, record: Sink) -> Predictions:
+    """The validation of the model as it is before step one."""
+    began = time.perf_counter()
+    predictions, metrics = validate(job, recipe, 0)
+    seconds = round(time.perf_counter() - began, 3)
+    record({"event": "evaluation", "step": 0, "epoch": 0.0, "metrics": metrics, "best": False, "seconds": seconds})
+    return predictions
+
+
+def validate(job: Job, recipe: Recipe, step: int) -> tuple[Predictions, dict[str, float]]:
+    """What the model says of the validation rows, and every metric of it.
+
+    Args:
+        step: the steps that were made.
+
+    Raises:
+        DivergenceError: a loss is not a finite number.
+    """
+    predictions = predict_encoded(forward_for(job, recipe), job.validation, job.task.read)
+    if predictions.losses is None or not np.isfinite(predictions.losses).all():
+        raise DivergenceError(f"a validation loss that is not a number after step {step}", step)
+    return predictions, job.task.measure(_targets(job.validation), predictions)
+
+
+def evaluate(job: Job, recipe: Recipe, step: int, record: Sink, best: Best) -> None:
+    """Validate, record it, and keep a copy of the trained weights where they are the best so far."""
+    began = time.perf_counter()
+    predictions, metrics = validate(job, recipe, step)
+    rank = job.task.rank(metrics)
+    better = rank > best.rank
+    if better:
+        best.step, best.rank, best.metrics, best.predictions = step, rank, metrics, predictions
+        best.weights = trained_weights(job.model)
+        best.worse_in_a_row = 0
+    else:
+        best.worse_in_a_row += 1
+    record(
+        {
+            "event": "evaluation",
+            "step": step,
+            "epoch": round(step / steps_per_epoch(recipe, len(job.train)), 4),
+            "metrics": metrics,
+            "best": better,
+            "seconds": round(time.perf_counter() - began, 3),
+        }
+    )
+
+
+def trained_weights(model: Any) -> dict[str, torch.Tensor]:
+    """A copy of what is trained now; rows that are behind catch up first."""
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for parameter in trained.values():
+        catch_up(parameter)
+    return {name: parameter.detach().clone() for name, parameter in trained.items()}
+
+
+def put_weights(model: Any, weights: dict[str, torch.Tensor]) -> None:
+    """Give a model's parameters, by name, these values."""
+    named = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in weights.items():
+            named[name].copy_(value)
+
+
+def _targets(encoded: Encoded) -> np.ndarray:
+    if encoded.targets is None:
+        raise ValueError("training and validation rows need targets")
+    return encoded.targets
