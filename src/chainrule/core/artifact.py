@@ -16,6 +16,7 @@ from chainrule.errors import ModelError, Problem, Where
 
 FORMAT_VERSION = 1
 MANIFEST = "chainrule.json"
+EVENTS = "events.jsonl"
 ROWS = "rows.safetensors"  # hashes of the rows it was made with, and the recorded cut
 
 
@@ -106,13 +107,28 @@ class Run:
 
     def events(self) -> Iterator[dict[str, Any]]:
         """Every step and epoch in order; a torn last line (a run killed while writing) is left out."""
-        file = self.path / "events.jsonl"
+        file = self.path / EVENTS
         if not file.is_file():
             return
         with file.open(encoding="utf-8") as lines:
             for line in lines:
                 if line.endswith("\n"):
                     yield json.loads(line)
+
+    def contents(self) -> dict[str, Any]:
+        """What is in the folder by now: the summary, the evaluations, where the report lies."""
+        evaluations = {
+            file.stem: json.loads(file.read_text(encoding="utf-8"))
+            for file in sorted((self.path / "evaluations").glob("*.json"))
+            if file.is_file()
+        }
+        report = self.path / "report.html"
+        return {
+            "finished": (self.path / "artifact").is_dir(),
+            "summary": self.summary,
+            "evaluations": evaluations,
+            "report": str(report) if report.is_file() else None,
+        }
 
 
 def _not_an_artifact(path: Path) -> ModelError:

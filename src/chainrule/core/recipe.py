@@ -110,6 +110,7 @@ class Training(Section):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     threads: int | None = Field(default=None, ge=1)
+    deterministic: bool | None = None
     accelerate: bool = True
     trunk_cache: bool = True
     evaluate_every_steps: int | None = Field(default=None, ge=1)

@@ -152,3 +152,11 @@ def _is_no_room(error: Exception) -> bool:
 
 _NO_ROOM = {errno.ENOSPC, errno.EROFS, errno.EDQUOT}
 _NO_SUCH_CALL = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}
+
+
+def free_path(path: Path) -> Path:
+    """The path itself where nothing is there, else the first of path-2, path-3, … where nothing is."""
+    free, number = path, 2
+    while free.exists():
+        free, number = path.with_name(f"{path.name}-{number}"), number + 1
+    return free

@@ -15,7 +15,7 @@ import json
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,15 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from chainrule.core.artifact import EVENTS
 from chainrule.core.task import Predictions
 from chainrule.kernels.adamw import catch_up
 from chainrule.system.files import atomic_folder, flush, sha256
+from chainrule.training.decisions import Decision, checkpoint_wanted
 from chainrule.training.divergence import Losses
 from chainrule.training.loop import Progress
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 STATE, WEIGHTS, OPTIMIZER, PREDICTIONS = (
     "state.json",
     "weights.safetensors",
@@ -69,6 +71,7 @@ class Standing:
         start: the trained weights before step one, until there is a checkpoint.
         retreats: how often training has diverged and gone back.
         rate_factor: on the learning rate since then.
+        pending: what was decided when these steps were made before, and is to be decided again.
     """
 
     progress: Progress = field(default_factory=Progress)
@@ -80,6 +83,7 @@ class Standing:
     losses: Losses = field(default_factory=Losses)
     retreats: int = 0
     rate_factor: float = 1.0
+    pending: list[Decision] = field(default_factory=list)
 
 
 class CheckpointError(Exception):
@@ -94,17 +98,23 @@ class Keeper:
         minutes: of work between two checkpoints.
         keep: how many of the newest stay.
         halve: begin again with smaller micro-batches, since the system killed the process for want of memory.
+        decided: by the run that is done again here.
     """
 
-    def __init__(self, run: Path, minutes: float, keep: int, *, halve: bool = False) -> None:
-        self.run, self.halve = run, halve
-        self.folder, self.events = run / "checkpoints", run / "events.jsonl"
+    def __init__(
+        self, run: Path, minutes: float, keep: int, *, halve: bool = False, decided: Sequence[Decision] = ()
+    ) -> None:
+        self.run, self.halve, self.decided = run, halve, decided
+        self.folder, self.events = run / "checkpoints", run / EVENTS
         self.seconds, self.keep = minutes * 60, keep
         self.last = time.monotonic()  # a clock that nobody sets back
 
-    def due(self) -> bool:
-        """Whether the work since the last checkpoint is worth one."""
-        return time.monotonic() - self.last >= self.seconds
+    def due(self, standing: Standing) -> bool:
+        """Whether the work since the last checkpoint is worth one, or there was one of this step before."""
+        wanted = checkpoint_wanted(standing.pending, standing.progress.step)
+        if wanted is None:
+            return time.monotonic() - self.last >= self.seconds and not standing.losses.alarming
+        return wanted
 
     def write(self, model: Any, trained: Iterable[str], standing: Standing) -> None:
         """Write a checkpoint of the step that was just made, and remove those that nobody needs any more.
@@ -131,6 +141,7 @@ class Keeper:
             "losses": asdict(standing.losses),
             "retreats": standing.retreats,
             "rate_factor": standing.rate_factor,
+            "pending": standing.pending,
             "untuned": standing.untuned is not None,
             "events_bytes": self.events.stat().st_size,
             "optimizer": numbers,
@@ -144,18 +155,19 @@ class Keeper:
             if best.predictions is not None
             else None,
         }
-        _write(self.folder / f"step-{step:08d}", state, {WEIGHTS: weights, OPTIMIZER: optimizer})
+        _write(self.folder / _name_of(step), state, {WEIGHTS: weights, OPTIMIZER: optimizer})
         standing.start.clear()
         self._prune()
         self.last = time.monotonic()
 
-    def newest(self, tell: Callable[[str], None]) -> Found | None:
-        """The newest checkpoint that is whole; what is wrong with newer ones is told.
+    def newest(self, tell: Callable[[str], None], step: int | None = None) -> Found | None:
+        """The newest checkpoint that is whole, and of no later step than `step`; what is wrong with newer ones is told.
 
         Returns:
             None where there is none: the run begins again at step 0.
         """
-        for path in sorted(self.folder.glob("step-*"), reverse=True):
+        paths = sorted(self.folder.glob("step-*"), reverse=True)
+        for path in [path for path in paths if step is None or path.name <= _name_of(step)]:
             try:
                 return self._read(path)
             except CheckpointError as error:
@@ -188,6 +200,10 @@ class Keeper:
             needed |= {self._best(best["step"])} if best else set()
         for path in [*paths[self.keep :], *(set(self.folder.glob("best-*")) - needed)]:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _name_of(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 @dataclass
