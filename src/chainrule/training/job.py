@@ -22,7 +22,11 @@ from chainrule.training.optimizers import make_optimizer
 
 @dataclass(frozen=True)
 class Job:
-    """What is trained on what, and how: everything but the recipe's numbers."""
+    """What is trained on what, and how: everything but the recipe's numbers.
+
+    Attributes:
+        row_numbers: (n,) of the training rows, 1-based, in the file they come from.
+    """
 
     model: Any
     task: Task
@@ -30,6 +34,7 @@ class Job:
     strategy: Strategy
     train: Encoded
     validation: Encoded
+    row_numbers: np.ndarray
     forward: Forward
 
 

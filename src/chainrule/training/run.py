@@ -238,6 +238,7 @@ def _job(
         strategy=strategy,
         train=prepared.encoded["train"],
         validation=prepared.encoded["validation"],
+        row_numbers=prepared.dataset.splits["train"].table.rows,
         forward=forward_of(model, prepared.tokenizer, device, fast),
     )
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from chainrule.core.recipe import Recipe
 from chainrule.core.task import Predictions, Task
 from chainrule.errors import DivergedError, Problem, StoppedError, Where
@@ -270,7 +272,7 @@ def _diverged(job: Job, recipe: Recipe, error: DivergenceError) -> DivergedError
     got = str(error)
     if error.rows is not None:
         batch = batch_loader(job, recipe)(error.rows)
-        rows = ", ".join(f"{row + 1:,}" for row in sorted(error.rows.tolist()))
+        rows = ", ".join(f"{row:,}" for row in np.sort(job.row_numbers[error.rows]))
         got += f"; first in {first_bad_part(job.model, batch, forward_for(job, recipe).autocast)}"
         got += f"; rows of train: {rows}"
     problem = Problem(
