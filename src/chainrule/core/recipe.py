@@ -6,7 +6,9 @@ and holds names and numbers only: nothing in it can be executed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import date, time
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -15,7 +17,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from chainrule.errors import Problem, RecipeError, Where
 
-MAX_RECIPE_BYTES = 1_000_000
+MAX_RECIPE_BYTES = 200_000
+MAX_DEPTH = 32  # of mappings and lists inside one another
+_BAD_SCALARS = (ValueError, AttributeError, RecursionError)  # what PyYAML raises for numbers and dates that are none
 
 
 class Section(BaseModel):
@@ -109,7 +113,7 @@ class Training(Section):
     packing: bool = False
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    threads: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1, le=4096)
     accelerate: bool = True
     trunk_cache: bool = True
     evaluate_every_steps: int | None = Field(default=None, ge=1)
@@ -166,11 +170,13 @@ def parse_recipe(values: Any, file: str | None = None) -> Recipe:
             todo="Start from a recipe.yaml in any run folder.",
         )
         raise RecipeError("The recipe is not a mapping.", [problem])
-    try:
-        return Recipe.model_validate(values)
-    except ValidationError as error:
-        problems = validation_problems(error, Recipe, file)
-        raise RecipeError(f"The recipe has {_count(len(problems), 'problem')}.", problems) from None
+    problems = list(_unusual(values, Where(file=file)))
+    if not problems:
+        try:
+            return Recipe.model_validate(values)
+        except ValidationError as error:
+            problems = validation_problems(error, Recipe, file)
+    raise RecipeError(f"The recipe has {_count(len(problems), 'problem')}.", problems)
 
 
 def parse_options(options_class: type[SectionType], spec: Spec, shelf: str) -> SectionType:
@@ -206,14 +212,14 @@ def merge(values: Any, changes: Mapping[str, Any]) -> Any:
     result = dict(values) if isinstance(values, Mapping) else values
     for key, value in changes.items():
         head, _, rest = key.partition(".")
-        if not isinstance(result, dict):
+        if not isinstance(result, dict) or key.count(".") > MAX_DEPTH:
             problem = Problem(
-                where=Where(field=key),
-                expected=f"a mapping above {key!r}",
-                got=repr(result),
+                where=Where(field=key[:80]),
+                expected=f"a mapping above {key[:80]!r}",
+                got=_shown(result) if key.count(".") <= MAX_DEPTH else f"more than {MAX_DEPTH} keys in one another",
                 todo="Remove this --set, or turn the value above it into a mapping.",
             )
-            raise RecipeError(f"Cannot set {key!r}.", [problem])
+            raise RecipeError(f"Cannot set {key[:80]!r}.", [problem])
         if not rest:
             result[head] = value
             continue
@@ -236,9 +242,9 @@ def parse_setting(text: str) -> tuple[str, Any]:
         )
         raise RecipeError(f"Cannot read --set {text!r}.", [problem])
     try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
-        parsed = value
+        parsed = yaml.load(value, Loader=_Loader)
+    except (yaml.YAMLError, *_BAD_SCALARS):
+        parsed = value  # plain text, such as *.csv or a date that is none
     return key.strip(), _number(parsed)
 
 
@@ -269,13 +275,38 @@ def _problem(item: Any, path: str, model: type[BaseModel], file: str | None) -> 
             where=where, expected="a value", got="nothing", todo=f"Set {path!r} in the recipe or by its flag."
         )
     message = str(item["msg"]).removeprefix("Input should be ").removeprefix("Value error, ")
-    shown = repr(got)
-    return Problem(
-        where=where,
-        expected=message[:200],
-        got=shown if len(shown) <= 80 else shown[:80] + "…",
-        todo=f"Change {path!r}.",
-    )
+    return Problem(where=where, expected=message[:200], got=_shown(got), todo=f"Change {path!r}.")
+
+
+def _unusual(value: Any, where: Where, depth: int = 0) -> Iterator[Problem]:
+    """What a recipe never holds: texts that cannot be written, endless numbers, bytes, dates, keys that are no text."""
+    if isinstance(value, Mapping | list | tuple):
+        if depth == MAX_DEPTH:
+            yield Problem(f"at most {MAX_DEPTH} levels", "more of them", "Write it flat.", where)
+            return
+        pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, inner in pairs:
+            place = replace(where, field=f"{where.field}.{key}" if where.field else str(key))
+            if isinstance(value, Mapping) and not _is_text(key):
+                yield Problem("a name as the key", _shown(key), "Correct the key.", place)
+            else:
+                yield from _unusual(inner, place, depth + 1)
+    elif isinstance(value, str) and not _is_text(value):
+        yield Problem("text that UTF-8 can write", _shown(value), "Correct the text, or rename the file.", where)
+    elif isinstance(value, int) and abs(value) >= 2**63:
+        got = f"one of {value.bit_length():,} bits"
+        yield Problem("a whole number of at most 64 bits", got, "Choose a smaller number.", where)
+    elif isinstance(value, bytes | date | time | set):
+        yield Problem("text or a number", f"{type(value).__name__}: {_shown(value)}", "Put quotes around it.", where)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
+def _shown(value: Any) -> str:
+    text = ascii(value) if isinstance(value, str) and not _is_text(value) else repr(value)
+    return text if len(text) <= 80 else text[:80] + "…"
 
 
 def _known_keys(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
@@ -286,7 +317,7 @@ def _known_keys(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
     return sorted(getattr(current, "model_fields", {}))
 
 
-class _NumberLoader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):
     """Plain YAML without aliases: a recipe needs none, and nested ones can grow without bound."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
@@ -301,7 +332,7 @@ def _read_yaml(path: Path) -> Any:
         if path.stat().st_size > MAX_RECIPE_BYTES:
             raise _unreadable(path, f"a file of at most {MAX_RECIPE_BYTES:,} bytes", f"{path.stat().st_size:,} bytes")
         text = path.read_text(encoding="utf-8")
-        return _number(yaml.load(text, Loader=_NumberLoader))
+        return _number(yaml.load(text, Loader=_Loader))
     except FileNotFoundError:
         raise _unreadable(path, "a recipe file", "no such file") from None
     except IsADirectoryError:
@@ -310,7 +341,7 @@ def _read_yaml(path: Path) -> Any:
         raise _unreadable(path, "a recipe file", error.strerror or str(error)) from None
     except UnicodeDecodeError as error:
         raise _unreadable(path, "UTF-8 text", f"undecodable bytes at {error.start}") from None
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, *_BAD_SCALARS) as error:
         mark = getattr(error, "problem_mark", None)
         reason = getattr(error, "problem", None) or str(error) or type(error).__name__
         raise _unreadable(path, "valid YAML", reason, line=mark.line + 1 if mark else None) from None
