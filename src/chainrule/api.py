@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from chainrule.core.artifact import Artifact, Run
 from chainrule.core.recipe import Data, Recipe, merge, parse_recipe, read_recipe
 from chainrule.core.report import CheckReport, EvaluationReport
 from chainrule.errors import ModelError, OutputError, Problem, RecipeError, Where
+from chainrule.system.files import read_json
 from chainrule.system.progress import Display, Quiet
 from chainrule.system.telemetry import turn_off_telemetry
 from chainrule.system.threads import wait_briefly
@@ -361,12 +361,8 @@ def _show_folder(path: Path) -> dict[str, Any]:
         run = Run(path)
         finished = (path / "artifact").is_dir()
         evaluations = {
-            file.stem: _read_json(file) for file in sorted((path / "evaluations").glob("*.json")) if file.is_file()
+            file.stem: read_json(file) for file in sorted((path / "evaluations").glob("*.json")) if file.is_file()
         }
         report = str(path / "report.html") if (path / "report.html").is_file() else None
         return {"finished": finished, "summary": run.summary, "evaluations": evaluations, "report": report}
     return {"artifact": Artifact.read(path).manifest.model_dump(mode="json")}
-
-
-def _read_json(file: Path) -> Any:
-    return json.loads(file.read_text(encoding="utf-8"))

@@ -7,6 +7,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from chainrule.core.artifact import ROWS, Artifact
@@ -16,7 +17,7 @@ from chainrule.core.task import Predictions
 from chainrule.data.flaws import finding
 from chainrule.data.load import Labelled, load_labelled
 from chainrule.data.split import Cut
-from chainrule.errors import DataError, ModelError
+from chainrule.errors import DataError, ModelError, Problem, Where
 from chainrule.evaluation.baselines import UNTUNED, Baselines
 from chainrule.evaluation.compare import judge
 from chainrule.inference.predict import Predictor, load_predictor, predict_encoded, untuned
@@ -98,11 +99,24 @@ def keep_report(artifact: Artifact, report: EvaluationReport) -> Path | None:
 
 
 def recorded_rows(artifact: Artifact) -> tuple[Cut | None, dict[str, np.ndarray]]:
-    """The recorded cut, and the input hashes of each split the model was made with."""
+    """The recorded cut, and the input hashes of each split the model was made with.
+
+    Raises:
+        ModelError: the file is damaged.
+    """
     file = artifact.path / ROWS
     if not file.is_file():
         return None, {}
-    arrays = load_file(file)
+    try:
+        arrays = load_file(file)
+        strange = [name for name, array in arrays.items() if array.dtype != np.uint64 or array.ndim != 1]
+        reason = f"other arrays: {', '.join(strange[:3])}" if strange else ""
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        reason = str(error)[:200]
+    if reason:
+        todo = "Take a copy of the artifact that is whole, or leave the file out."
+        problem = Problem("hashes of rows as safetensors", reason, todo, Where(file=str(file)))
+        raise ModelError(f"Cannot read {ROWS} in {artifact.path}.", [problem])
     seen = {name.removeprefix("seen/"): array for name, array in arrays.items() if name.startswith("seen/")}
     cut = {name.removeprefix("cut/"): array for name, array in arrays.items() if name.startswith("cut/")}
     sha256 = artifact.manifest.data.get("cut_sha256")

@@ -13,8 +13,9 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from chainrule.errors import ModelError, Problem, Where
-from chainrule.models.folder import read_json, refused, stored_shapes
+from chainrule.models.folder import refused, stored_shapes
 from chainrule.system.extras import require
+from chainrule.system.files import read_json
 
 ADAPTERS = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -79,7 +80,7 @@ def check_adapters(folder: Path) -> None:
         ModelError: they are not plain LoRA adapters, or their files are damaged.
     """
     name = str(folder)
-    values = read_json(folder / ADAPTERS, name)
+    values = read_json(folder / ADAPTERS)
     plain = json.loads(json.dumps(peft_library("A model with adapters").LoraConfig().to_dict(), default=list))
     strange = sorted(key for key in plain.keys() & values.keys() - _OPTIONS if values[key] != plain[key])
     if values.get("peft_type") != "LORA" or strange:

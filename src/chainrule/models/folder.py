@@ -6,7 +6,6 @@ may lead out of it. What `config.json` describes must be as large as what the we
 
 from __future__ import annotations
 
-import json
 import re
 import stat
 from collections.abc import Collection, Iterator, Mapping
@@ -18,9 +17,9 @@ from safetensors import SafetensorError, safe_open
 from transformers import CONFIG_MAPPING
 
 from chainrule.errors import ModelError, Problem, Where
+from chainrule.system.files import read_json
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-MAX_JSON = 16_000_000  # bytes of a JSON file beside the weights and the vocabulary
 MAX_PARTS = 4_096  # layers, heads, experts: each may be an object of its own before its size is known
 MAX_LABELS = 1_000_000
 SPARE = 2**24  # numbers that a model may compute beside those it has stored, such as tables of positions
@@ -56,26 +55,7 @@ def check_files(folder: Path, name: str) -> None:
             raise refused(name, "ordinary files", "a device or a pipe", "Remove it.", shown)
     for file in (CONFIG, "tokenizer_config.json", "generation_config.json", "special_tokens_map.json"):
         if (folder / file).is_file():
-            _check_values(read_json(folder / file, name), name, file)
-
-
-def read_json(path: Path, name: str) -> dict[str, Any]:
-    """The object in a JSON file of a model folder.
-
-    Raises:
-        ModelError: the file is too large, or is no JSON object.
-    """
-    todo = "Take a copy of the model that is whole."
-    try:
-        size = path.stat().st_size
-        if size > MAX_JSON:
-            raise refused(name, f"at most {MAX_JSON:,} bytes", f"{size:,} bytes", todo, path.name)
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise refused(name, "a JSON object", str(error)[:200], todo, path.name) from error
-    if not isinstance(value, dict):
-        raise refused(name, "a JSON object", f"{type(value).__name__}", todo, path.name)
-    return value
+            _check_values(read_json(folder / file), name, file)
 
 
 def weight_files(folder: Path, name: str) -> list[Path]:
@@ -104,7 +84,7 @@ def shard_names(index: Path, name: str) -> list[str]:
     Raises:
         ModelError: it names none, or anything but plain names of safetensors files.
     """
-    places = read_json(index, name).get("weight_map")
+    places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not places:
         todo = "Take a copy of the model that is whole."
         raise refused(name, "a weight_map from tensors to files", _cut(places), todo, index.name)

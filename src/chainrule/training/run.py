@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,14 @@ from chainrule.models.load import load_classifier, load_language_model, weights_
 from chainrule.strategies import make_strategy
 from chainrule.strategies.base import Strategy
 from chainrule.system.device import choose_device, environment, has_bfloat16, use_threads
-from chainrule.system.files import atomic_folder, output_errors, refuse_existing, write_json, write_text
+from chainrule.system.files import (
+    atomic_folder,
+    output_errors,
+    read_json,
+    refuse_existing,
+    write_json,
+    write_text,
+)
 from chainrule.system.lock import only_one
 from chainrule.system.memory import PeakMemory, keep_freed, kernel_kills
 from chainrule.system.progress import Display
@@ -158,9 +164,10 @@ def _refuse_changes(out: Path, recipe: Recipe, prepared: Prepared) -> None:
     Raises:
         DataError: they are not.
     """
-    before = json.loads((out / INPUTS).read_text(encoding="utf-8"))
-    now = _inputs(recipe, prepared)
-    changed = [name for name, found in now["rows_sha256"].items() if before["rows_sha256"].get(name) != found]
+    before, now = read_json(out / INPUTS), _inputs(recipe, prepared)
+    rows = before.get("rows_sha256")
+    known = rows if isinstance(rows, dict) else {}
+    changed = [name for name, found in now["rows_sha256"].items() if known.get(name) != found]
     problems = [
         Problem(
             where=Where(file=prepared.report.source, field=name),
@@ -170,7 +177,7 @@ def _refuse_changes(out: Path, recipe: Recipe, prepared: Prepared) -> None:
         )
         for name in changed
     ]
-    if before["base_sha256"] != now["base_sha256"]:
+    if before.get("base_sha256") != now["base_sha256"]:
         todo = "Put the model back as it was, or train anew with --out."
         where = Where(field="model.name")
         problems.append(Problem("the base model that the run began with", "other weights", todo, where))
@@ -180,7 +187,7 @@ def _refuse_changes(out: Path, recipe: Recipe, prepared: Prepared) -> None:
 
 def _tell_changes(out: Path, now: dict[str, Any], display: Display) -> None:
     """Say where the last digits may come out otherwise than without the interruption."""
-    before = json.loads((out / "environment.json").read_text(encoding="utf-8"))
+    before = read_json(out / "environment.json")
     changed = sorted(key for key in now if before.get(key) != now[key])
     if changed:
         display.say(
@@ -197,8 +204,10 @@ def _was_killed_for_memory(out: Path) -> bool:
     """Whether the system has killed a process for want of memory since this run was last started."""
     if not (out / STARTED).is_file():
         return False
-    before, now = json.loads((out / STARTED).read_text(encoding="utf-8")), _started()
-    same_boot = abs(before["boot"] - now["boot"]) <= 1
+    before, now = read_json(out / STARTED), _started()
+    if not all(isinstance(before.get(name), int | None) for name in now):
+        return False
+    same_boot = abs((before["boot"] or 0) - now["boot"]) <= 1
     return same_boot and (now["kernel_kills"] or 0) > (before["kernel_kills"] or 0)
 
 
