@@ -20,7 +20,7 @@ from chainrule.errors import Problem
 
 Value = str | tuple[str, ...] | float
 LARGEST = 3.4e38  # what float32, in which models are trained, can hold
-_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
+_NUMBER = re.compile(r"[+-]?(\d++(\.\d*+)?+|\.\d++)([eE][+-]?\d++)?+", re.ASCII)
 
 
 def read_targets(table: Table, field: str, column: str, kind: FieldKind) -> tuple[list[Value | None], list[Flaw]]:

@@ -52,6 +52,9 @@ def read_text(path: Path) -> dict[str, Any]:
             raise _broken(path, expected, "nothing" if key not in text else repr(text[key])[:80], key)
     if text["best"] not in (constant_name(text["kind"]), "tfidf"):
         raise _broken(path, "the name of a baseline", repr(text["best"])[:80], "best")
+    constants = text["outputs"] if text["kind"] == "classes" else 1
+    if text["constants"] != constants:
+        raise _broken(path, str(constants), str(text["constants"]), "constants")
     return text
 
 
@@ -96,7 +99,7 @@ def read_arrays(path: Path, text: dict[str, Any]) -> dict[str, np.ndarray]:
         arrays: dict[str, np.ndarray] = load_file(path)
     except OSError as error:
         raise _broken(path, "a file that can be read", error.strerror or str(error)) from error
-    except SafetensorError as error:
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:  # numpy has not all types of numbers
         raise _broken(path, "a safetensors file", str(error)[:200]) from error
     for name, (shape, kind) in shapes.items():
         found = arrays.get(name)
