@@ -56,6 +56,7 @@ def _print_folder(result: dict[str, Any]) -> None:
     for key, value in summary.items():
         print_line(f"{key}: {value}")
     for split, report in result["evaluations"].items():
-        print_line(f"{split}: {report['verdict']['text']}")
+        verdict = report.get("verdict")
+        print_line(f"{split}: {verdict.get('text') if isinstance(verdict, dict) else verdict}")
     if result["report"]:
         print_line(f"report: {result['report']}")

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from chainrule.core.parsing import merge, read_yaml, validation_problems
+from chainrule.core.parsing import merge, read_yaml, unusual_values, validation_problems
 from chainrule.errors import Problem, RecipeError, Where
 
 
@@ -108,7 +108,7 @@ class Training(Section):
     packing: bool = False
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    threads: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1, le=4096)
     deterministic: bool | None = None
     accelerate: bool = True
     trunk_cache: bool = True
@@ -166,11 +166,13 @@ def parse_recipe(values: Any, file: str | None = None) -> Recipe:
             todo="Start from a recipe.yaml in any run folder.",
         )
         raise RecipeError("The recipe is not a mapping.", [problem])
-    try:
-        return Recipe.model_validate(values)
-    except ValidationError as error:
-        problems = validation_problems(error, Recipe, file)
-        raise RecipeError(f"The recipe has {_count(len(problems), 'problem')}.", problems) from None
+    problems = list(unusual_values(values, Where(file=file)))
+    if not problems:
+        try:
+            return Recipe.model_validate(values)
+        except ValidationError as error:
+            problems = validation_problems(error, Recipe, file)
+    raise RecipeError(f"The recipe has {_count(len(problems), 'problem')}.", problems)
 
 
 def parse_options(options_class: type[SectionType], spec: Spec, shelf: str) -> SectionType:

@@ -16,6 +16,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,13 @@ from safetensors.torch import load_file, save_file
 
 from chainrule.core.artifact import EVENTS
 from chainrule.core.task import Predictions
-from chainrule.kernels.adamw import catch_up
+from chainrule.errors import ModelError, Problem, Where
+from chainrule.kernels.adamw import catch_up, checked_state
 from chainrule.system.files import atomic_folder, flush, sha256
 from chainrule.training.decisions import Decision, checkpoint_wanted
 from chainrule.training.divergence import Losses
 from chainrule.training.loop import Progress
+from chainrule.training.optimizers import Optimizer
 
 FORMAT_VERSION = 2
 STATE, WEIGHTS, OPTIMIZER, PREDICTIONS = (
@@ -176,16 +179,21 @@ class Keeper:
 
     def _read(self, path: Path) -> Found:
         state = read_state(path)
-        if not self.events.is_file() or self.events.stat().st_size < state["events_bytes"]:
-            raise CheckpointError("events.jsonl is shorter than it was then")
-        found = Found(state, _load(path / WEIGHTS), _load(path / OPTIMIZER))
-        if state["best"] is not None:
-            folder = self._best(state["best"]["step"])
-            read_state(folder)
-            found.best = _load(folder / WEIGHTS), _load(folder / PREDICTIONS)
-        if state["untuned"]:
-            read_state(self.folder / "untuned")
-            found.untuned = _load(self.folder / "untuned" / PREDICTIONS)
+        try:
+            if not self.events.is_file() or self.events.stat().st_size < state["events_bytes"]:
+                raise CheckpointError("events.jsonl is shorter than it was then")
+            if not isinstance(state["pending"], list):
+                raise TypeError("pending is no list")
+            found = Found(path, state, _load(path / WEIGHTS), _load(path / OPTIMIZER))
+            if state["best"] is not None:
+                folder = self._best(state["best"]["step"])
+                read_state(folder)
+                found.best = _load(folder / WEIGHTS), _load(folder / PREDICTIONS)
+            if state["untuned"]:
+                read_state(self.folder / "untuned")
+                found.untuned = _load(self.folder / "untuned" / PREDICTIONS)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path.name}/{STATE} is not what is written there: {error}") from error
         return found
 
     def _best(self, step: int) -> Path:
@@ -196,8 +204,9 @@ class Keeper:
         paths = sorted(self.folder.glob("step-*"), reverse=True)
         needed = set()
         for path in paths[: self.keep]:
-            best = json.loads((path / STATE).read_text(encoding="utf-8"))["best"]
-            needed |= {self._best(best["step"])} if best else set()
+            with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):  # an older one may be damaged
+                best = json.loads((path / STATE).read_text(encoding="utf-8"))["best"]
+                needed |= {self._best(best["step"])} if best else set()
         for path in [*paths[self.keep :], *(set(self.folder.glob("best-*")) - needed)]:
             shutil.rmtree(path, ignore_errors=True)
 
@@ -210,6 +219,7 @@ def _name_of(step: int) -> str:
 class Found:
     """A checkpoint that was read and is whole."""
 
+    path: Path
     state: dict[str, Any]
     weights: Tensors
     optimizer: Tensors
@@ -225,19 +235,34 @@ class Found:
 
         Args:
             standing: with an optimizer over the parameters of the step's phase.
+
+        Raises:
+            ModelError: it is of another model, or not what is written there.
         """
-        named, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+        if standing.progress.optimizer is None:
+            raise ValueError("an optimizer must be there to take its state back")
+        try:
+            self._put_into(model, standing, standing.progress.optimizer)
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
+            todo = "Remove this checkpoint, so that the one before it is taken."
+            problem = Problem("a checkpoint of this model", str(error)[:300], todo, Where(file=str(self.path)))
+            raise ModelError(f"The checkpoint {self.path.name} cannot be used.", [problem]) from error
+
+    def _put_into(self, model: Any, standing: Standing, optimizer: Optimizer) -> None:
+        named = dict(model.named_parameters())
+        targets = named | dict(model.named_buffers())
+        for tensors in (self.weights, self.best[0] if self.best else {}):
+            for name, value in tensors.items():
+                if value.shape != targets[name].shape:
+                    raise ValueError(f"{name} is of the shape {list(value.shape)}, not {list(targets[name].shape)}")
         with torch.no_grad():
             for name, value in self.weights.items():
-                (named[name] if name in named else buffers[name]).copy_(value)
-        optimizer = standing.progress.optimizer
-        if optimizer is None:
-            raise ValueError("an optimizer must be there to take its state back")
+                targets[name].copy_(value)
         for name, numbers in self.state["optimizer"].items():
             tensors = {key: self.optimizer[f"{name}/{key}"] for key in numbers["tensors"]}
             place = named[name].device
             moved = {key: value if key == "step" else value.to(place) for key, value in tensors.items()}
-            optimizer.state[named[name]] = {**numbers["numbers"], **moved}
+            optimizer.state[named[name]] = checked_state(named[name], {**numbers["numbers"], **moved})
         _set_generators(self.state["generators"])
         standing.progress.step, standing.seconds = self.step, float(self.state["seconds"])
         standing.micro_batch_tokens = self.state["micro_batch_tokens"]
@@ -341,7 +366,7 @@ def read_state(path: Path) -> dict[str, Any]:
         for name, wanted in document["files"].items():
             if sha256(path / name) != wanted:
                 raise CheckpointError(f"{path.name}/{name} is damaged")
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path.name} is incomplete: {error}") from error
     return dict(document)
 

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from chainrule.errors import ModelError, Problem, Where
+
 Decision = dict[str, Any]
 _KEYS = {"memory": ("step", "micro_batch_tokens"), "diverged": ("step", "back_to")}
 
@@ -15,18 +17,25 @@ def read_decisions(events: Path, start: int = 0) -> list[Decision]:
 
     "memory": after `step` at most `micro_batch_tokens` are worked through at once. "diverged": training diverged in
     `step` and went back to `back_to`, which is where the clock had written a checkpoint.
+
+    Raises:
+        ModelError: a line is no event as they are written.
     """
     if not events.is_file():
         return []
     with events.open("rb") as file:
         file.seek(start)
         lines = [line for line in file.read().splitlines(keepends=True) if line.endswith(b"\n")]  # the last may be torn
-    found = [json.loads(line) for line in lines]
-    return [
-        {"event": event["event"], **{key: event[key] for key in _KEYS[event["event"]]}}
-        for event in found
-        if event["event"] in _KEYS
-    ]
+    try:
+        found = [json.loads(line) for line in lines]
+        return [
+            {"event": event["event"], **{key: int(event[key]) for key in _KEYS[event["event"]]}}
+            for event in found
+            if event["event"] in _KEYS
+        ]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        problem = Problem("events as they are written", str(error)[:200], "Train anew.", Where(file=str(events)))
+        raise ModelError(f"The events of {events.parent} cannot be read.", [problem]) from error
 
 
 def take(pending: list[Decision], event: str, step: int) -> Decision | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from chainrule.errors import DataError, Problem, Where
 from chainrule.kernels import native
 from chainrule.models.load import weights_hash
 from chainrule.system.device import environment
-from chainrule.system.files import write_json
+from chainrule.system.files import read_json, write_json
 from chainrule.system.progress import Display
 from chainrule.tasks.prepare import Prepared
 from chainrule.training.job import Job
@@ -57,9 +56,10 @@ def refuse_changes(run: Path, recipe: Recipe, prepared: Prepared) -> None:
     Raises:
         DataError: they are not.
     """
-    before = json.loads((run / INPUTS).read_text(encoding="utf-8"))
-    now = _inputs(recipe, prepared)
-    changed = [name for name, found in now["rows_sha256"].items() if before["rows_sha256"].get(name) != found]
+    before, now = read_json(run / INPUTS), _inputs(recipe, prepared)
+    rows = before.get("rows_sha256")
+    known = rows if isinstance(rows, dict) else {}
+    changed = [name for name, found in now["rows_sha256"].items() if known.get(name) != found]
     problems = [
         Problem(
             where=Where(file=prepared.report.source, field=name),
@@ -69,7 +69,7 @@ def refuse_changes(run: Path, recipe: Recipe, prepared: Prepared) -> None:
         )
         for name in changed
     ]
-    if before["base_sha256"] != now["base_sha256"]:
+    if before.get("base_sha256") != now["base_sha256"]:
         todo = "Put the model back as it was, or train anew with --out."
         where = Where(field="model.name")
         problems.append(Problem("the base model that the run began with", "other weights", todo, where))
@@ -79,7 +79,7 @@ def refuse_changes(run: Path, recipe: Recipe, prepared: Prepared) -> None:
 
 def tell_changes(run: Path, job: Job, recipe: Recipe, display: Display) -> list[str]:
     """Say where the last digits may come out otherwise than they did, or would have; what has changed."""
-    before, now = json.loads((run / ENVIRONMENT).read_text(encoding="utf-8")), _machine(job, recipe)
+    before, now = read_json(run / ENVIRONMENT), _machine(job, recipe)
     changed = sorted(key for key in now if before.get(key) != now[key])
     if changed:
         display.say(

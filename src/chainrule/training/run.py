@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,14 @@ from chainrule.models.load import load_classifier, load_language_model
 from chainrule.strategies import make_strategy
 from chainrule.strategies.base import Strategy
 from chainrule.system.device import choose_device, has_bfloat16, use_threads
-from chainrule.system.files import atomic_folder, output_errors, refuse_existing, write_json, write_text
+from chainrule.system.files import (
+    atomic_folder,
+    output_errors,
+    read_json,
+    refuse_existing,
+    write_json,
+    write_text,
+)
 from chainrule.system.lock import only_one
 from chainrule.system.memory import PeakMemory, keep_freed, kernel_kills
 from chainrule.system.progress import Display
@@ -198,8 +204,10 @@ def _was_killed_for_memory(out: Path) -> bool:
     """Whether the system has killed a process for want of memory since this run was last started."""
     if not (out / STARTED).is_file():
         return False
-    before, now = json.loads((out / STARTED).read_text(encoding="utf-8")), _started()
-    same_boot = abs(before["boot"] - now["boot"]) <= 1
+    before, now = read_json(out / STARTED), _started()
+    if not all(isinstance(before.get(name), int | None) for name in now):
+        return False
+    same_boot = abs((before["boot"] or 0) - now["boot"]) <= 1
     return same_boot and (now["kernel_kills"] or 0) > (before["kernel_kills"] or 0)
 
 
