@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
 from chainrule.core.artifact import Artifact, Run
-from chainrule.core.recipe import Data, Recipe, merge, parse_recipe, read_recipe
+from chainrule.core.parsing import merge
+from chainrule.core.recipe import Data, Recipe, parse_recipe, read_recipe
 from chainrule.core.report import CheckReport, EvaluationReport
 from chainrule.errors import ModelError, OutputError, Problem, RecipeError, Where
 from chainrule.system.progress import Display, Quiet

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chainrule.core.recipe import Recipe, merge, parse_recipe, parse_setting, read_recipe
+from chainrule.core.parsing import merge, parse_setting
+from chainrule.core.recipe import Recipe, parse_recipe, read_recipe
 from chainrule.errors import RecipeError
 
 pytestmark = pytest.mark.unit
