@@ -151,11 +151,22 @@ def _load(factory: Any, name: str, place: str, **options: Any) -> Any:
     transformers_logging.set_verbosity_error()  # a fresh head is expected, not worth a table of missing keys
     transformers_logging.disable_progress_bar()
     try:
-        return factory.from_pretrained(place, dtype=torch.float32, use_safetensors=True, **_reach(place), **options)
+        model, found = factory.from_pretrained(
+            place, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **_reach(place), **options
+        )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise _load_error(name, place, error) from error
     finally:
         transformers_logging.set_verbosity(level)
+    fresh = {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}
+    for key, parameter in model.named_parameters():
+        parameter.pretrained = key not in fresh
+    return model
+
+
+def is_pretrained(parameter: torch.Tensor) -> bool:
+    """Whether a parameter's values came with the pretrained model; those of fresh heads and of adapters did not."""
+    return getattr(parameter, "pretrained", False)
 
 
 def _config(name: str, place: str) -> Any:

@@ -31,7 +31,7 @@ from chainrule.system.files import atomic_folder, flush, sha256
 from chainrule.training.divergence import Losses
 from chainrule.training.loop import Progress
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 STATE, WEIGHTS, OPTIMIZER, PREDICTIONS = (
     "state.json",
     "weights.safetensors",
@@ -47,7 +47,7 @@ class Best:
 
     Attributes:
         rank: what the task compares evaluations by; the larger, the better.
-        worse_in_a_row: evaluations since then.
+        ranks: those of all evaluations so far.
     """
 
     step: int = 0
@@ -55,7 +55,7 @@ class Best:
     metrics: dict[str, float] = field(default_factory=dict)
     predictions: Predictions | None = None
     weights: Tensors = field(default_factory=dict)
-    worse_in_a_row: int = 0
+    ranks: list[tuple[float, float]] = field(default_factory=list)
 
 
 @dataclass
@@ -139,7 +139,7 @@ class Keeper:
                 "step": best.step,
                 "rank": list(best.rank),
                 "metrics": best.metrics,
-                "worse_in_a_row": best.worse_in_a_row,
+                "ranks": best.ranks,
             }
             if best.predictions is not None
             else None,
@@ -230,9 +230,9 @@ class Found:
         standing.best = Best()
         if self.best is not None:
             kept, (weights, predictions) = self.state["best"], self.best
-            rank, worse = tuple(kept["rank"]), kept["worse_in_a_row"]
+            rank, ranks = tuple(kept["rank"]), [(first, second) for first, second in kept["ranks"]]
             found = _to_predictions(predictions)
-            standing.best = Best(kept["step"], rank, kept["metrics"], found, weights, worse)
+            standing.best = Best(kept["step"], rank, kept["metrics"], found, weights, ranks)
         if self.untuned is not None:
             standing.untuned = _to_predictions(self.untuned)
 
