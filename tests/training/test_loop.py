@@ -19,7 +19,7 @@ from chainrule.data.encode import Encoded, encode
 from chainrule.models.load import load_classifier, load_tokenizer
 from chainrule.strategies import make_strategy
 from chainrule.strategies.base import ParameterGroup, Phase
-from chainrule.tasks.objectives import cross_entropy
+from chainrule.tasks.objectives import class_objective
 from chainrule.testing.data import sentences
 from chainrule.training.loop import Step, Stepping, mean_and_clip, training_steps
 from chainrule.training.optimizers import make_optimizer
@@ -60,7 +60,7 @@ def stepping(rows: Encoded, factor: Any, micro: int = 8, clip: float | None = 1.
 def run(model: Any, rows: Encoded, batches: Iterable[np.ndarray], **options: Any) -> list[Step]:
     optimizer = Optimizer(learning_rate=options.pop("learning_rate", 1e-2))
     phases = options.pop("phases", None) or make_strategy(Spec(name="full")).phases(model, optimizer, 1)
-    objective = cross_entropy(Spec(name="default"), np.asarray(rows.targets), 2)
+    objective = class_objective(Spec(name="default"), np.asarray(rows.targets))
     made = stepping(rows, options.pop("factor", lambda step: 1.0), **options)
     return list(training_steps(model, objective, batches, phases, partial(make_optimizer, optimizer), made))
 
@@ -123,7 +123,7 @@ def test_a_later_phase_trains_other_parameters_and_keeps_what_was_learned(model:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     phases = [first, second]
     seen = []
-    objective = cross_entropy(Spec(name="default"), np.asarray(rows.targets), 2)
+    objective = class_objective(Spec(name="default"), np.asarray(rows.targets))
     maker = partial(make_optimizer, Optimizer())
     made = stepping(rows, lambda step: 1.0)
     for step in training_steps(model, objective, [np.arange(8)] * 2, phases, maker, made):

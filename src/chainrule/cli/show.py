@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any
 
 import typer
@@ -11,14 +12,14 @@ from chainrule.cli.output import Json, print_json, print_line
 
 
 def show(
-    what: Annotated[str, typer.Argument(help="A run or artifact folder, or: catalog, strategies, tasks.")],
+    what: Annotated[str, typer.Argument(help=f"A run or artifact folder, or: {', '.join(api.SHOWN)}.")],
     as_json: Json = False,
 ) -> None:
     """Look at a run, an artifact, or at what there is to choose from."""
     result = api.show(what)
     if as_json:
         print_json(result)
-    elif what in ("catalog", "strategies", "tasks"):
+    elif what in api.SHOWN:
         for title, rows in result.items():
             _print_rows(title, rows)
     else:
@@ -29,7 +30,8 @@ def _print_rows(title: str, rows: list[dict[str, Any]]) -> None:
     print_line(f"{title}:")
     for row in rows:
         print_line(f"  {row['name']}: {row.get('purpose') or row['summary']}")
-        told = {key: value for key, value in row.items() if key not in ("name", "purpose", "summary", "kind", "fields")}
+        untold = ("name", "purpose", "summary", "kind", "fields")
+        told = {key: value for key, value in row.items() if key not in untold and value not in ({}, [])}
         if told:
             print_line("      " + " · ".join(f"{key.replace('_', ' ')} {_cell(value)}" for key, value in told.items()))
         for field, about in row.get("fields", {}).items():
@@ -41,6 +43,10 @@ def _cell(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
+    if isinstance(value, dict):
+        return ", ".join(
+            f"{name}={item if isinstance(item, str) else json.dumps(item)}" for name, item in value.items()
+        )
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

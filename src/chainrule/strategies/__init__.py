@@ -2,22 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
-from chainrule.core.recipe import Section, Spec, parse_options, unknown_name
+from chainrule.core.recipe import Spec
+from chainrule.core.shelf import Entry, take
 from chainrule.strategies import full, head, lora, partial
 from chainrule.strategies.base import Strategy
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One line of the shelf."""
-
-    options: type[Section]
-    make: Any
-    summary: str
-
 
 STRATEGIES: dict[str, Entry] = {
     "full": Entry(full.Options, full.Full, "trains every parameter"),
@@ -37,8 +25,5 @@ def make_strategy(spec: Spec) -> Strategy:
     Raises:
         RecipeError: no such strategy, or options it does not have.
     """
-    if spec.name not in STRATEGIES:
-        raise unknown_name("strategy", spec.name, tuple(STRATEGIES))
-    entry = STRATEGIES[spec.name]
-    strategy: Strategy = entry.make(parse_options(entry.options, spec, "strategy"))
+    strategy: Strategy = take(STRATEGIES, spec, "strategy")()
     return strategy

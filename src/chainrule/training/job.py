@@ -16,6 +16,7 @@ from chainrule.data.batch import Batch, collate, epoch_order, micro_batches, pac
 from chainrule.data.encode import Encoded
 from chainrule.inference.predict import Forward
 from chainrule.strategies.base import Strategy
+from chainrule.training.averaging import Averaged, average_share
 from chainrule.training.loop import MakeOptimizer
 from chainrule.training.optimizers import make_optimizer
 
@@ -97,9 +98,13 @@ def forward_for(job: Job, recipe: Recipe) -> Forward:
     return Forward(chosen.model, chosen.pad_id, chosen.pad_left, chosen.device, recipe.training.precision)
 
 
-def optimizer_maker(recipe: Recipe) -> MakeOptimizer:
-    """Parameter groups -> the optimizer of a recipe."""
-    return partial(make_optimizer, recipe.optimizer)
+def optimizer_maker(job: Job, recipe: Recipe) -> MakeOptimizer:
+    """Parameter groups -> the optimizer of a recipe, with the average of the weights around it that it asks for."""
+    averaging = recipe.training.averaging
+    if averaging is None:
+        return partial(make_optimizer, recipe.optimizer)
+    share = average_share(averaging, planned_steps(recipe, len(job.train)))
+    return lambda groups: Averaged(make_optimizer(recipe.optimizer, groups), share)
 
 
 def trained_names(job: Job, recipe: Recipe, steps: int) -> set[str]:

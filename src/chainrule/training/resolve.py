@@ -25,6 +25,7 @@ from chainrule.training.job import (
 )
 from chainrule.training.loop import activate
 from chainrule.training.memory import free_bytes, rows_that_fit
+from chainrule.training.regularisers import reads_embeddings
 
 PROBE_BATCHES = 3
 PROBE_TOKENS = 1024  # enough to see the faster number format; a language model in float32 takes a second for them
@@ -32,13 +33,13 @@ RESERVE_FOR_THE_REST = 1.15  # validation, saving and baselines take about this 
 
 
 def resolve(job: Job, recipe: Recipe, display: Display) -> Recipe:
-    """Fill in what the recipe leaves open: learning rate, number format, number of steps.
+    """Fill in what the recipe leaves open: number format, number of steps, size of micro-batches.
 
     What a clock or a probe decides is decided here, once, before step one: minutes become steps.
     """
     changes: dict[str, Any] = {}
-    if recipe.optimizer.learning_rate is None:
-        changes["optimizer.learning_rate"] = job.strategy.default_learning_rate
+    if reads_embeddings(recipe.regularisers):  # which the output of frozen layers has left behind
+        changes["training.trunk_cache"] = False
     is_open = recipe.training.micro_batch_tokens is None
     if is_open:
         whole = recipe.training.batch_size * int(job.train.lengths.max())
@@ -72,6 +73,10 @@ def _refuse_packing(job: Job, recipe: Recipe) -> None:
     Raises:
         RecipeError: they would.
     """
+    if reads_embeddings(recipe.regularisers):
+        expected, todo = "rows apart, as each is moved by itself", "Leave fgm out, or training.packing."
+        problem = Problem(expected, "training.packing", todo, Where(field="regularisers.fgm"))
+        raise RecipeError("FGM cannot be used on packed rows.", [problem])
     if job.task.packs is not None and job.task.packs(job.model):
         return
     problem = Problem(
@@ -123,7 +128,7 @@ def _affordable(job: Job, recipe: Recipe, groups: Sequence[dict[str, Any]], prec
     token_seconds = probe.seconds_per_token(
         job.model, job.objective, batches, piece_maker(job, recipe), batch_loader(job, recipe), autocast
     )
-    step_seconds = probe.optimizer_seconds(list(groups), optimizer_maker(recipe))
+    step_seconds = probe.optimizer_seconds(list(groups), optimizer_maker(job, recipe))
     planned = planned_batches(recipe, job.train.lengths, planned_steps(recipe, len(job.train)))
     budget = (recipe.training.minutes or 0.0) * 60 / RESERVE_FOR_THE_REST
     return probe.steps_that_fit(budget, planned, padded_tokens(job, recipe), token_seconds, step_seconds)

@@ -37,7 +37,7 @@ from chainrule.training.job import (
 from chainrule.training.loop import Step, enter, phase_at
 from chainrule.training.shortage import halve, shrink_again, steps_in_memory
 from chainrule.training.trunk import with_states
-from chainrule.training.validation import evaluate, put_weights, validate_untuned
+from chainrule.training.validation import evaluate, put_weights, validate_untuned, waits
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def _retreat(job: Job, recipe: Recipe, standing: Standing, found: Found | None) 
 
 def _put_back(job: Job, recipe: Recipe, standing: Standing, found: Found) -> None:
     phases = job.strategy.phases(job.model, recipe.optimizer, planned_steps(recipe, len(job.train)))
-    enter(phase_at(phases, found.step), job.model, optimizer_maker(recipe), standing.progress)
+    enter(phase_at(phases, found.step), job.model, optimizer_maker(job, recipe), standing.progress)
     found.put_into(job.model, standing)
 
 
@@ -176,7 +176,7 @@ def _go_on(job: Job, recipe: Recipe, standing: Standing, keeper: Keeper, record:
                 what = f"a loss of {step.loss:.4g} at step {step.step}, above {standing.losses.limit:.4g}"
                 raise DivergenceError(what, step.step)
             if step.step % every == 0 or step.step == total:
-                evaluate(job, recipe, step.step, record, standing.best)
+                evaluate(job, recipe, standing, record)
                 stopped = _enough(job, recipe, standing)
             if request.signal is not None or keeper.due(standing):
                 keeper.write(job.model, trained, standing)
@@ -189,13 +189,14 @@ def _go_on(job: Job, recipe: Recipe, standing: Standing, keeper: Keeper, record:
 
 def _enough(job: Job, recipe: Recipe, standing: Standing) -> str | None:
     """Why no further step is to be made, if so."""
-    patience, total = recipe.training.patience, planned_steps(recipe, len(job.train))
+    training, total = recipe.training, planned_steps(recipe, len(job.train))
     if standing.progress.step >= total:
         return "all steps done"
-    if patience is None or standing.best.worse_in_a_row < patience:
+    waited = waits(standing.best.ranks, training.min_delta)
+    if training.patience is None or not waited or waited[-1] < training.patience:
         return None
-    measure = "loss" if job.task.best_by_loss else job.task.primary_metric
-    return f"no better validation {measure} in {patience} evaluations"
+    metric = job.task.ranking_metric(training.early_stopping_metric)
+    return f"no better validation {metric} in {training.patience} evaluations"
 
 
 def _take_up(job: Job, recipe: Recipe, standing: Standing, keeper: Keeper, record: Sink, display: Display) -> bool:
@@ -228,7 +229,7 @@ def _stopped(number: int, step: int, total: int, run: Path) -> StoppedError:
 def _settle_formats(job: Job, recipe: Recipe, steps: int) -> None:
     """Which weights and gradients are held in bfloat16 while this run lasts."""
     longest = recipe.training.batch_size * int(job.train.lengths.max())
-    if (recipe.training.micro_batch_tokens or longest) >= longest:
+    if (recipe.training.micro_batch_tokens or longest) >= longest and not recipe.regularisers:
         keep_half_gradients(job.model)
     if recipe.training.precision == "bfloat16" and next(job.model.parameters()).device.type == "cpu":
         narrow_frozen(job.model, trained_names(job, recipe, steps))
