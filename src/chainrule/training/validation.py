@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from chainrule.kernels.adamw import catch_up
 from chainrule.training.checkpoint import Best
 from chainrule.training.divergence import DivergenceError
 from chainrule.training.events import Sink
-from chainrule.training.job import Job, forward_for, steps_per_epoch
+from chainrule.training.job import Job, forward_for, planned_steps, steps_per_epoch, trained_names
 
 
 def validate_untuned(job: Job, recipe: Recipe, record: Sink) -> Predictions:
@@ -51,7 +52,7 @@ def evaluate(job: Job, recipe: Recipe, step: int, record: Sink, best: Best) -> N
     better = rank > best.rank
     if better:
         best.step, best.rank, best.metrics, best.predictions = step, rank, metrics, predictions
-        best.weights = trained_weights(job.model)
+        best.weights = trained_weights(job.model, trained_names(job, recipe, planned_steps(recipe, len(job.train))))
         best.worse_in_a_row = 0
     else:
         best.worse_in_a_row += 1
@@ -67,9 +68,13 @@ def evaluate(job: Job, recipe: Recipe, step: int, record: Sink, best: Best) -> N
     )
 
 
-def trained_weights(model: Any) -> dict[str, torch.Tensor]:
-    """A copy of what is trained now; rows that are behind catch up first."""
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+def trained_weights(model: Any, names: Collection[str]) -> dict[str, torch.Tensor]:
+    """A copy of these parameters; rows that are behind catch up first.
+
+    Args:
+        names: what any phase trains. What only a later phase trains must go back with the rest, too.
+    """
+    trained = {name: parameter for name, parameter in model.named_parameters() if name in names}
     for parameter in trained.values():
         catch_up(parameter)
     return {name: parameter.detach().clone() for name, parameter in trained.items()}
