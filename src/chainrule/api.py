@@ -254,9 +254,10 @@ def show(what: str | Path) -> dict[str, Any]:
 
         return {"models": list_models(), "data": list_datasets()}
     if what == "strategies":
-        from chainrule.strategies import STRATEGIES
+        from chainrule import strategies
+        from chainrule.tasks import TASKS
 
-        return {"strategies": [{"name": name, "summary": entry.summary} for name, entry in STRATEGIES.items()]}
+        return {"strategies": [strategies.describe(name, TASKS) for name in strategies.STRATEGIES]}
     if what == "tasks":
         from chainrule.tasks import TASKS, describe
 

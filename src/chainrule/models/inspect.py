@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
@@ -60,6 +62,24 @@ def depths_below_head(model: Any) -> dict[str, int]:
     for depth, layer in enumerate(reversed(parts.layers), start=1):
         depths |= dict.fromkeys(layer, depth)
     return depths
+
+
+def matching(model: nn.Module, pattern: str) -> list[str]:
+    """The parameters whose name, from its beginning or from any dot on, matches a pattern of *, ? and [letters]."""
+    names = [name for name, _ in model.named_parameters()]
+    return [name for name in names if fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")]
+
+
+def outline(model: nn.Module) -> list[str]:
+    """The names of a model's parameters, numbers of layers written once: `encoder.layer.{0-5}.output.dense.weight`."""
+    found: dict[str, list[int]] = {}
+    for name, _ in model.named_parameters():
+        number = re.search(r"(?<=\.)\d+(?=\.)", name)
+        places = found.setdefault(re.sub(r"(?<=\.)\d+(?=\.)", "{}", name, count=1), [])
+        places.extend([int(number[0])] if number else [])
+    return [
+        name.replace("{}", f"{{{min(places)}-{max(places)}}}") if places else name for name, places in found.items()
+    ]
 
 
 def count_parameters(model: nn.Module) -> int:

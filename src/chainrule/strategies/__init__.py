@@ -2,27 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from chainrule.core.recipe import Section, Spec, parse_options, unknown_name
-from chainrule.strategies import full, head, lora, partial
+from chainrule.core.task import Task
+from chainrule.errors import Problem, RecipeError, Where
+from chainrule.strategies import bitfit, full, gradual, head, lora, partial
 from chainrule.strategies.base import Strategy
+
+
+def _fits(task: Task) -> None:
+    """There is no task that it does not fit."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the shelf."""
+    """One line of the shelf.
+
+    Attributes:
+        misfit: why a task does not go together with the strategy; None where it does.
+    """
 
     options: type[Section]
     make: Any
     summary: str
+    misfit: Callable[[Task], str | None] = _fits
 
 
 STRATEGIES: dict[str, Entry] = {
     "full": Entry(full.Options, full.Full, "trains every parameter"),
-    "partial": Entry(partial.Options, partial.Partial, "trains the top layers and the head (option: top)"),
-    "head": Entry(head.Options, head.Head, "trains the head alone on frozen features"),
+    "partial": Entry(
+        partial.Options,
+        partial.Partial,
+        "trains some layers and the head (options: top, first, parameters, embeddings)",
+    ),
+    "head": Entry(head.Options, head.Head, "trains the head alone on frozen features", head.misfit),
+    "bitfit": Entry(bitfit.Options, bitfit.BitFit, "trains the bias terms and the head"),
+    "gradual": Entry(
+        gradual.Options,
+        gradual.Gradual,
+        "trains the head first, then one layer more after another (options: until, layers)",
+    ),
     "lora": Entry(
         lora.Options,
         lora.Lora,
@@ -42,3 +64,32 @@ def make_strategy(spec: Spec) -> Strategy:
     entry = STRATEGIES[spec.name]
     strategy: Strategy = entry.make(parse_options(entry.options, spec, "strategy"))
     return strategy
+
+
+def refuse_misfit(name: str, task: Task) -> None:
+    """Make sure that a strategy goes together with a task.
+
+    Raises:
+        RecipeError: it does not; the message says why and lists those that do.
+    """
+    reason = STRATEGIES[name].misfit(task)
+    if reason is None:
+        return
+    problem = Problem(
+        where=Where(field="strategy.name"),
+        expected=f"one of {', '.join(other for other, entry in STRATEGIES.items() if entry.misfit(task) is None)}",
+        got=f"{name!r}: {reason}",
+        todo="Choose one of these; `chainrule show strategies` tells what goes together.",
+    )
+    raise RecipeError(f"The strategy {name!r} does not go together with {task.name}.", [problem])
+
+
+def describe(name: str, tasks: Mapping[str, Task]) -> dict[str, Any]:
+    """What `show strategies` tells of a strategy: under "tasks" why each does not fit, or None where it does."""
+    entry = STRATEGIES[name]
+    return {
+        "name": name,
+        "summary": entry.summary,
+        "default_learning_rate": entry.make.default_learning_rate,
+        "tasks": {task.name: entry.misfit(task) for task in tasks.values()},
+    }

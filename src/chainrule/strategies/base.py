@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from chainrule.core.recipe import Optimizer, Section
 from chainrule.core.task import Objective
+from chainrule.errors import Problem, Where
 from chainrule.models.inspect import depths_below_head
 
 
@@ -96,3 +97,16 @@ def decayed_groups(model: Any, names: Sequence[str], optimizer: Optimizer) -> tu
         )
         for (depth, is_vector), group in sorted(grouped.items())
     )
+
+
+def too_many_layers(option: str, wanted: int, there: int) -> list[Problem]:
+    """What is wrong with an option that counts layers, where the model has fewer."""
+    if wanted <= there:
+        return []
+    problem = Problem(
+        where=Where(field=f"strategy.options.{option}"),
+        expected=f"at most {there}, the layers this model has",
+        got=str(wanted),
+        todo="Lower it, or use --strategy full.",
+    )
+    return [problem]

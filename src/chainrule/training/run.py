@@ -22,7 +22,7 @@ from chainrule.kernels import native
 from chainrule.models.accelerate import accelerate
 from chainrule.models.adapters import plain_model
 from chainrule.models.load import load_classifier, load_language_model, weights_hash
-from chainrule.strategies import make_strategy
+from chainrule.strategies import make_strategy, refuse_misfit
 from chainrule.strategies.base import Strategy
 from chainrule.system.device import choose_device, environment, has_bfloat16, use_threads
 from chainrule.system.files import atomic_folder, output_errors, refuse_existing, write_json, write_text
@@ -107,6 +107,7 @@ def resume_run(out: Path, source: Any, display: Display, began: float) -> Run:
 def _prepare(recipe: Recipe, source: Any, display: Display) -> tuple[Job, Prepared, Recipe]:
     """Data, model and kernels, ready for step one."""
     task, strategy = find_task(recipe.task.name), make_strategy(recipe.strategy)
+    refuse_misfit(recipe.strategy.name, task)
     device = choose_device(recipe.training.device)
     threads = use_threads(recipe.training.threads)
     if task.micro_batch_tokens is None:  # where pieces keep memory low, freed memory must not stay
