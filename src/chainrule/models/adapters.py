@@ -1,4 +1,4 @@
-"""Adapters (LoRA and its relatives) on a model, through PEFT: found, put on, taken off, loaded."""
+"""Adapters on a model, through PEFT: found, put on, merged, taken off, loaded."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from chainrule.system.extras import require
 ADAPTERS = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _POOLERS = ("pooler",)
+_OWN = (".lora_A.", ".lora_B.", ".lora_magnitude_vector.", ".ia3_l.", ".modules_to_save.")
 
 
 def peft_library(purpose: str) -> Any:
@@ -84,6 +85,25 @@ def put_on(model: Any, config: Any) -> Any:
     """A model with fresh adapters, by a PEFT configuration."""
     with _quiet():
         return peft_library("A model with adapters").get_peft_model(model, config)
+
+
+def adapter_parameters(model: Any) -> list[str]:
+    """What is trained of a model with adapters, by name: theirs, and the modules that are saved whole beside them."""
+    return [name for name, _ in model.named_parameters() if any(part in name for part in _OWN)]
+
+
+def merged(model: Any) -> Any:
+    """The plain model with the adapters worked into its weights.
+
+    Modules that were trained whole are put back first: PEFT can do so only for those that have a `weight` of their own.
+    """
+    plain = plain_model(model)
+    children = {name: dict(module.named_children()) for name, module in plain.named_modules()}
+    for name, inside in children.items():
+        if {"original_module", "modules_to_save"} <= inside.keys():
+            parent, _, child = name.rpartition(".")
+            setattr(plain.get_submodule(parent), child, inside["modules_to_save"][model.active_adapter])
+    return model.merge_and_unload()
 
 
 def without_adapters(model: Any) -> AbstractContextManager[Any]:

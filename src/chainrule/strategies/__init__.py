@@ -9,7 +9,8 @@ from typing import Any
 from chainrule.core.recipe import Section, Spec, parse_options, unknown_name
 from chainrule.core.task import Task
 from chainrule.errors import Problem, RecipeError, Where
-from chainrule.strategies import bitfit, full, gradual, head, lora, partial
+from chainrule.strategies import bitfit, dora, full, gradual, head, ia3, lora, partial
+from chainrule.strategies.adapted import LowRank
 from chainrule.strategies.base import Strategy
 
 
@@ -46,9 +47,19 @@ STRATEGIES: dict[str, Entry] = {
         "trains the head first, then one layer more after another (options: until, layers)",
     ),
     "lora": Entry(
-        lora.Options,
+        LowRank,
         lora.Lora,
         "trains low-rank adapters, and a classifier's head (options: rank, alpha, dropout, targets, merge)",
+    ),
+    "dora": Entry(
+        LowRank,
+        dora.Dora,
+        "as lora, with the length of each row of a weight trained apart (options: as lora)",
+    ),
+    "ia3": Entry(
+        ia3.Options,
+        ia3.Ia3,
+        "trains vectors that scale keys, values and feed-forward parts, and a head (options: targets, merge)",
     ),
 }
 

@@ -13,7 +13,6 @@ from chainrule.core.task import Predictions, Task
 from chainrule.errors import DivergedError, Problem, StoppedError, Where
 from chainrule.kernels.adamw import forget_rows
 from chainrule.models.accelerate import keep_half_gradients, narrow_frozen, widen_frozen
-from chainrule.models.heads import settle
 from chainrule.models.trunk import frozen_depth
 from chainrule.system.memory import return_freed
 from chainrule.system.progress import Bar, Display
@@ -21,6 +20,7 @@ from chainrule.system.stop import stop_requests
 from chainrule.training.checkpoint import Best, Found, Keeper, Standing
 from chainrule.training.divergence import MOST_RETREATS, RATE_FACTOR, DivergenceError, Losses, first_bad_part
 from chainrule.training.events import Sink
+from chainrule.training.handover import finished
 from chainrule.training.job import (
     Job,
     batch_loader,
@@ -91,8 +91,7 @@ def train(job: Job, recipe: Recipe, record: Sink, display: Display, keeper: Keep
     trained = trained_count(job, recipe, total)
     put_weights(job.model, best.weights)
     widen_frozen(job.model)
-    model = job.strategy.finish(job.model)
-    settle(model)
+    model = finished(job, record)
     if best.predictions is None:
         raise ValueError("a run must end with an evaluation")
     done, seconds = standing.progress.step, standing.seconds
