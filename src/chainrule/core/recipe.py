@@ -79,10 +79,14 @@ class Structure(Section):
 
 
 class Optimizer(Section):
-    """The update rule. `learning_rate: null` means the strategy's own default, made to suit this rule."""
+    """The update rule. `learning_rate: null` means the strategy's own default, made to suit this rule.
+
+    `layer_decay` multiplies the learning rate once more for every layer further below the head; null: the same for all.
+    """
 
     name: str = "adamw"
     learning_rate: float | None = Field(default=None, gt=0)
+    layer_decay: float | None = Field(default=None, gt=0, le=1)
     weight_decay: float = Field(default=0.01, ge=0)
     max_gradient_norm: float | None = Field(default=1.0, gt=0)
     options: dict[str, Any] = Field(default_factory=dict)

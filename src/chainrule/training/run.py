@@ -21,7 +21,7 @@ from chainrule.kernels import native
 from chainrule.models.accelerate import accelerate
 from chainrule.models.adapters import plain_model
 from chainrule.models.load import load_classifier, load_language_model
-from chainrule.strategies import make_strategy
+from chainrule.strategies import make_strategy, refuse_misfit
 from chainrule.strategies.base import Strategy
 from chainrule.system.device import choose_device, has_bfloat16, use_threads
 from chainrule.system.files import (
@@ -165,6 +165,7 @@ def _prepare(recipe: Recipe, source: Any, display: Display) -> tuple[Job, Prepar
     """Data, model and kernels, ready for step one."""
     require_address_space()
     task, strategy = find_task(recipe.task.name), make_strategy(recipe.strategy)
+    refuse_misfit(recipe.strategy.name, task)
     _check_parts(recipe, task)
     device = choose_device(recipe.training.device)
     threads = use_threads(recipe.training.threads)

@@ -15,8 +15,6 @@ from chainrule.core.task import Predictions, Task
 from chainrule.errors import DivergedError, Problem, StoppedError, Where
 from chainrule.kernels.adamw import forget_rows
 from chainrule.models.accelerate import keep_half_gradients, narrow_frozen, widen_frozen
-from chainrule.models.heads import settle
-from chainrule.models.inspect import count_parameters
 from chainrule.models.trunk import frozen_depth
 from chainrule.system.memory import return_freed
 from chainrule.system.progress import Bar, Display
@@ -25,6 +23,7 @@ from chainrule.training.checkpoint import Best, Found, Keeper, Standing
 from chainrule.training.decisions import read_decisions, take
 from chainrule.training.divergence import MOST_RETREATS, RATE_FACTOR, DivergenceError, Losses, first_bad_part
 from chainrule.training.events import Sink
+from chainrule.training.handover import finished
 from chainrule.training.job import (
     Job,
     batch_loader,
@@ -32,6 +31,7 @@ from chainrule.training.job import (
     optimizer_maker,
     planned_steps,
     steps_per_epoch,
+    trained_count,
     trained_names,
 )
 from chainrule.training.loop import Step, enter, phase_at
@@ -92,11 +92,10 @@ def train(job: Job, recipe: Recipe, record: Sink, display: Display, keeper: Keep
         halve(job, recipe, standing, record, display)
     stopped = _make_steps(job, recipe, standing, keeper, record, display)
     best = standing.best
-    trained = count_parameters(job.model, trainable_only=True)
+    trained = trained_count(job, recipe, total)
     put_weights(job.model, best.weights)
     widen_frozen(job.model)
-    model = job.strategy.finish(job.model)
-    settle(model)
+    model = finished(job, record)
     if best.predictions is None:
         raise ValueError("a run must end with an evaluation")
     done, seconds = standing.progress.step, standing.seconds
