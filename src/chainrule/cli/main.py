@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from chainrule.cli import check, evaluate, predict, show, train
+from chainrule.cli import check, check_gradients, evaluate, predict, show, train
 from chainrule.cli.output import print_json
 from chainrule.errors import ChainruleError, Problem, UserError, Where
 from chainrule.system.progress import console
@@ -47,7 +47,7 @@ def _options(
     """Options before the verb."""
 
 
-for _verb in (check.check, train.train, evaluate.evaluate, predict.predict, show.show):
+for _verb in (check.check, train.train, evaluate.evaluate, predict.predict, check_gradients.check_gradients, show.show):
     app.command()(_verb)
 
 
