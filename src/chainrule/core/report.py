@@ -127,7 +127,7 @@ class Derivative(Report):
         format: the number format in which autograd worked.
         wrt: an argument or a parameter by name, or all parameters of the modules inside; "" for all of it.
         error: the greatest in any direction, in units of the derivative; None where there is none to tell.
-        outcome: "undecided" where the outputs jump, differ from call to call or cannot be made again.
+        outcome: "undecided" where the outputs are not smooth, or the call cannot be made again as it was.
         reason: what is wrong or undecided, in words; "" where it is right.
     """
 

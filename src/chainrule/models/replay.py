@@ -133,7 +133,8 @@ class Replay:
         seed_processor(self._seed)
         with torch.enable_grad(), self._format():
             result = self._module(*args, **kwargs)
-        return [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
+        found = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
+        return [leaf.double() for leaf in found] if self._dtype == torch.float64 else found
 
     def pull_back(self, weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Autograd's vᵀJ: a tensor for each of `inputs`, `own` and `inside` in this order, zero where nothing arrives.
@@ -184,7 +185,8 @@ def _cast(leaf: Any, dtype: torch.dtype) -> Any:
     if not isinstance(leaf, torch.Tensor) or not leaf.is_floating_point():
         return leaf
     limits = torch.finfo(dtype)
-    return leaf.clamp(limits.min, limits.max).to(dtype, copy=True)  # the least number of float64 would be -inf
+    # the least number of float64, which stands in masks, would be minus infinity
+    return leaf.double().clamp(limits.min, limits.max).to(dtype, copy=True)
 
 
 def _divide(call: Call, inner: Sequence[Call]) -> None:

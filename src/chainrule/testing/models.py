@@ -121,7 +121,8 @@ def _llama(vocabulary: int, positions: int) -> Any:
 
 
 def _qwen2(vocabulary: int, positions: int) -> Any:
-    return Qwen2Config(vocab_size=vocabulary, max_position_embeddings=positions, num_key_value_heads=1, **_SIZES)
+    rows = vocabulary + 1  # transformers' tokenizer of this family adds a token for padding
+    return Qwen2Config(vocab_size=rows, max_position_embeddings=positions, num_key_value_heads=1, **_SIZES)
 
 
 _CONFIGS: dict[str, Callable[[int, int], Any]] = {
