@@ -156,7 +156,7 @@ def test_a_wrong_backward_deep_in_a_model_is_named(bert: Any, wrong: nn.Module, 
     assert [(d.module, d.wrt, d.reason) for d in report.wrong] == [(name, "values", reason)]
     assert report.around == ("", "bert", "bert.encoder", "bert.encoder.layer.1", "bert.encoder.layer.1.intermediate")
     assert report.text.startswith(f"Backward is wrong. The first: {name} (WrongSilu), with respect to values: {reason}")
-    assert report.text.endswith(" 5 more are wrong because they contain it.")
+    assert report.text.endswith(" Modules around that are wrong for this reason: 5.")
 
 
 def test_a_right_custom_backward_passes(bert: Any) -> None:

@@ -158,5 +158,5 @@ def _verdict(report: GradientReport) -> str:
         )
     others = dict.fromkeys(d.module or "the model itself" for d in report.wrong if d.module != report.wrong[0].module)
     also = f" Wrong too: {', '.join(others)}." if others else ""
-    outer = f" {len(report.around):,} more are wrong because they contain it." if report.around else ""
+    outer = f" Modules around that are wrong for this reason: {len(report.around):,}." if report.around else ""
     return f"Backward is wrong. The first: {report.wrong[0].text}.{also}{outer}{undecided}"
