@@ -21,6 +21,7 @@ Commands = Callable[[str], list[list[str]]]
 
 TWINS = {
     "README.md": "README.zh-CN.md",
+    "docs/chain-rule.md": "docs/zh/chain-rule.md",
     "docs/data.md": "docs/zh/data.md",
     "docs/recipe.md": "docs/zh/recipe.md",
     "docs/strategies.md": "docs/zh/strategies.md",

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from chainrule.cli import check, evaluate, predict, reproduce, show, train
+from chainrule.cli import check, check_gradients, evaluate, predict, reproduce, show, train
 from chainrule.cli.output import print_json
 from chainrule.errors import ChainruleError, Problem, ShortageError, UserError, Where
 from chainrule.system.memory import is_shortage
@@ -48,7 +48,11 @@ def _options(
     """Options before the verb."""
 
 
-for _verb in (check.check, train.train, evaluate.evaluate, predict.predict, reproduce.reproduce, show.show):
+_VERBS = (
+    *(check.check, train.train, evaluate.evaluate, predict.predict),
+    *(reproduce.reproduce, check_gradients.check_gradients, show.show),
+)
+for _verb in _VERBS:
     app.command()(_verb)
 
 

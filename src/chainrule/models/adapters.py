@@ -132,6 +132,11 @@ def add_saved(model: Any, folder: Path) -> Any:
         raise ModelError("The adapters cannot be loaded.", [problem]) from error
 
 
+def let_learn(model: Any) -> None:
+    """Let the adapters of a loaded model, and what was trained whole beside them, need a gradient again."""
+    model.set_adapter(model.active_adapter)
+
+
 def put_on(model: Any, config: Any) -> Any:
     """A model with fresh adapters, by a PEFT configuration."""
     with _quiet():

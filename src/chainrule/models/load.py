@@ -140,6 +140,19 @@ def load_language_model(name: str, structure: Structure) -> Any:
     return _load(AutoModelForCausalLM, place, config)
 
 
+def load_untuned(name: str) -> Any:
+    """A pretrained model as training would begin with it: a language model, or else a classifier, in float32.
+
+    Raises:
+        ModelError: as `load_classifier`.
+    """
+    config = _config(_place(name))
+    if any(kind.endswith("ForCausalLM") for kind in config.architectures or ()):
+        return load_language_model(name, Structure())
+    labels = [str(label) for label in range(config.num_labels)]
+    return load_classifier(name, load_tokenizer(name), labels, "single_label_classification", Structure(), seed=0)
+
+
 def load_saved(folder: Path, head: Head, base: str) -> Any:
     """A fine-tuned model from an artifact folder, in float32.
 
