@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from chainrule.core.recipe import Clean
+from chainrule.core.recipe import Clean, Structure
 from chainrule.errors import ModelError, Problem, Where
 
 FORMAT_VERSION = 1
@@ -80,6 +80,11 @@ class Artifact:
     def clean(self) -> Clean:
         """The changes that were made to the texts before training, and must be made to every other text."""
         return Clean.model_validate(self.manifest.recipe.get("data", {}).get("clean", {}))
+
+    @property
+    def structure(self) -> Structure:
+        """The changes that were made to the pretrained model before training."""
+        return Structure.model_validate(self.manifest.recipe.get("structure", {}))
 
     @property
     def run_folder(self) -> Path | None:

@@ -6,6 +6,7 @@ and holds names and numbers only: nothing in it can be executed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -42,7 +43,20 @@ def _sourced(value: Any) -> Any:
     return {"source": value} if isinstance(value, str) else value
 
 
+def _layer_numbers(value: Any) -> Any:
+    """3, "0-3" and "0, 2, 4-5" as lists of numbers."""
+    if isinstance(value, int):
+        return [value]
+    if not isinstance(value, str):
+        return value
+    parts = [re.fullmatch(r"\s*(\d{1,4})(?:\s*-\s*(\d{1,4}))?\s*", part) for part in value.split(",")]
+    if not all(parts):
+        raise ValueError("layer numbers such as [0, 2, 5] or 0-3")
+    return [number for part in parts if part for number in range(int(part[1]), int(part[2] or part[1]) + 1)]
+
+
 NamedSpec = Annotated[Spec, BeforeValidator(_named)]
+Layers = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_layer_numbers)]
 
 
 class Clean(Section):
@@ -73,10 +87,26 @@ class Model(Section):
 
 
 class Structure(Section):
-    """Changes to the model before training. Null keeps what the pretrained model has."""
+    """Changes to the model before training, made in this order. Null keeps what the pretrained model has.
+
+    Layers go by their number in the pretrained model, 0 at the bottom.
+    """
 
     dropout: float | None = Field(default=None, ge=0, lt=1)
     attention_dropout: float | None = Field(default=None, ge=0, lt=1)
+    activation: Literal["gelu", "gelu_new", "relu", "relu2", "silu", "mish", "tanh"] | None = None
+    add_tokens: tuple[str, ...] = ()
+    keep_layers: Layers | None = None
+    drop_layers: Layers = ()
+    reinitialise_top: int = Field(default=0, ge=0)
+    insert_blocks: Layers = ()
+    pooling: Literal["cls", "last", "mean", "max", "attention"] | None = None
+    head: Literal["linear", "mlp", "cnn"] | None = None
+
+    @property
+    def makes_another_model(self) -> bool:
+        """Whether the weights, or what is computed with them, are no longer those of the pretrained model."""
+        return self.model_copy(update={"dropout": None, "attention_dropout": None}) != Structure()
 
 
 class Optimizer(Section):

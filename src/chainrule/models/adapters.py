@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from chainrule.errors import ModelError, Problem, Where
+from chainrule.errors import ModelError, Problem, RecipeError, Where
 from chainrule.system.extras import require
 
 ADAPTERS = "adapter_config.json"
@@ -78,6 +78,19 @@ def add_saved(model: Any, folder: Path) -> Any:
         todo = "Use the base model that the adapters were trained on."
         problem = Problem("adapters that fit their base model", reason, todo, Where(file=str(folder)))
         raise ModelError("The adapters cannot be loaded.", [problem]) from error
+
+
+def refuse_alone(model: Any) -> None:
+    """Make sure that adapters that are saved alone can be laid on a model by its name.
+
+    Raises:
+        RecipeError: the model was changed after it was loaded.
+    """
+    if not model.name_or_path:
+        todo = "Set strategy.options.merge to true, or leave structure out."
+        where = Where(field="strategy.options.merge")
+        problem = Problem("true, as structure makes another model than the one that has a name", "false", todo, where)
+        raise RecipeError("Adapters alone could not be loaded again.", [problem])
 
 
 def put_on(model: Any, config: Any) -> Any:

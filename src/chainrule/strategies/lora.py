@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from chainrule.core.recipe import Optimizer, Section
 from chainrule.errors import Problem, RecipeError, Where
-from chainrule.models.adapters import endings, head_modules, linear_modules, peft_library, put_on
+from chainrule.models.adapters import endings, head_modules, linear_modules, peft_library, put_on, refuse_alone
 from chainrule.strategies.base import Phase, decayed_groups
 
 _TRAINED = (".lora_A.", ".lora_B.", ".modules_to_save.")
@@ -55,10 +55,13 @@ class Lora:
         names = self._targets(model)
         options = self.options
         alpha = options.alpha if options.alpha is not None else 2.0 * options.rank
-        is_local = Path(model.name_or_path).exists()
+        is_local = not model.name_or_path or Path(model.name_or_path).exists()  # a changed model has no name
         merge = is_local if options.merge is None else options.merge
+        if not merge:
+            refuse_alone(model)
         self.options = options.model_copy(update={"alpha": alpha, "merge": merge})
-        tell(_what_is_saved(merge, is_local, asked=options.merge is not None))
+        told = _what_is_saved(merge, is_local, asked=options.merge is not None)
+        tell(told if model.name_or_path else "The adapters will be merged into the changed model.")
         modules = linear_modules(model)
         config = peft.LoraConfig(
             r=options.rank,
