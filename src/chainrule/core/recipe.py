@@ -49,10 +49,13 @@ def _layer_numbers(value: Any) -> Any:
         return [value]
     if not isinstance(value, str):
         return value
-    parts = [re.fullmatch(r"\s*(\d{1,4})(?:\s*-\s*(\d{1,4}))?\s*", part) for part in value.split(",")]
-    if not all(parts):
-        raise ValueError("layer numbers such as [0, 2, 5] or 0-3")
-    return [number for part in parts if part for number in range(int(part[1]), int(part[2] or part[1]) + 1)]
+    numbers: list[int] = []
+    for part in value.split(","):
+        found = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", part.strip())
+        if found is None or int(found[1]) > int(found[2] or found[1]):
+            raise ValueError("layer numbers such as [0, 2, 5] or 0-3")
+        numbers += range(int(found[1]), int(found[2] or found[1]) + 1)
+    return numbers
 
 
 NamedSpec = Annotated[Spec, BeforeValidator(_named)]

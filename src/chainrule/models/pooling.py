@@ -59,7 +59,7 @@ class Attention(nn.Module):
         self.query = nn.Linear(size, 1, bias=False)
 
     def forward(self, states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        scores = self.query(torch.tanh(self.hidden(states))).float()
+        scores = self.query(torch.tanh(self.hidden(states)))
         if mask is not None:
             scores = scores.masked_fill((mask == 0)[..., None], -torch.inf)
         weights: torch.Tensor = scores.softmax(1).to(states.dtype)

@@ -54,6 +54,17 @@ CASES = {
         Case("two-threads", {"training.steps": 9, "training.threads": 2, "training.batch_size": 64}),
         Case("head", {"strategy": "head", "training.epochs": 3}),
         Case("patience", {"training.epochs": 8, "training.patience": 1, "optimizer.learning_rate": 1e-6}),
+        Case(
+            "structure",
+            {
+                "training.steps": 9,
+                "structure.reinitialise_top": 1,
+                "structure.insert_blocks": [1],
+                "structure.add_tokens": ["filmgood"],
+                "structure.pooling": "attention",
+                "structure.head": "cnn",
+            },
+        ),
         Case("lora-chat", {"strategy": "lora", "training.steps": 9, "training.batch_size": 8}, chat=True),
     )
 }
