@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from chainrule.core.parsing import validation_problems
-from chainrule.core.recipe import Clean
+from chainrule.core.recipe import Clean, Structure
 from chainrule.errors import ModelError, Problem, Where
 from chainrule.system.files import read_json
 
@@ -92,6 +92,11 @@ class Artifact:
     def clean(self) -> Clean:
         """The changes that were made to the texts before training, and must be made to every other text."""
         return Clean.model_validate(self.manifest.recipe.get("data", {}).get("clean", {}))
+
+    @property
+    def structure(self) -> Structure:
+        """The changes that were made to the pretrained model before training."""
+        return Structure.model_validate(self.manifest.recipe.get("structure", {}))
 
     @property
     def run_folder(self) -> Path | None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from chainrule.core.artifact import MANIFEST, Artifact
-from chainrule.core.recipe import Structure, read_recipe
+from chainrule.core.recipe import read_recipe
 from chainrule.core.task import Predictions, Read, Task
 from chainrule.data.batch import by_length, collate
 from chainrule.data.encode import Encoded
@@ -110,7 +110,7 @@ def base_name(artifact: Artifact) -> str:
 
 @contextmanager
 def untuned(predictor: Predictor) -> Iterator[Forward]:
-    """Inside, the Forward of the language model as it was before it was trained.
+    """Inside, the Forward of the language model as it was before step one.
 
     Raises:
         ModelError: the base model cannot be found, or it is not the one that was trained.
@@ -120,9 +120,11 @@ def untuned(predictor: Predictor) -> Iterator[Forward]:
         with without_adapters(forward.model):
             yield forward
         return
-    _same_base(predictor.artifact)
-    model = load_language_model(base_name(predictor.artifact), Structure()).to(forward.device).eval()
-    yield replace(forward, model=model)
+    artifact = predictor.artifact
+    _same_base(artifact)
+    seed = int(artifact.manifest.recipe.get("seed", 0))
+    model = load_language_model(base_name(artifact), predictor.tokenizer, artifact.structure, seed=seed)
+    yield replace(forward, model=model.to(forward.device).eval())
 
 
 def _same_base(artifact: Artifact) -> None:

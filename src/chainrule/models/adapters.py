@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from chainrule.errors import ModelError, Problem, Where
+from chainrule.errors import ModelError, Problem, RecipeError, Where
 from chainrule.models.folder import refused, stored_shapes
 from chainrule.system.extras import require
 from chainrule.system.files import read_json
@@ -135,6 +135,19 @@ def add_saved(model: Any, folder: Path) -> Any:
 def let_learn(model: Any) -> None:
     """Let the adapters of a loaded model, and what was trained whole beside them, need a gradient again."""
     model.set_adapter(model.active_adapter)
+
+
+def refuse_alone(model: Any) -> None:
+    """Make sure that adapters that are saved alone can be laid on a model by its name.
+
+    Raises:
+        RecipeError: the model was changed after it was loaded.
+    """
+    if not model.name_or_path:
+        todo = "Set strategy.options.merge to true, or leave structure out."
+        where = Where(field="strategy.options.merge")
+        problem = Problem("true, as structure makes another model than the one that has a name", "false", todo, where)
+        raise RecipeError("Adapters alone could not be loaded again.", [problem])
 
 
 def put_on(model: Any, config: Any) -> Any:

@@ -67,7 +67,7 @@ def prepare(recipe: Recipe, source: Any, task: Task, splits: Sequence[str] | Non
 
 def with_tokens(dataset: Dataset, recipe: Recipe, task: Task, splits: Sequence[str] | None = None) -> Prepared:
     """Encode the usable rows of a dataset and add what their tokens tell to its report."""
-    tokenizer = load_tokenizer(recipe.model.name)
+    tokenizer = load_tokenizer(recipe.model.name, recipe.structure.add_tokens)
     if task.prepare_tokenizer is not None:
         task.prepare_tokenizer(tokenizer)
     limit = token_limit(recipe.model.name, tokenizer, recipe.model.max_length)

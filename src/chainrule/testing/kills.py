@@ -69,6 +69,17 @@ CASES = {
         Case("head", {"strategy": "head", "training.epochs": 3}),
         Case("gradual", {"strategy": "gradual", "training.epochs": 3}),
         Case("patience", {"training.epochs": 8, "training.patience": 1, "optimizer.learning_rate": 1e-6}),
+        Case(
+            "structure",
+            {
+                "training.steps": 9,
+                "structure.reinitialise_top": 1,
+                "structure.insert_blocks": [1],
+                "structure.add_tokens": ["filmgood"],
+                "structure.pooling": "attention",
+                "structure.head": "cnn",
+            },
+        ),
         Case("lora-chat", {"strategy": "lora", "training.steps": 9, "training.batch_size": 8}, chat=True),
     )
 }

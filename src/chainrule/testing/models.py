@@ -57,16 +57,19 @@ def tiny_language_model(vocabulary: int = 96, *, tied: bool = True, positions: i
     return AutoModelForCausalLM.from_config(config)
 
 
-def tiny_chat_model(folder: Path, *, positions: int = 64, template: str | None = None, seed: int = 0) -> Path:
+def tiny_chat_model(
+    folder: Path, *, tied: bool = True, positions: int = 64, template: str | None = None, seed: int = 0
+) -> Path:
     """Write a random causal language model and its tokenizer as a Hugging Face folder and return it.
 
     Args:
+        tied: whether its output layer is its table of embeddings.
         template: the tokenizer's chat template; None for none.
     """
     tokenizer = tiny_tokenizer(positions, decoder=True)
     tokenizer.chat_template = template
     folder.mkdir(parents=True, exist_ok=True)
-    tiny_language_model(len(tokenizer), positions=positions, seed=seed).save_pretrained(folder)
+    tiny_language_model(len(tokenizer), tied=tied, positions=positions, seed=seed).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

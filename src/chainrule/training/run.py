@@ -20,6 +20,8 @@ from chainrule.inference.predict import forward_of
 from chainrule.kernels import native
 from chainrule.models.accelerate import accelerate
 from chainrule.models.adapters import plain_model
+from chainrule.models.classifier import form_of, is_own
+from chainrule.models.inspect import count_parameters, layer_stack
 from chainrule.models.load import load_classifier, load_language_model
 from chainrule.strategies import make_strategy, refuse_misfit
 from chainrule.strategies.base import Strategy
@@ -243,6 +245,19 @@ def _tell(report: CheckReport, limit: int, display: Display) -> None:
     display.say(f"Data: {sizes} rows;{labels} at most {limit} tokens a row.")
 
 
+def _tell_structure(model: Any, task: Task, display: Display) -> None:
+    """What has become of the model, and what will load it: before step one, not after the last."""
+    display.say(f"Structure: {len(layer_stack(model))} layers, {count_parameters(model):,} parameters.")
+    if is_own(model.config):
+        family, form = model.config.model_type, form_of(model.config)
+        display.say(
+            f"The artifact will load in Chainrule alone, because transformers has no {form} for {family}; "
+            "what is below the head will load with transformers' AutoModel."
+        )
+    if task.baseline == "untuned":
+        display.say("The verdict will compare with this changed model as it is before step one.")
+
+
 def _with_options(recipe: Recipe, strategy: Strategy) -> Recipe:
     """With every option of the strategy written out, those that it chose on seeing the model included."""
     return recipe.replace({"strategy.options": strategy.options.model_dump(mode="json")})
@@ -251,7 +266,10 @@ def _with_options(recipe: Recipe, strategy: Strategy) -> Recipe:
 def _job(
     recipe: Recipe, task: Task, strategy: Strategy, prepared: Prepared, device: torch.device, display: Display
 ) -> Job:
-    model = strategy.prepare(_load(recipe, task, prepared), display.say)
+    model = _load(recipe, task, prepared)
+    if recipe.structure.makes_another_model:
+        _tell_structure(model, task, display)
+    model = strategy.prepare(model, display.say)
     targets = prepared.encoded["train"].targets
     if targets is None:
         raise DataError("The training rows have no labels.")
@@ -279,7 +297,7 @@ def _job(
 
 def _load(recipe: Recipe, task: Task, prepared: Prepared) -> Any:
     if task.head == "language-model":
-        model = load_language_model(recipe.model.name, recipe.structure)
+        model = load_language_model(recipe.model.name, prepared.tokenizer, recipe.structure, seed=recipe.seed)
         check_model(model)
         end_replies(model, prepared.tokenizer)
         return model
