@@ -34,7 +34,7 @@ class Spill:
         if self._file is not None:
             self._file.close()
 
-    def write(self, data: memoryview) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Add `data` at the end."""
         self._memory.write(data)
         if self._memory.tell() > MEMORY_BYTES and self._has_room:
