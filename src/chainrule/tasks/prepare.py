@@ -15,6 +15,7 @@ from chainrule.data.check import length_finding
 from chainrule.data.encode import Encoded
 from chainrule.data.flaws import MAX_PROBLEMS, Flaw, summarise
 from chainrule.data.load import Dataset, Split, load
+from chainrule.data.tokens import encode_once
 from chainrule.errors import DataError, Problem
 from chainrule.models.load import load_tokenizer, token_limit
 from chainrule.tasks.conversation import marked
@@ -101,10 +102,10 @@ def encode_split(
     task: Task, tokenizer: Any, split: Split, limit: int, name: str | None, on_bad_row: str
 ) -> EncodedSplit:
     """Encode a split; rows the template refuses, or of whose reply nothing is left, are errors or are skipped."""
-    encoded = task.encode(tokenizer, split.inputs, split.targets, limit)
+    encoded = encode_once(task.encode, tokenizer, split.inputs, split.targets, limit)
     found = length_finding(encoded.full_lengths, limit, name, split.places)
     findings = [found] if found else []
-    if encoded.trained is None:
+    if encoded.trained is None or encoded.targets is None:
         return EncodedSplit(split, encoded, tuple(findings), ())
     flaws = [_unusable(split, encoded, int(row), limit) for row in np.flatnonzero(encoded.targets == 0)]
     told, problems = summarise(flaws, split=name, file=split.places.file, on_bad_row=on_bad_row)
