@@ -136,7 +136,7 @@ def reinitialise(model: Any, top: int, seed: int) -> None:
 def insert_blocks(model: Any, places: Sequence[int]) -> None:
     """Insert a block above each of these layers that changes nothing until it is trained.
 
-    A block is a copy of the layer below with its output layers set to zero: Wu et al. (2024), LLaMA Pro: block expansion.
+    A block is a copy of the layer below with its output layers set to zero: Wu et al. (2024), LLaMA Pro, section 3.2.
     Where a layer ends in a norm, an unchanged residual would be normed once more; so the layer below hands the scale
     and shift of its last norm up to the block, and norms that only norm follow each other.
 

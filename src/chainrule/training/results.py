@@ -89,7 +89,7 @@ def _manifest(
         primary_metric=task.primary_metric,
         data={
             "fingerprint": dataset.fingerprint,
-            "rows": {name: len(split.table) for name, split in dataset.splits.items()},
+            "rows": {name: len(split) for name, split in dataset.splits.items()},
             "cut_sha256": dataset.cut.sha256 if dataset.cut else None,
         },
         loads_in=loads_in,

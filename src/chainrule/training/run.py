@@ -288,7 +288,7 @@ def _job(
         strategy=strategy,
         train=prepared.encoded["train"],
         validation=prepared.encoded["validation"],
-        row_numbers=prepared.dataset.splits["train"].table.rows,
+        row_numbers=prepared.dataset.splits["train"].places.rows,
         forward=forward_of(model, prepared.tokenizer, device, fast),
     )
     trained = trained_names(job, recipe, planned_steps(recipe, len(job.train)))
