@@ -77,6 +77,7 @@ def load_tokenizer(name: str) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(place.path, **place.options)
         if not isinstance(tokenizer.model_max_length, int | float) or not tokenizer.model_max_length >= FEWEST:
             raise ValueError(f"model_max_length is {tokenizer.model_max_length!r}")
+        tokenizer(["a b"], ["c"], truncation=True, max_length=FEWEST)  # a template may name what the vocabulary lacks
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
@@ -252,7 +253,9 @@ def _loading(place: _Place) -> Iterator[None]:
     transformers_logging.disable_progress_bar()
     try:
         yield
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # what Rust code raises
+            raise
         if is_shortage(error):
             problem = Problem("memory for the model", str(error)[:300], "Choose a smaller model.", Where(place.name))
             raise ShortageError(f"There is not enough memory to load {place.name!r}.", [problem]) from error
