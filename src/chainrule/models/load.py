@@ -22,6 +22,7 @@ from chainrule.models.folder import (
     CONFIG,
     INDEX,
     WEIGHTS,
+    check_depth,
     check_files,
     check_fit,
     check_loaded,
@@ -209,6 +210,7 @@ def _load(factory: Any, place: _Place, config: Any, *, fresh_head: bool = False)
     """
     _fetch_weights(place)
     shapes = stored_shapes(weight_files(place.folder, place.name), place.name)
+    check_depth(place.folder, shapes, place.name)
     with _loading(place), torch.device("meta"):
         outline = factory.from_config(config, trust_remote_code=False)
     fresh = head_modules(outline) if fresh_head else ()
