@@ -13,7 +13,7 @@ import typer
 from chainrule.cli import check, evaluate, predict, show, train
 from chainrule.cli.output import print_json
 from chainrule.errors import ChainruleError, Problem, UserError, Where
-from chainrule.system.progress import console
+from chainrule.system.progress import console, visible
 from chainrule.version import __version__
 
 app = typer.Typer(
@@ -82,7 +82,7 @@ def _report(error: ChainruleError, words: list[str], code: int | None = None) ->
     if "--json" in words:
         print_json(error.as_dict())
     else:
-        console().print(f"Error: {error}", markup=False, style="red" if console().is_terminal else None)
+        console().print(visible(f"Error: {error}"), markup=False, style="red" if console().is_terminal else None)
     return error.exit_code if code is None else code
 
 
