@@ -50,8 +50,11 @@ class Manifest(BaseModel):
         """What is read of the recipe later must be there in its form."""
         for name in ("data", "training"):
             if not isinstance(recipe.get(name, {}), dict):
-                raise ValueError(f"{name} is no mapping")
-        Clean.model_validate(recipe.get("data", {}).get("clean", {}))
+                raise ValueError(f"a mapping under {name}")
+        try:
+            Clean.model_validate(recipe.get("data", {}).get("clean", {}))
+        except ValidationError:
+            raise ValueError(f"true or false for {', '.join(Clean.model_fields)} under data.clean") from None
         return recipe
 
 

@@ -106,7 +106,7 @@ def load_inputs(
     flaws: list[Flaw] = []
     mapping: dict[str, str] | None = None
     rows = 0
-    file = None
+    file = os.fspath(source) if isinstance(source, str | os.PathLike) else None
     for table, found in _pieces(source, max(chunk_rows, 8_192)):
         file = table.file
         columns |= dict.fromkeys(table.names)

@@ -142,7 +142,16 @@ def _same_base(artifact: Artifact) -> None:
 
 
 def forward_of(model: Any, tokenizer: Any, device: torch.device, precision: str) -> Forward:
-    """The Forward of a model and the tokenizer it was loaded with."""
+    """The Forward of a model and the tokenizer it was loaded with.
+
+    Raises:
+        ModelError: the tokenizer has tokens that the model has not.
+    """
+    highest, rows = max(tokenizer.get_vocab().values(), default=0), len(model.get_input_embeddings().weight)
+    if highest >= rows:
+        where, todo = Where(file=str(model.name_or_path), field="model.name"), "Take both from the same model."
+        problem = Problem(f"tokens with numbers below {rows:,}, as the model has", f"{highest:,}", todo, where)
+        raise ModelError("The tokenizer is not of this model.", [problem])
     return Forward(model, int(tokenizer.pad_token_id or 0), tokenizer.padding_side == "left", device, precision)
 
 

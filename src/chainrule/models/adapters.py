@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -104,14 +104,30 @@ def check_adapters(folder: Path) -> None:
     if strange:
         todo = "Merge the adapters into their model with PEFT, if you trust where they come from, and use that."
         raise refused(name, f"plain adapters of the kind {kind}", ", ".join(strange), todo, ADAPTERS)
-    if kind != "LORA":
-        return
     shapes = stored_shapes([folder / ADAPTER_WEIGHTS], name)
+    if kind == "LORA":
+        _check_rank(values, shapes, name)
+    elif kind == "PROMPT_TUNING":
+        _check_prompt(values, shapes, name)
+
+
+def _check_rank(values: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], name: str) -> None:
     ranks = {shape[0] if shape else None for key, shape in shapes.items() if ".lora_A." in key}
-    targets = values.get("target_modules")
-    if ranks != {values.get("r")} or not isinstance(targets, list):
+    if ranks != {values.get("r")} or not isinstance(values.get("target_modules"), list):
         got = f"r = {values.get('r')!r} with weights of rank {', '.join(map(str, ranks)) or 'none'}"
         raise refused(name, "a list of target_modules, and their rank as stored", got, "Train them again.", ADAPTERS)
+
+
+def _check_prompt(values: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], name: str) -> None:
+    shape = shapes.get("prompt_embeddings")
+    count = values.get("num_virtual_tokens")
+    if values.get("prompt_tuning_init") not in ("RANDOM", "SAMPLE_VOCAB"):
+        got = f"prompt_tuning_init {values.get('prompt_tuning_init')!r}"
+        raise refused(name, "virtual tokens that begin as RANDOM or SAMPLE_VOCAB", got, "Train them again.", ADAPTERS)
+    if shape is None or shape[:1] != (count,) or values.get("num_transformer_submodules") not in (None, 1):
+        shown = f"{count:,}" if isinstance(count, int) else repr(count)
+        got = f"{shown} virtual tokens, stored are {f'{shape[0]:,}' if shape else 'none'}"
+        raise refused(name, "as many virtual tokens as stored", got, "Train them again.", ADAPTERS)
 
 
 def add_saved(model: Any, folder: Path) -> Any:

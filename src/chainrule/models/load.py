@@ -23,6 +23,7 @@ from chainrule.models.folder import (
     CONFIG,
     INDEX,
     WEIGHTS,
+    check_depth,
     check_files,
     check_fit,
     check_loaded,
@@ -85,6 +86,7 @@ def load_tokenizer(name: str, add_tokens: Sequence[str] = ()) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(place.path, **place.options)
         if not isinstance(tokenizer.model_max_length, int | float) or not tokenizer.model_max_length >= FEWEST:
             raise ValueError(f"model_max_length is {tokenizer.model_max_length!r}")
+        tokenizer(["a b"], ["c"], truncation=True, max_length=FEWEST)  # a template may name what the vocabulary lacks
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if add_tokens:
@@ -248,6 +250,7 @@ def _load(factory: Any, place: _Place, config: Any, *, fresh_head: bool = False)
     """
     _fetch_weights(place)
     shapes = stored_shapes(weight_files(place.folder, place.name), place.name)
+    check_depth(place.folder, shapes, place.name)
     with _loading(place), torch.device("meta"):
         outline = factory.from_config(config, trust_remote_code=False)
     fresh = head_modules(outline) if fresh_head else ()
@@ -295,7 +298,9 @@ def _loading(place: _Place) -> Iterator[None]:
     transformers_logging.disable_progress_bar()
     try:
         yield
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # what Rust code raises
+            raise
         if is_shortage(error):
             problem = Problem("memory for the model", str(error)[:300], "Choose a smaller model.", Where(place.name))
             raise ShortageError(f"There is not enough memory to load {place.name!r}.", [problem]) from error
