@@ -39,7 +39,7 @@ CHANGED = {
     "models": 0.02,
     "runs": 0.04,
 }  # shares; the rest is structured
-EACH = round(INPUTS * (1 - sum(CHANGED.values())) / 6)
+EACH = round(INPUTS * (1 - sum(CHANGED.values())) / 5)
 
 structured = settings(
     max_examples=max(EACH, 1), deadline=None, database=None, suppress_health_check=list(HealthCheck), print_blob=False

@@ -406,7 +406,7 @@ def artifact(trained: Run, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"format_version": 99}, "field 'format_version': expected a manifest of format 1, got 99. Use the Chainrule"),
+        ({"format_version": 99}, "field 'format_version': expected a manifest of format 1, got format 99. Use the"),
         ({"labels": ["a", "b", "c"]}, "field 'labels': expected 2 labels as in config.json, got ('a', 'b', 'c')."),
         ({"inputs": ["os.system"]}, "field 'inputs': expected inputs of text-classification: text, text_a, text_b"),
         ({"inputs": []}, "field 'inputs': expected inputs of text-classification"),

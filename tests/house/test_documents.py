@@ -27,6 +27,7 @@ TWINS = {
     "docs/strategies.md": "docs/zh/strategies.md",
     "docs/tasks.md": "docs/zh/tasks.md",
     "docs/verdict.md": "docs/zh/verdict.md",
+    "SECURITY.md": "docs/zh/security.md",
 }
 DOCUMENTS = [*TWINS, *TWINS.values(), "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "LOG.md"]
 MAP_LINE = re.compile(r"^(?:  )?([a-z_]+(?:/|\.py)) {2,}\S", re.MULTILINE)

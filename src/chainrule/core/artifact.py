@@ -81,7 +81,7 @@ class Artifact:
         problems = []
         if values.get("format_version") != FORMAT_VERSION:
             where = Where(file=str(file), field="format_version")
-            got = repr(values.get("format_version"))[:80]
+            got = f"format {values.get('format_version')!r}"[:80]
             todo = "Use the Chainrule version that wrote it, or train again."
             problems = [Problem(f"a manifest of format {FORMAT_VERSION}", got, todo, where)]
         else:
