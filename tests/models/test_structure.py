@@ -317,6 +317,13 @@ def test_what_cannot_be_is_refused_with_what_there_is(changes: dict[str, Any], s
     assert refused(bert, **changes) == said
 
 
+def test_all_wrong_layers_are_told_at_once(bert: Path) -> None:
+    with pytest.raises(RecipeError, match=r"The model cannot be changed like this\.") as caught:
+        load(bert, keep_layers=[0, 4], insert_blocks=[1], reinitialise_top=3)
+    fields = [str(problem.where) for problem in caught.value.problems]
+    assert fields == [f"field 'structure.{key}'" for key in ("keep_layers", "insert_blocks", "reinitialise_top")]
+
+
 def test_all_wrong_tokens_are_told_at_once(bert: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         load_tokenizer(str(bert), ["goodfilm", " x", "goodfilm", "", "\u200b"])
