@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from chainrule.core.recipe import Structure
-from chainrule.errors import RecipeError, UserError
+from chainrule.errors import ModelError, RecipeError, UserError
 from chainrule.models.accelerate import accelerate, restore
 from chainrule.models.inspect import anatomy, layer_stack, output_layer
 from chainrule.models.load import load_classifier, load_language_model, load_saved, load_tokenizer
@@ -251,6 +251,20 @@ def test_where_transformers_has_a_name_for_it_its_own_class_is_kept(tmp_path: Pa
     said = refused(folder, keep_layers=[1, 3])
     assert "'structure': expected layers that transformers would build like this" in said
     assert "model.layers.0.attn_norm.weight" in said
+
+
+def test_a_head_that_there_is_not_is_never_built(bert: Path, tmp_path: Path) -> None:
+    save_model(tmp_path, load(bert, pooling="mean"), load_tokenizer(str(bert)), max_length=64, base="")
+    file = tmp_path / "config.json"
+    file.write_text(file.read_text().replace('"mean"', '"os.system"'))
+    said = (
+        "The classifier's config cannot be read.\n  - field 'chainrule_head': expected the names of a pooling and a "
+        "head, got {'head': 'mlp', 'pooling': 'os.system'}. Put the config.json back as it was saved."
+    )
+    for changes in (None, {}, {"head": "linear"}):
+        with pytest.raises(ModelError) as caught:
+            load_saved(tmp_path, "classifier", "") if changes is None else load(tmp_path, **changes)
+        assert str(caught.value) == said
 
 
 def test_a_changed_model_can_be_changed_again(bert: Path, tmp_path: Path) -> None:
