@@ -261,7 +261,8 @@ def test_a_head_that_there_is_not_is_never_built(bert: Path, tmp_path: Path) -> 
         "The classifier's config cannot be read.\n  - field 'chainrule_head': expected the names of a pooling and a "
         "head, got {'head': 'mlp', 'pooling': 'os.system'}. Put the config.json back as it was saved."
     )
-    for changes in (None, {}, {"head": "linear"}):
+    uses: list[dict[str, Any] | None] = [None, {}, {"head": "linear"}]
+    for changes in uses:
         with pytest.raises(ModelError) as caught:
             load_saved(tmp_path, "classifier", "") if changes is None else load(tmp_path, **changes)
         assert str(caught.value) == said
