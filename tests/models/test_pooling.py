@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from chainrule.core.recipe import Structure
-from chainrule.models.pooling import CHANNELS, POOLINGS, WIDTHS, Attention, Convolutions, Head, Pool
+from chainrule.models.pooling import CHANNELS, POOLINGS, WIDTHS, Attention, Convolutions, Pool, PooledHead
 
 pytestmark = pytest.mark.unit
 
@@ -84,7 +84,7 @@ def test_gradients_of_heads_and_none_for_padding(name: str, kind: str) -> None:
     states, mask, _ = padded()
     states[mask == 0] = 0.5
     torch.manual_seed(2)
-    head = Head(name, kind, SIZE, 2, dropout=0.0).double()
+    head = PooledHead(name, kind, SIZE, 2, dropout=0.0).double()
     states.requires_grad_()
     assert torch.autograd.gradcheck(lambda values: head(values, mask), (states,))
     head(states, mask).square().sum().backward()

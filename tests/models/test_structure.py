@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from chainrule.core.recipe import Structure
-from chainrule.errors import RecipeError, UserError
+from chainrule.errors import ModelError, RecipeError, UserError
 from chainrule.models.accelerate import accelerate, restore
 from chainrule.models.inspect import anatomy, layer_stack, output_layer
 from chainrule.models.load import load_classifier, load_language_model, load_saved, load_tokenizer
@@ -253,6 +253,21 @@ def test_where_transformers_has_a_name_for_it_its_own_class_is_kept(tmp_path: Pa
     assert "model.layers.0.attn_norm.weight" in said
 
 
+def test_a_head_that_there_is_not_is_never_built(bert: Path, tmp_path: Path) -> None:
+    save_model(tmp_path, load(bert, pooling="mean"), load_tokenizer(str(bert)), max_length=64, base="")
+    file = tmp_path / "config.json"
+    file.write_text(file.read_text().replace('"mean"', '"os.system"'))
+    said = (
+        "The classifier's config cannot be read.\n  - field 'chainrule_head': expected the names of a pooling and a "
+        "head, got {'head': 'mlp', 'pooling': 'os.system'}. Put the config.json back as it was saved."
+    )
+    uses: list[dict[str, Any] | None] = [None, {}, {"head": "linear"}]
+    for changes in uses:
+        with pytest.raises(ModelError) as caught:
+            load_saved(tmp_path, "classifier", "") if changes is None else load(tmp_path, **changes)
+        assert str(caught.value) == said
+
+
 def test_a_changed_model_can_be_changed_again(bert: Path, tmp_path: Path) -> None:
     model = load(bert, keep_layers=[1], pooling="mean", head="linear")
     save_model(tmp_path, model, load_tokenizer(str(bert)), max_length=64, base="")
@@ -315,6 +330,13 @@ def test_a_changed_model_can_be_changed_again(bert: Path, tmp_path: Path) -> Non
 )
 def test_what_cannot_be_is_refused_with_what_there_is(changes: dict[str, Any], said: str, bert: Path) -> None:
     assert refused(bert, **changes) == said
+
+
+def test_all_wrong_layers_are_told_at_once(bert: Path) -> None:
+    with pytest.raises(RecipeError, match=r"The model cannot be changed like this\.") as caught:
+        load(bert, keep_layers=[0, 4], insert_blocks=[1], reinitialise_top=3)
+    fields = [str(problem.where) for problem in caught.value.problems]
+    assert fields == [f"field 'structure.{key}'" for key in ("keep_layers", "insert_blocks", "reinitialise_top")]
 
 
 def test_all_wrong_tokens_are_told_at_once(bert: Path) -> None:

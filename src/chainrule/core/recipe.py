@@ -44,7 +44,7 @@ def _sourced(value: Any) -> Any:
 
 def _layer_numbers(value: Any) -> Any:
     """3, "0-3" and "0, 2, 4-5" as lists of numbers."""
-    if isinstance(value, int):
+    if isinstance(value, int) and not isinstance(value, bool):
         return [value]
     if not isinstance(value, str):
         return value

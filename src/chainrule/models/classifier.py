@@ -6,13 +6,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.modeling_layers import GenericForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from chainrule.core.recipe import Structure
-from chainrule.errors import Problem, RecipeError, Where
-from chainrule.models.pooling import Head
+from chainrule.errors import ModelError, Problem, RecipeError, Where
+from chainrule.models.pooling import PooledHead
 
 SETTINGS = "chainrule_head"  # the key of config.json
 # Encoders whose own classifier reads the first token, and that take `inputs_embeds` through a module `embeddings`.
@@ -32,11 +33,12 @@ class Form:
 
 
 class PooledClassifier(PreTrainedModel):  # type: ignore[misc]
-    """A pretrained trunk under `models.pooling.Head`, as `config.chainrule_head` says.
+    """A pretrained trunk under `models.pooling.PooledHead`, as `config.chainrule_head` says.
 
     The trunk's weights have the names that its family gives them in a classifier, so that AutoModel loads it alone.
     """
 
+    supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_attention_backend = True
 
@@ -50,8 +52,8 @@ class PooledClassifier(PreTrainedModel):  # type: ignore[misc]
         size = config.get_text_config().hidden_size
         rates = [getattr(config, name, None) for name in _DROPOUT]
         dropout = next((rate for rate in rates if rate is not None), 0.0)
-        form = Form(**getattr(config, SETTINGS))
-        self.classifier = Head(form.pooling, form.head, size, config.num_labels, dropout)
+        form = _settings(config)
+        self.classifier = PooledHead(form.pooling, form.head, size, config.num_labels, dropout)
         self.post_init()
 
     @classmethod
@@ -59,10 +61,12 @@ class PooledClassifier(PreTrainedModel):  # type: ignore[misc]
         """A classifier with fresh weights, as transformers' AutoModels make theirs."""
         return cls(config)
 
-    def forward(self, attention_mask: torch.Tensor | None = None, **inputs: Any) -> SequenceClassifierOutput:
-        """Logits (b, labels) of token ids, or of states (b, t, d), with what the trunk takes besides."""
+    def forward(
+        self, input_ids: torch.Tensor | None = None, attention_mask: torch.Tensor | None = None, **inputs: Any
+    ) -> SequenceClassifierOutput:
+        """Logits (b, labels) of token ids (b, t), or of `inputs_embeds` (b, t, d), with what else the trunk takes."""
         given = {name: value for name, value in inputs.items() if value is not None}
-        states = self.base_model(attention_mask=attention_mask, **given).last_hidden_state
+        states = self.base_model(input_ids=input_ids, attention_mask=attention_mask, **given).last_hidden_state
         return SequenceClassifierOutput(logits=self.classifier(states, attention_mask))
 
 
@@ -77,9 +81,12 @@ def own_form(config: Any) -> Form | None:
 
 
 def form_of(config: Any) -> Form | None:
-    """The pooling and head of a classifier: Chainrule's where the config names one, else transformers'."""
-    settings = getattr(config, SETTINGS, None)
-    return own_form(config) if settings is None else Form(**settings)
+    """The pooling and head of a classifier: Chainrule's where the config names one, else transformers'.
+
+    Raises:
+        ModelError: the config names some that there are not.
+    """
+    return _settings(config) if is_own(config) else own_form(config)
 
 
 def is_own(config: Any) -> bool:
@@ -126,6 +133,19 @@ def choose_form(config: Any, structure: Structure) -> None:
         setattr(config, SETTINGS, asdict(chosen))
     elif is_own(config):
         delattr(config, SETTINGS)
+
+
+def _settings(config: Any) -> Form:
+    settings = getattr(config, SETTINGS)
+    try:
+        made = Structure.model_validate(settings)
+    except ValidationError:
+        made = Structure()
+    if made.pooling is None or made.head is None:
+        where, todo = Where(field=SETTINGS), "Put the config.json back as it was saved."
+        problem = Problem("the names of a pooling and a head", repr(settings)[:80], todo, where)
+        raise ModelError("The classifier's config cannot be read.", [problem])
+    return Form(made.pooling, made.head)
 
 
 def _refused(field: str, expected: str, got: str, todo: str) -> RecipeError:

@@ -87,7 +87,7 @@ class Convolutions(nn.Module):
         return torch.relu(torch.cat(found, 1)).transpose(1, 2)
 
 
-class Head(nn.Module):
+class PooledHead(nn.Module):
     """Pooling and what stands on it.
 
     linear: dropout and a linear layer. mlp: a hidden layer of the model's size with tanh before it. cnn: convolutions

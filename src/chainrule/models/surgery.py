@@ -19,6 +19,7 @@ from chainrule.system.seed import kept_generators
 
 PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")  # lists in configs with one entry a layer
 TOLERANCE = 1e-3
+_MESSAGE = "The model cannot be changed like this."
 
 
 @dataclass(frozen=True)
@@ -47,21 +48,31 @@ def kept_layers(structure: Structure, count: int) -> list[int]:
     """Which of `count` layers stay.
 
     Raises:
-        RecipeError: layers that do not exist, or none that stays.
+        RecipeError: the structure names layers that do not exist or do not stay, or none stays.
     """
-    keep, drop = structure.keep_layers, structure.drop_layers
+    keep, drop, problems = structure.keep_layers, structure.drop_layers, []
     if keep is not None and drop:
-        raise _refused("structure.drop_layers", "keep_layers or drop_layers, not both", "both", "Remove one of them.")
-    for field, layers in (("structure.keep_layers", keep or ()), ("structure.drop_layers", drop)):
+        problems.append(_problem("drop_layers", "keep_layers or drop_layers, not both", "both", "Remove one of them."))
+    for key, layers in (("keep_layers", keep or ()), ("drop_layers", drop)):
         missing = [layer for layer in layers if layer >= count]
         if missing:
-            raise _refused(field, f"layers from 0 to {count - 1}, which this model has", _shown(missing), "Change it.")
-        if list(layers) != sorted(set(layers)):
-            raise _refused(field, "layers in ascending order, each once", _shown(layers), "Change it.")
-    kept = list(keep) if keep is not None else [layer for layer in range(count) if layer not in drop]
-    if not kept:
-        field = "structure.drop_layers" if keep is None else "structure.keep_layers"
-        raise _refused(field, "at least one layer that stays", f"none of {count}", "Keep one.")
+            expected = f"layers from 0 to {count - 1}, which this model has"
+            problems.append(_problem(key, expected, _shown(missing), "Change it."))
+        elif list(layers) != sorted(set(layers)):
+            problems.append(_problem(key, "layers in ascending order, each once", _shown(layers), "Change it."))
+    kept = [layer for layer in range(count) if (layer not in drop if keep is None else layer in keep)]
+    gone = [layer for layer in structure.insert_blocks if layer not in kept]
+    if not kept and not problems:
+        key = "drop_layers" if keep is None else "keep_layers"
+        problems.append(_problem(key, "at least one layer that stays", f"none of {count}", "Keep one."))
+    if kept and gone:
+        expected = f"layers out of {_shown(kept)}, those that stay"
+        problems.append(_problem("insert_blocks", expected, _shown(gone), "Change it."))
+    if kept and structure.reinitialise_top > len(kept):
+        expected = f"at most {len(kept)}, the layers there are by then"
+        problems.append(_problem("reinitialise_top", expected, str(structure.reinitialise_top), "Lower it."))
+    if problems:
+        raise RecipeError(_MESSAGE, problems)
     return kept
 
 
@@ -73,13 +84,6 @@ def change_layers(model: Any, structure: Structure, seed: int) -> None:
     """
     count = len(layer_stack(model))
     kept = kept_layers(structure, count)
-    missing = [layer for layer in structure.insert_blocks if layer not in kept]
-    if missing:
-        expected = f"layers out of {_shown(kept)}, those that stay"
-        raise _refused("structure.insert_blocks", expected, _shown(missing), "Change it.")
-    if structure.reinitialise_top > len(kept):
-        expected = f"at most {len(kept)}, the layers there are by then"
-        raise _refused("structure.reinitialise_top", expected, str(structure.reinitialise_top), "Lower it.")
     if len(kept) < count:
         put_layers(model, kept)
     if structure.reinitialise_top:
@@ -136,7 +140,7 @@ def reinitialise(model: Any, top: int, seed: int) -> None:
 def insert_blocks(model: Any, places: Sequence[int]) -> None:
     """Insert a block above each of these layers that changes nothing until it is trained.
 
-    A block is a copy of the layer below with its output layers set to zero: Wu et al. (2024), LLaMA Pro, section 3.2.
+    A block is a copy of the layer below with its output layers set to zero: the block expansion of Wu et al. (2024).
     Where a layer ends in a norm, an unchanged residual would be normed once more; so the layer below hands the scale
     and shift of its last norm up to the block, and norms that only norm follow each other.
 
@@ -146,12 +150,9 @@ def insert_blocks(model: Any, places: Sequence[int]) -> None:
     stack = layer_stack(model)
     known = next((block for block in BLOCKS if all(_has(stack[0], name) for name in block.outputs)), None)
     if known is None:
-        raise _refused(
-            "structure.insert_blocks",
-            "layers like those of BERT, RoBERTa, DistilBERT, ModernBERT, GPT-2, Llama, Mistral or Qwen",
-            str(model.config.model_type),
-            "Leave structure.insert_blocks out for this model.",
-        )
+        expected = "layers like those of BERT, RoBERTa, DistilBERT, ModernBERT, GPT-2, Llama, Mistral or Qwen"
+        todo = "Leave structure.insert_blocks out for this model."
+        raise RecipeError(_MESSAGE, [_problem("insert_blocks", expected, str(model.config.model_type), todo)])
     before = _states(model)
     put_layers(model, sorted([*range(len(stack)), *places]))
     for number, place in enumerate(sorted(places)):
@@ -160,7 +161,8 @@ def insert_blocks(model: Any, places: Sequence[int]) -> None:
     gap = float((_states(model) - before).abs().max())
     if gap > TOLERANCE * float(before.abs().max()):
         expected = "a model that is the same with blocks that add nothing"
-        raise _refused("structure.insert_blocks", expected, "another one", "Leave it out for this model.")
+        todo = "Leave structure.insert_blocks out for this model."
+        raise RecipeError(_MESSAGE, [_problem("insert_blocks", expected, "another one", todo)])
 
 
 def _silence(below: nn.Module, block: nn.Module, known: Block) -> None:
@@ -189,7 +191,8 @@ def _require_plain(model: Any) -> None:
     if other:
         expected = "layers that transformers would build like this, so that it can load them"
         got = f"layers with other weights, such as {other[0]}"
-        raise _refused("structure", expected, got, "Choose other layers; the lowest may be unlike the rest.")
+        todo = "Choose other layers; the lowest may be unlike the rest."
+        raise RecipeError(_MESSAGE, [Problem(expected, got, todo, Where(field="structure"))])
 
 
 def _states(model: Any) -> torch.Tensor:
@@ -211,5 +214,5 @@ def _shown(layers: Sequence[int]) -> str:
     return ", ".join(map(str, layers))
 
 
-def _refused(field: str, expected: str, got: str, todo: str) -> RecipeError:
-    return RecipeError("The model cannot be changed like this.", [Problem(expected, got, todo, Where(field=field))])
+def _problem(key: str, expected: str, got: str, todo: str) -> Problem:
+    return Problem(expected, got, todo, Where(field=f"structure.{key}"))

@@ -20,7 +20,7 @@ from chainrule.inference.predict import forward_of
 from chainrule.kernels import native
 from chainrule.models.accelerate import accelerate
 from chainrule.models.adapters import plain_model
-from chainrule.models.classifier import form_of, is_own
+from chainrule.models.classifier import PooledClassifier, form_of
 from chainrule.models.inspect import count_parameters, layer_stack
 from chainrule.models.load import load_classifier, load_language_model
 from chainrule.strategies import make_strategy, refuse_misfit
@@ -245,16 +245,18 @@ def _tell(report: CheckReport, limit: int, display: Display) -> None:
     display.say(f"Data: {sizes} rows;{labels} at most {limit} tokens a row.")
 
 
-def _tell_structure(model: Any, task: Task, display: Display) -> None:
+def _tell_structure(model: Any, recipe: Recipe, task: Task, display: Display) -> None:
     """What has become of the model, and what will load it: before step one, not after the last."""
-    display.say(f"Structure: {len(layer_stack(model))} layers, {count_parameters(model):,} parameters.")
-    if is_own(model.config):
+    changed = recipe.structure.makes_another_model
+    if changed:
+        display.say(f"Structure: {len(layer_stack(model))} layers, {count_parameters(model):,} parameters.")
+    if isinstance(model, PooledClassifier):
         family, form = model.config.model_type, form_of(model.config)
         display.say(
             f"The artifact will load in Chainrule alone, because transformers has no {form} for {family}; "
             "what is below the head will load with transformers' AutoModel."
         )
-    if task.baseline == "untuned":
+    if changed and task.baseline == "untuned":
         display.say("The verdict will compare with this changed model as it is before step one.")
 
 
@@ -267,8 +269,7 @@ def _job(
     recipe: Recipe, task: Task, strategy: Strategy, prepared: Prepared, device: torch.device, display: Display
 ) -> Job:
     model = _load(recipe, task, prepared)
-    if recipe.structure.makes_another_model:
-        _tell_structure(model, task, display)
+    _tell_structure(model, recipe, task, display)
     model = strategy.prepare(model, display.say)
     targets = prepared.encoded["train"].targets
     if targets is None:
