@@ -30,11 +30,10 @@ def check_gradients(
 def _print(report: GradientReport) -> None:
     formats = list(report.tolerances)
     rows = [
-        [kind.kind, str(kind.modules), str(kind.derivatives), *(_shown(kind.errors[name]) for name in formats)]
-        for kind in report.kinds
+        [kind.kind, f"{kind.derivatives:,}", *(_shown(kind.errors[name]) for name in formats)] for kind in report.kinds
     ]
-    allowed = ["allowed", "", "", *(f"{report.tolerances[name]:.0e}" for name in formats)]
-    print_table(f"{report.model}: greatest relative error", ["type", "modules", "checks", *formats], [*rows, allowed])
+    rows.append(["allowed", "", *(f"{report.tolerances[name]:g}" for name in formats)])
+    print_table(f"{report.model}: greatest relative error", ["type of module", "checks", *formats], rows)
     print_line("worst of those that are right:")
     for derivative in report.worst:
         print_line(f"  {derivative.text}")
