@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +98,8 @@ FORMULAS: dict[str, Callable[..., Array]] = {
 }
 
 
-def made(name: str, parameters: list[torch.Tensor], decay: float = DECAY, **options: Any) -> Any:
-    groups = [{"params": parameters, "lr": RATE, "weight_decay": decay}]
+def made(name: str, parameters: Sequence[torch.Tensor], decay: float = DECAY, **options: Any) -> Any:
+    groups = [{"params": list(parameters), "lr": RATE, "weight_decay": decay}]
     return make_optimizer(Optimizer(name=name, options=options), groups)
 
 

@@ -85,7 +85,7 @@ def test_the_inverse_root_goes_on_from_the_warm_up() -> None:
 @pytest.mark.parametrize("warmup", [0.1, 0.3])
 def test_one_cycle_is_torchs(warmup: float) -> None:
     def make(optimizer: Any) -> Any:
-        options = {"div_factor": 20.0, "final_div_factor": 100.0, "cycle_momentum": False}
+        options: dict[str, Any] = {"div_factor": 20.0, "final_div_factor": 100.0, "cycle_momentum": False}
         return lr_scheduler.OneCycleLR(optimizer, 1.0, total_steps=100, pct_start=warmup, **options)
 
     assert values("one-cycle", 100, warmup, start=0.05, end=0.01) == pytest.approx(of_torch(make), abs=1e-12)
