@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +17,10 @@ from chainrule.core.recipe import Recipe, parse_recipe
 from chainrule.data.flaws import KINDS
 from chainrule.strategies import STRATEGIES
 from chainrule.tasks import TASKS
+from chainrule.training.averaging import AVERAGES
+from chainrule.training.optimizers import OPTIMIZERS
+from chainrule.training.regularisers import REGULARISERS
+from chainrule.training.schedules import SCHEDULES
 
 pytestmark = pytest.mark.unit
 
@@ -116,13 +123,22 @@ def test_shelves_are_documented(folder: str, repository: Path) -> None:
     recipe = (repository / folder / "recipe.md").read_text(encoding="utf-8")
     tasks = (repository / folder / "tasks.md").read_text(encoding="utf-8")
     data = (repository / folder / "data.md").read_text(encoding="utf-8")
-    assert [name for name in STRATEGIES if f"| `{name}` |" not in recipe] == []
+    losses = [name for task in TASKS.values() for name in task.losses]
+    parts = [*STRATEGIES, *OPTIMIZERS, *SCHEDULES, *losses, *REGULARISERS, *AVERAGES]
+    assert [name for name in parts if f"| `{name}` |" not in recipe] == []
     assert [kind for kind in KINDS if f"`{kind}`" not in data] == []
     for task in TASKS.values():
         assert f"| `{task.name}` |" in tasks
         assert re.search(rf"\| `{task.name}` \|[^|]*\|[^|]*\| {task.primary_metric} \|", tasks)
         for field in task.fields:
             assert [alias for alias in field.aliases if not re.search(rf"\b{alias}\b", data)] == []
+
+
+def test_the_picture_of_the_schedules_is_what_its_script_draws(repository: Path, tmp_path: Path) -> None:
+    script = shutil.copy(repository / "docs" / "images" / "schedules.py", tmp_path)
+    subprocess.run([sys.executable, script], check=True)
+    drawn = (tmp_path / "schedules.svg").read_text(encoding="utf-8")
+    assert drawn == (repository / "docs" / "images" / "schedules.svg").read_text(encoding="utf-8")
 
 
 def test_public_names(repository: Path) -> None:
