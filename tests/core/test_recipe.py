@@ -142,6 +142,13 @@ def test_regularisers_are_names_with_their_options(given: Any) -> None:
     assert recipe.regularisers == {"l2-sp": {"strength": 0.01}, "fgm": {}}
 
 
+def test_a_name_and_what_stands_below_it_are_kept_in_any_order() -> None:
+    changes = {"optimizer.learning_rate": 0.01, "optimizer": "sgd"}
+    for ordered in (changes, dict(reversed(changes.items()))):
+        optimizer = parse_recipe(merge(MINIMAL, ordered)).optimizer
+        assert (optimizer.name, optimizer.learning_rate) == ("sgd", 0.01)
+
+
 def test_options_of_the_tasks_own_loss_need_no_name() -> None:
     recipe = parse_recipe(merge(MINIMAL, {"loss.options.gamma": 1.0}))
     assert (recipe.loss.name, recipe.loss.options) == ("default", {"gamma": 1.0})

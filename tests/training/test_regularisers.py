@@ -288,6 +288,19 @@ def test_mixout_keeps_the_expectation(model: Any, rows: Encoded) -> None:
     assert float(kept.mean()) == pytest.approx(1.0, abs=0.02)
 
 
+def test_copies_in_bfloat16_follow_the_mixed_weights_and_the_restored_ones(model: Any, rows: Encoded) -> None:
+    model = model.float()
+    accelerate(model, CPU)
+    objective, batch = around("mixout", model, rows), batch_of(rows, np.arange(6))
+    moved(model)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        before = base(rows).accumulate(model, batch)[0]
+        mixed = objective.accumulate(model, batch)[0]
+        after = base(rows).accumulate(model, batch)[0]
+    assert float(before) == float(after)
+    assert abs(float(before) - float(mixed)) > 1e-3
+
+
 def test_weights_come_back_where_a_mixed_forward_fails(model: Any, rows: Encoded) -> None:
     class Failing:
         def accumulate(self, model: Any, batch: Any) -> tuple[Any, int]:
