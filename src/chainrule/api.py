@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -12,8 +11,9 @@ from typing import Any, Literal, TypedDict, Unpack
 from chainrule.core.artifact import Artifact, Run
 from chainrule.core.parsing import merge
 from chainrule.core.recipe import Data, Recipe, parse_recipe, read_recipe
-from chainrule.core.report import CheckReport, EvaluationReport
+from chainrule.core.report import CheckReport, EvaluationReport, Reproduction
 from chainrule.errors import ModelError, OutputError, Problem, RecipeError, Where
+from chainrule.system.files import free_path
 from chainrule.system.progress import Display, Quiet
 from chainrule.system.telemetry import turn_off_telemetry
 from chainrule.system.threads import wait_briefly
@@ -154,6 +154,32 @@ def resume(run: str | Path | Run, source: Rows | None = None, *, display: Displa
     return resume_run(folder, source, display or Quiet(), began)
 
 
+def reproduce(
+    run: str | Path | Run,
+    source: Rows | None = None,
+    *,
+    out: str | Path | None = None,
+    display: Display | None = None,
+) -> Reproduction:
+    """Make a finished run again, with every choice it made, and compare weights and events.
+
+    Args:
+        run: the run folder.
+        source: the rows again, for a run that was given an object instead of a path.
+        out: the folder of the second run; by default beside the first.
+
+    Raises:
+        UserError: there is no such run, it is not finished, or its data or its model has changed.
+    """
+    began = time.perf_counter()
+    _set_environment()
+    from chainrule.training.run import reproduce_run
+
+    first = run.path if isinstance(run, Run) else Path(run)
+    again = Path(out) if out is not None else free_path(first.with_name(f"{first.name}-again"))
+    return reproduce_run(first, source, again, display or Quiet(), began)
+
+
 def evaluate(
     model: str | Path | Run | Artifact,
     source: Rows | None = None,
@@ -267,7 +293,10 @@ def show(what: str | Path) -> dict[str, Any]:
             todo="Check the spelling.",
         )
         raise ModelError(f"There is nothing to show at {what}.", [problem])
-    return _show_folder(Path(what))
+    path = Path(what)
+    if (path / "recipe.yaml").is_file():
+        return Run(path).contents()
+    return {"artifact": Artifact.read(path).manifest.model_dump(mode="json")}
 
 
 def make_recipe(source: Any, recipe: Recipe | str | Path | None, settings: Mapping[str, Any]) -> Recipe:
@@ -347,24 +376,4 @@ def _run_source(artifact: Artifact) -> str:
 
 def _free_folder(recipe: Recipe) -> Path:
     names = (Path(name).stem for name in (recipe.model.name, recipe.data.source or "data"))
-    base = Path("runs") / "-".join(names)
-    free, number = base, 2
-    while free.exists():
-        free, number = base.with_name(f"{base.name}-{number}"), number + 1
-    return free
-
-
-def _show_folder(path: Path) -> dict[str, Any]:
-    if (path / "recipe.yaml").is_file():
-        run = Run(path)
-        finished = (path / "artifact").is_dir()
-        evaluations = {
-            file.stem: _read_json(file) for file in sorted((path / "evaluations").glob("*.json")) if file.is_file()
-        }
-        report = str(path / "report.html") if (path / "report.html").is_file() else None
-        return {"finished": finished, "summary": run.summary, "evaluations": evaluations, "report": report}
-    return {"artifact": Artifact.read(path).manifest.model_dump(mode="json")}
-
-
-def _read_json(file: Path) -> Any:
-    return json.loads(file.read_text(encoding="utf-8"))
+    return free_path(Path("runs") / "-".join(names))

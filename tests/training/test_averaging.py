@@ -138,7 +138,7 @@ def test_what_is_kept_is_the_average() -> None:
         optimizer.step()
         optimizer.zero_grad()
     with averages_in_place(optimizer):
-        kept = trained_weights(model)
+        kept = trained_weights(model, ("weight", "bias"))
     for name, parameter in model.named_parameters():
         assert torch.equal(kept[name], optimizer.state[parameter]["average"])
         assert not torch.equal(kept[name], parameter)

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from chainrule.core.recipe import Optimizer, Schedule, Spec, Structure
+from chainrule.core.task import Objective
 from chainrule.data.batch import Batch, collate, epoch_order
 from chainrule.data.encode import Encoded, encode
 from chainrule.models.load import load_classifier, load_tokenizer
@@ -132,6 +133,21 @@ def test_a_later_phase_trains_other_parameters_and_keeps_what_was_learned(model:
     assert seen[0] == (1e-2, set(head))
     assert seen[1][0] == 1e-3
     assert len(seen[1][1]) > len(head)
+
+
+def test_a_phase_has_a_loss_of_its_own(model: Any, rows: Encoded) -> None:
+    class Doubled:
+        def __init__(self, objective: Objective) -> None:
+            self.objective = objective
+
+        def accumulate(self, model: Any, batch: Batch) -> tuple[torch.Tensor, int]:
+            loss, count = self.objective.accumulate(model, batch)
+            return 2 * loss, count
+
+    groups = (ParameterGroup(tuple(name for name, _ in model.named_parameters()), 1e-9, 0.0),)
+    phases = [Phase(0, groups), Phase(2, groups, Doubled), Phase(3, groups)]
+    losses = [step.loss for step in run(model, rows, [np.arange(16)] * 4, phases=phases)]
+    assert losses == pytest.approx([losses[0], losses[0], 2 * losses[0], losses[0]], rel=1e-3)
 
 
 def test_the_masks_of_a_step_follow_from_the_seed_and_its_number(model: Any, rows: Encoded) -> None:

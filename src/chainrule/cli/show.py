@@ -8,7 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from chainrule import api
-from chainrule.cli.output import Json, print_json, print_line
+from chainrule.cli.output import Json, print_json, print_line, print_table
+
+_TOLD_APART = ("name", "purpose", "summary", "kind", "fields", "tasks")
 
 
 def show(
@@ -22,6 +24,8 @@ def show(
     elif what in api.SHOWN:
         for title, rows in result.items():
             _print_rows(title, rows)
+        if what == "strategies":
+            _print_fit(result["strategies"])
     else:
         _print_folder(result)
 
@@ -30,12 +34,22 @@ def _print_rows(title: str, rows: list[dict[str, Any]]) -> None:
     print_line(f"{title}:")
     for row in rows:
         print_line(f"  {row['name']}: {row.get('purpose') or row['summary']}")
-        untold = ("name", "purpose", "summary", "kind", "fields")
-        told = {key: value for key, value in row.items() if key not in untold and value not in ({}, [])}
+        told = {key: value for key, value in row.items() if key not in _TOLD_APART and value not in ({}, [])}
         if told:
             print_line("      " + " · ".join(f"{key.replace('_', ' ')} {_cell(value)}" for key, value in told.items()))
         for field, about in row.get("fields", {}).items():
             print_line(f"      {field} ({about['kind']}): column {', '.join(about['columns'])}")
+
+
+def _print_fit(strategies: list[dict[str, Any]]) -> None:
+    """Which strategy goes together with which task, and why one does not."""
+    tasks = list(strategies[0]["tasks"])
+    cells = [[row["name"], *(_cell(row["tasks"][task] is None) for task in tasks)] for row in strategies]
+    print_table("what goes together:", ["strategy", *(task.replace("-", " ") for task in tasks)], cells)
+    for row in strategies:
+        for task, reason in row["tasks"].items():
+            if reason is not None:
+                print_line(f"{row['name']} with {task}: {reason}.")
 
 
 def _cell(value: Any) -> str:
@@ -62,6 +76,7 @@ def _print_folder(result: dict[str, Any]) -> None:
     for key, value in summary.items():
         print_line(f"{key}: {value}")
     for split, report in result["evaluations"].items():
-        print_line(f"{split}: {report['verdict']['text']}")
+        verdict = report.get("verdict")
+        print_line(f"{split}: {verdict.get('text') if isinstance(verdict, dict) else verdict}")
     if result["report"]:
         print_line(f"report: {result['report']}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from datetime import date, time
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,7 +13,9 @@ from pydantic import BaseModel, ValidationError
 
 from chainrule.errors import Problem, RecipeError, Where
 
-MAX_RECIPE_BYTES = 1_000_000
+MAX_RECIPE_BYTES = 200_000
+MAX_DEPTH = 32  # of mappings and lists inside one another
+_BAD_SCALARS = (ValueError, AttributeError, RecursionError)  # what PyYAML raises for numbers and dates that are none
 
 
 def read_yaml(path: Path) -> Any:
@@ -24,7 +28,7 @@ def read_yaml(path: Path) -> Any:
         if path.stat().st_size > MAX_RECIPE_BYTES:
             raise _unreadable(path, f"a file of at most {MAX_RECIPE_BYTES:,} bytes", f"{path.stat().st_size:,} bytes")
         text = path.read_text(encoding="utf-8")
-        return _number(yaml.load(text, Loader=_NumberLoader))
+        return _number(yaml.load(text, Loader=_Loader))
     except FileNotFoundError:
         raise _unreadable(path, "a recipe file", "no such file") from None
     except IsADirectoryError:
@@ -33,7 +37,7 @@ def read_yaml(path: Path) -> Any:
         raise _unreadable(path, "a recipe file", error.strerror or str(error)) from None
     except UnicodeDecodeError as error:
         raise _unreadable(path, "UTF-8 text", f"undecodable bytes at {error.start}") from None
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, *_BAD_SCALARS) as error:
         mark = getattr(error, "problem_mark", None)
         reason = getattr(error, "problem", None) or str(error) or type(error).__name__
         raise _unreadable(path, "valid YAML", reason, line=mark.line + 1 if mark else None) from None
@@ -49,14 +53,14 @@ def merge(values: Any, changes: Mapping[str, Any]) -> Any:
     result = dict(values) if isinstance(values, Mapping) else values
     for key, value in sorted(changes.items(), key=lambda change: change[0].count(".")):
         head, _, rest = key.partition(".")
-        if not isinstance(result, dict):
+        if not isinstance(result, dict) or key.count(".") > MAX_DEPTH:
             problem = Problem(
-                where=Where(field=key),
-                expected=f"a mapping above {key!r}",
-                got=repr(result),
+                where=Where(field=key[:80]),
+                expected=f"a mapping above {key[:80]!r}",
+                got=_shown(result) if key.count(".") <= MAX_DEPTH else f"more than {MAX_DEPTH} keys in one another",
                 todo="Remove this --set, or turn the value above it into a mapping.",
             )
-            raise RecipeError(f"Cannot set {key!r}.", [problem])
+            raise RecipeError(f"Cannot set {key[:80]!r}.", [problem])
         if not rest:
             result[head] = value
             continue
@@ -79,9 +83,9 @@ def parse_setting(text: str) -> tuple[str, Any]:
         )
         raise RecipeError(f"Cannot read --set {text!r}.", [problem])
     try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
-        parsed = value
+        parsed = yaml.load(value, Loader=_Loader)
+    except (yaml.YAMLError, *_BAD_SCALARS):
+        parsed = value  # plain text, such as *.csv or a date that is none
     return key.strip(), _number(parsed)
 
 
@@ -112,13 +116,38 @@ def _problem(item: Any, path: str, model: type[BaseModel], file: str | None) -> 
             where=where, expected="a value", got="nothing", todo=f"Set {path!r} in the recipe or by its flag."
         )
     message = str(item["msg"]).removeprefix("Input should be ").removeprefix("Value error, ")
-    shown = repr(got)
-    return Problem(
-        where=where,
-        expected=message[:200],
-        got=shown if len(shown) <= 80 else shown[:80] + "…",
-        todo=f"Change {path!r}.",
-    )
+    return Problem(where=where, expected=message[:200], got=_shown(got), todo=f"Change {path!r}.")
+
+
+def unusual_values(value: Any, where: Where, depth: int = 0) -> Iterator[Problem]:
+    """What a recipe never holds: texts that cannot be written, endless numbers, bytes, dates, keys that are no text."""
+    if isinstance(value, Mapping | list | tuple):
+        if depth == MAX_DEPTH:
+            yield Problem(f"at most {MAX_DEPTH} levels", "more of them", "Write it flat.", where)
+            return
+        pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, inner in pairs:
+            place = replace(where, field=f"{where.field}.{key}" if where.field else str(key))
+            if isinstance(value, Mapping) and not _is_text(key):
+                yield Problem("a name as the key", _shown(key), "Correct the key.", place)
+            else:
+                yield from unusual_values(inner, place, depth + 1)
+    elif isinstance(value, str) and not _is_text(value):
+        yield Problem("text that UTF-8 can write", _shown(value), "Correct the text, or rename the file.", where)
+    elif isinstance(value, int) and abs(value) >= 2**63:
+        got = f"one of {value.bit_length():,} bits"
+        yield Problem("a whole number of at most 64 bits", got, "Choose a smaller number.", where)
+    elif isinstance(value, bytes | date | time | set):
+        yield Problem("text or a number", f"{type(value).__name__}: {_shown(value)}", "Put quotes around it.", where)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
+def _shown(value: Any) -> str:
+    text = ascii(value) if isinstance(value, str) and not _is_text(value) else repr(value)
+    return text if len(text) <= 80 else text[:80] + "…"
 
 
 def _known_keys(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
@@ -139,7 +168,7 @@ def _section(annotation: Any) -> Any:
     )
 
 
-class _NumberLoader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):
     """Plain YAML without aliases: a recipe needs none, and nested ones can grow without bound."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from chainrule.core.parsing import merge, read_yaml, validation_problems
+from chainrule.core.parsing import merge, read_yaml, unusual_values, validation_problems
 from chainrule.errors import Problem, RecipeError, Where
 
 
@@ -89,10 +89,14 @@ class Structure(Section):
 
 
 class Optimizer(Section):
-    """The update rule. `learning_rate: null` means the strategy's own default, made to suit this rule."""
+    """The update rule. `learning_rate: null` means the strategy's own default, made to suit this rule.
+
+    `layer_decay` multiplies the learning rate once more for every layer further below the head; null: the same for all.
+    """
 
     name: str = "adamw"
     learning_rate: float | None = Field(default=None, gt=0)
+    layer_decay: float | None = Field(default=None, gt=0, le=1)
     weight_decay: float = Field(default=0.01, ge=0)
     max_gradient_norm: float | None = Field(default=1.0, gt=0)
     options: dict[str, Any] = Field(default_factory=dict)
@@ -124,7 +128,8 @@ class Training(Section):
     packing: bool = False
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    threads: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1, le=4096)
+    deterministic: bool | None = None
     accelerate: bool = True
     trunk_cache: bool = True
     evaluate_every_steps: int | None = Field(default=None, ge=1)
@@ -185,11 +190,13 @@ def parse_recipe(values: Any, file: str | None = None) -> Recipe:
             todo="Start from a recipe.yaml in any run folder.",
         )
         raise RecipeError("The recipe is not a mapping.", [problem])
-    try:
-        return Recipe.model_validate(values)
-    except ValidationError as error:
-        problems = validation_problems(error, Recipe, file)
-        raise RecipeError(f"The recipe has {_count(len(problems), 'problem')}.", problems) from None
+    problems = list(unusual_values(values, Where(file=file)))
+    if not problems:
+        try:
+            return Recipe.model_validate(values)
+        except ValidationError as error:
+            problems = validation_problems(error, Recipe, file)
+    raise RecipeError(f"The recipe has {_count(len(problems), 'problem')}.", problems)
 
 
 def parse_options(options_class: type[SectionType], spec: Spec, kind: str, field: str | None = None) -> SectionType:

@@ -12,6 +12,7 @@ from chainrule.evaluation.quantities import SHARES, count_text, finite, metric_t
 from chainrule.evaluation.record import Curve, Record
 
 TREND_POINTS = 300
+MOST_INCIDENTS = 12
 Range = tuple[float, float]
 
 
@@ -45,6 +46,7 @@ def facts(record: Record) -> list[tuple[Words, Words]]:
     for name in ("rows", "tokens"):
         if seconds and progress.totals[name]:
             found.append((say(f"fact.{name}"), both(count_text(progress.totals[name] / seconds))))
+    found += [_incident(event) for event in progress.incidents[:MOST_INCIDENTS]]
     precision = summary.get("precision") or record.environment.get("precision")
     if precision:
         found.append((say("environment.precision"), both(precision)))
@@ -52,6 +54,12 @@ def facts(record: Record) -> list[tuple[Words, Words]]:
     if why:
         found.append((say("fact.stopped"), named("stopped", why)))
     return found
+
+
+def _incident(event: dict[str, Any]) -> tuple[Words, Words]:
+    """An interruption, a shortage of memory or a divergence, in words."""
+    known = {name: count_text(finite(event.get(name)) or 0.0) for name in ("step", "micro_batch_tokens", "back_to")}
+    return say(f"fact.{event['event']}"), say(f"fact.{event['event']}.at", **known)
 
 
 def _x_unit(record: Record) -> str:

@@ -1,7 +1,8 @@
-"""Adapters (LoRA and its relatives) on a model, through PEFT: found, put on, taken off, loaded."""
+"""Adapters on a model, through PEFT: found, put on, merged, taken off, loaded."""
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -12,11 +13,30 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from chainrule.errors import ModelError, Problem, Where
+from chainrule.models.folder import refused, stored_shapes
 from chainrule.system.extras import require
+from chainrule.system.files import read_json
 
 ADAPTERS = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _POOLERS = ("pooler",)
+_OWN = (".lora_A.", ".lora_B.", ".lora_magnitude_vector.", ".ia3_l.", ".modules_to_save.")
+# What the strategies set; everything else in an adapter_config.json has to be as PEFT has it by default.
+_ALWAYS = {
+    *("target_modules", "modules_to_save", "fan_in_fan_out", "task_type", "base_model_name_or_path"),
+    *("inference_mode", "peft_type", "peft_version", "revision"),
+}
+_KINDS = {
+    "LORA": ("LoraConfig", {"r", "lora_alpha", "lora_dropout", "bias", "use_dora"}),
+    "IA3": ("IA3Config", {"feedforward_modules"}),
+    "PROMPT_TUNING": (
+        "PromptTuningConfig",
+        {
+            *("num_virtual_tokens", "token_dim", "num_transformer_submodules", "num_attention_heads", "num_layers"),
+            *("prompt_tuning_init", "random_seed", "init_weights"),
+        },
+    ),
+}
 
 
 def peft_library(purpose: str) -> Any:
@@ -62,6 +82,38 @@ def head_modules(model: Any) -> tuple[str, ...]:
     return tuple(name for name in [*inside, *outside] if list(model.get_submodule(name).parameters()))
 
 
+def check_adapters(folder: Path) -> None:
+    """Refuse adapters of another kind than Chainrule makes, and sizes that the stored ones do not have.
+
+    PEFT knows options that import modules, read further files, or build layers of any size: with them left at their
+    defaults it does nothing of the kind.
+
+    Raises:
+        ModelError: they are not plain LoRA adapters, or their files are damaged.
+    """
+    name = str(folder)
+    values = read_json(folder / ADAPTERS)
+    kind = str(values.get("peft_type"))
+    if kind not in _KINDS:
+        todo = "Merge the adapters into their model with PEFT, if you trust where they come from, and use that."
+        raise refused(name, f"adapters of one of the kinds {', '.join(_KINDS)}", f"peft_type {kind!r}", todo, ADAPTERS)
+    config, own = _KINDS[kind]
+    made = getattr(peft_library("A model with adapters"), config)()
+    plain = json.loads(json.dumps(made.to_dict(), default=list))
+    strange = sorted(key for key in plain.keys() & values.keys() - own - _ALWAYS if values[key] != plain[key])
+    if strange:
+        todo = "Merge the adapters into their model with PEFT, if you trust where they come from, and use that."
+        raise refused(name, f"plain adapters of the kind {kind}", ", ".join(strange), todo, ADAPTERS)
+    if kind != "LORA":
+        return
+    shapes = stored_shapes([folder / ADAPTER_WEIGHTS], name)
+    ranks = {shape[0] if shape else None for key, shape in shapes.items() if ".lora_A." in key}
+    targets = values.get("target_modules")
+    if ranks != {values.get("r")} or not isinstance(targets, list):
+        got = f"r = {values.get('r')!r} with weights of rank {', '.join(map(str, ranks)) or 'none'}"
+        raise refused(name, "a list of target_modules, and their rank as stored", got, "Train them again.", ADAPTERS)
+
+
 def add_saved(model: Any, folder: Path) -> Any:
     """Put the adapters of an artifact folder on their base model.
 
@@ -73,8 +125,8 @@ def add_saved(model: Any, folder: Path) -> Any:
     try:
         with _quiet():
             return peft.PeftModel.from_pretrained(model, str(folder))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception as error:  # whatever the files make PEFT raise
+        reason = str(error).strip().partition("\n")[0][:300] or type(error).__name__
         todo = "Use the base model that the adapters were trained on."
         problem = Problem("adapters that fit their base model", reason, todo, Where(file=str(folder)))
         raise ModelError("The adapters cannot be loaded.", [problem]) from error
@@ -84,6 +136,25 @@ def put_on(model: Any, config: Any) -> Any:
     """A model with fresh adapters, by a PEFT configuration."""
     with _quiet():
         return peft_library("A model with adapters").get_peft_model(model, config)
+
+
+def adapter_parameters(model: Any) -> list[str]:
+    """What is trained of a model with adapters, by name: theirs, and the modules that are saved whole beside them."""
+    return [name for name, _ in model.named_parameters() if any(part in name for part in _OWN)]
+
+
+def merged(model: Any) -> Any:
+    """The plain model with the adapters worked into its weights.
+
+    Modules that were trained whole are put back first: PEFT can do so only for those that have a `weight` of their own.
+    """
+    plain = plain_model(model)
+    children = {name: dict(module.named_children()) for name, module in plain.named_modules()}
+    for name, inside in children.items():
+        if {"original_module", "modules_to_save"} <= inside.keys():
+            parent, _, child = name.rpartition(".")
+            setattr(plain.get_submodule(parent), child, inside["modules_to_save"][model.active_adapter])
+    return model.merge_and_unload()
 
 
 def without_adapters(model: Any) -> AbstractContextManager[Any]:
@@ -102,6 +173,7 @@ def _quiet() -> Iterator[None]:
     """PEFT asks transformers for something by a name that it is about to lose."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*is_gradient_checkpointing", category=FutureWarning)
+        warnings.filterwarnings("error", message=r"Found missing adapter keys")
         yield
 
 

@@ -15,7 +15,7 @@ from chainrule.core.task import Objective, Task
 from chainrule.data.batch import Batch, collate, epoch_order, micro_batches, pack, packs_of
 from chainrule.data.encode import Encoded
 from chainrule.inference.predict import Forward
-from chainrule.strategies.base import Strategy
+from chainrule.strategies.base import Phase, Strategy
 from chainrule.training.averaging import Averaged, average_share
 from chainrule.training.loop import MakeOptimizer
 from chainrule.training.optimizers import make_optimizer
@@ -23,7 +23,11 @@ from chainrule.training.optimizers import make_optimizer
 
 @dataclass(frozen=True)
 class Job:
-    """What is trained on what, and how: everything but the recipe's numbers."""
+    """What is trained on what, and how: everything but the recipe's numbers.
+
+    Attributes:
+        row_numbers: (n,) of the training rows, 1-based, in the file they come from.
+    """
 
     model: Any
     task: Task
@@ -31,6 +35,7 @@ class Job:
     strategy: Strategy
     train: Encoded
     validation: Encoded
+    row_numbers: np.ndarray
     forward: Forward
 
 
@@ -104,5 +109,17 @@ def optimizer_maker(job: Job, recipe: Recipe) -> MakeOptimizer:
 
 def trained_names(job: Job, recipe: Recipe, steps: int) -> set[str]:
     """The parameters that any phase trains."""
+    return set().union(*(phase.names for phase in job.strategy.phases(job.model, recipe.optimizer, steps)))
+
+
+def trained_count(job: Job, recipe: Recipe, steps: int) -> int:
+    """How many numbers any phase trains."""
+    names = trained_names(job, recipe, steps)
+    return sum(parameter.numel() for name, parameter in job.model.named_parameters() if name in names)
+
+
+def largest_phase(job: Job, recipe: Recipe, steps: int) -> Phase:
+    """The phase that trains the most numbers: what a step costs at most."""
+    sizes = {name: parameter.numel() for name, parameter in job.model.named_parameters()}
     phases = job.strategy.phases(job.model, recipe.optimizer, steps)
-    return {name for phase in phases for group in phase.groups for name in group.names}
+    return max(phases, key=lambda phase: sum(sizes[name] for name in phase.names))

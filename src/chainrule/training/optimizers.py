@@ -217,3 +217,10 @@ def learning_rate(optimizer: recipe.Optimizer, usual: float) -> float:
         usual: the strategy's own, which is for AdamW.
     """
     return optimizer.learning_rate or usual * OPTIMIZERS[optimizer.name].rate
+
+
+def is_native(optimizer: Optimizer) -> bool:
+    """Whether the weights are updated by the compiled AdamW, which trusts its state."""
+    while hasattr(optimizer, "inner"):
+        optimizer = optimizer.inner
+    return isinstance(optimizer, NativeAdamW)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,14 @@ from chainrule.training.job import (
     Job,
     batch_loader,
     forward_for,
+    largest_phase,
     optimizer_maker,
     padded_tokens,
     piece_maker,
     planned_batches,
     planned_steps,
     steps_per_epoch,
+    trained_count,
 )
 from chainrule.training.loop import activate
 from chainrule.training.memory import AVERAGED_BYTES, free_bytes, rows_that_fit
@@ -35,7 +38,8 @@ RESERVE_FOR_THE_REST = 1.15  # validation, saving and baselines take about this 
 def resolve(job: Job, recipe: Recipe, display: Display) -> Recipe:
     """Fill in what the recipe leaves open: number format, number of steps, size of micro-batches.
 
-    What a clock or a probe decides is decided here, once, before step one: minutes become steps.
+    What a clock or a probe decides is decided here, once, before step one: minutes become steps. Where the strategy has
+    several phases, the one that trains the most is tried out.
     """
     changes: dict[str, Any] = {}
     if reads_embeddings(recipe.regularisers):  # which the output of frozen layers has left behind
@@ -48,12 +52,13 @@ def resolve(job: Job, recipe: Recipe, display: Display) -> Recipe:
         _refuse_packing(job, recipe)
     recipe = recipe.replace(changes)
     planned = planned_steps(recipe, len(job.train))
-    groups = activate(job.model, job.strategy.phases(job.model, recipe.optimizer, planned)[0])
-    trained = sum(parameter.numel() for group in groups for parameter in group["params"])
+    trained = trained_count(job, recipe, planned)
     share = f"{trained:,} of {count_parameters(job.model):,} parameters"
     display.say(
         f"Strategy {recipe.strategy.name}: trains {share}, {planned:,} steps of {recipe.training.batch_size} rows."
     )
+    phase = largest_phase(job, recipe, planned)
+    groups, job = activate(job.model, phase), replace(job, objective=phase.wrap(job.objective))
     precision = _choose_precision(job, recipe, display)
     recipe = recipe.replace({"training.precision": precision, "training.steps": planned})
     if is_open:

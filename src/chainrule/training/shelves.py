@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from chainrule.core.shelf import Entry, describe
-from chainrule.strategies import STRATEGIES
+from chainrule.strategies import describe as describe_strategies
 from chainrule.tasks import TASKS
 from chainrule.tasks import describe as describe_task
 from chainrule.training.averaging import AVERAGES
@@ -15,7 +15,6 @@ from chainrule.training.regularisers import REGULARISERS
 from chainrule.training.schedules import SCHEDULES
 
 _SHELVES: dict[str, Mapping[str, Entry]] = {
-    "strategies": STRATEGIES,
     "optimizers": OPTIMIZERS,
     "schedules": SCHEDULES,
     "regularisers": REGULARISERS,
@@ -27,6 +26,8 @@ def rows_of(shelf: str) -> list[dict[str, Any]]:
     """The parts of a shelf, one of `api.SHOWN` but the catalog, as plain JSON values."""
     if shelf == "tasks":
         return [describe_task(task) for task in TASKS.values()]
+    if shelf == "strategies":
+        return describe_strategies(TASKS)
     if shelf == "losses":
         return [{**row, "task": task.name} for task in TASKS.values() for row in describe(task.losses)]
     return describe(_SHELVES[shelf])

@@ -8,20 +8,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from chainrule.core.recipe import Recipe
 from chainrule.core.task import Predictions, Task
 from chainrule.errors import DivergedError, Problem, StoppedError, Where
 from chainrule.kernels.adamw import forget_rows
 from chainrule.models.accelerate import keep_half_gradients, narrow_frozen, widen_frozen
-from chainrule.models.heads import settle
-from chainrule.models.inspect import count_parameters
 from chainrule.models.trunk import frozen_depth
 from chainrule.system.memory import return_freed
 from chainrule.system.progress import Bar, Display
 from chainrule.system.stop import stop_requests
 from chainrule.training.checkpoint import Best, Found, Keeper, Standing
+from chainrule.training.decisions import read_decisions, take
 from chainrule.training.divergence import MOST_RETREATS, RATE_FACTOR, DivergenceError, Losses, first_bad_part
 from chainrule.training.events import Sink
+from chainrule.training.handover import finished
 from chainrule.training.job import (
     Job,
     batch_loader,
@@ -29,10 +31,11 @@ from chainrule.training.job import (
     optimizer_maker,
     planned_steps,
     steps_per_epoch,
+    trained_count,
     trained_names,
 )
 from chainrule.training.loop import Step, enter, phase_at
-from chainrule.training.shortage import halve, steps_in_memory
+from chainrule.training.shortage import halve, shrink_again, steps_in_memory
 from chainrule.training.trunk import with_states
 from chainrule.training.validation import evaluate, put_weights, validate_untuned, waits
 
@@ -85,14 +88,14 @@ def train(job: Job, recipe: Recipe, record: Sink, display: Display, keeper: Keep
         named = dict(job.model.named_parameters())
         standing.start = {name: named[name].detach().clone() for name in trained_names(job, recipe, total)}
     if keeper.halve:
+        shrink_again(standing, record)
         halve(job, recipe, standing, record, display)
     stopped = _make_steps(job, recipe, standing, keeper, record, display)
     best = standing.best
-    trained = count_parameters(job.model, trainable_only=True)
+    trained = trained_count(job, recipe, total)
     put_weights(job.model, best.weights)
     widen_frozen(job.model)
-    model = job.strategy.finish(job.model)
-    settle(model)
+    model = finished(job, record)
     if best.predictions is None:
         raise ValueError("a run must end with an evaluation")
     done, seconds = standing.progress.step, standing.seconds
@@ -113,7 +116,7 @@ def _make_steps(job: Job, recipe: Recipe, standing: Standing, keeper: Keeper, re
         try:
             return _go_on(job, recipe, standing, keeper, record, display)
         except DivergenceError as error:
-            found = keeper.newest(display.say)
+            found = _where_to(error.step, standing, keeper, display)
             if standing.retreats == MOST_RETREATS or not (found or standing.start):
                 raise _diverged(job, recipe, error) from None
             _retreat(job, recipe, standing, found)
@@ -123,6 +126,15 @@ def _make_steps(job: Job, recipe: Recipe, standing: Standing, keeper: Keeper, re
                 f"warning: training has diverged ({error}); back to step {standing.progress.step:,} with "
                 f"{standing.rate_factor:g} of the learning rate."
             )
+
+
+def _where_to(step: int, standing: Standing, keeper: Keeper, display: Display) -> Found | None:
+    """The checkpoint that training goes back to; None for the start."""
+    decision = take(standing.pending, "diverged", step)
+    if decision is None:
+        standing.pending.clear()  # the steps have come out otherwise than before
+        return keeper.newest(display.say)
+    return keeper.newest(display.say, decision["back_to"])
 
 
 def _retreat(job: Job, recipe: Recipe, standing: Standing, found: Found | None) -> None:
@@ -136,6 +148,7 @@ def _retreat(job: Job, recipe: Recipe, standing: Standing, found: Found | None) 
     else:
         put_weights(job.model, standing.start)
         standing.progress.step, standing.best, standing.losses = 0, Best(), Losses()
+    standing.losses.last.clear()
     standing.retreats, standing.rate_factor = retreats, factor
 
 
@@ -164,7 +177,7 @@ def _go_on(job: Job, recipe: Recipe, standing: Standing, keeper: Keeper, record:
             if step.step % every == 0 or step.step == total:
                 evaluate(job, recipe, standing, record)
                 stopped = _enough(job, recipe, standing)
-            if request.signal is not None or keeper.due():
+            if request.signal is not None or keeper.due(standing):
                 keeper.write(job.model, trained, standing)
             if request.signal is not None and step.step < total:
                 raise _stopped(request.signal, step.step, total, keeper.run)
@@ -189,9 +202,12 @@ def _take_up(job: Job, recipe: Recipe, standing: Standing, keeper: Keeper, recor
     """Give the model and `standing` what the newest checkpoint holds; False where there is none."""
     found = keeper.newest(display.say)
     if found is None:
+        standing.pending = [*keeper.decided] or read_decisions(keeper.events)
         keeper.events.unlink(missing_ok=True)  # of steps that are made again
         return False
     _put_back(job, recipe, standing, found)
+    made = read_decisions(keeper.events, found.state["events_bytes"])
+    standing.pending = made + found.state["pending"][len(made) :]
     os.truncate(keeper.events, found.state["events_bytes"])
     record({"event": "resumed", "step": found.step})
     display.say(f"Going on after step {found.step:,}.")
@@ -256,7 +272,7 @@ def _diverged(job: Job, recipe: Recipe, error: DivergenceError) -> DivergedError
     got = str(error)
     if error.rows is not None:
         batch = batch_loader(job, recipe)(error.rows)
-        rows = ", ".join(f"{row + 1:,}" for row in sorted(error.rows.tolist()))
+        rows = ", ".join(f"{row:,}" for row in np.sort(job.row_numbers[error.rows]))
         got += f"; first in {first_bad_part(job.model, batch, forward_for(job, recipe).autocast)}"
         got += f"; rows of train: {rows}"
     problem = Problem(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from chainrule.training.averaging import averages_in_place
 from chainrule.training.checkpoint import Standing
 from chainrule.training.divergence import DivergenceError
 from chainrule.training.events import Sink
-from chainrule.training.job import Job, forward_for, steps_per_epoch
+from chainrule.training.job import Job, forward_for, planned_steps, steps_per_epoch, trained_names
 
 
 def validate_untuned(job: Job, recipe: Recipe, record: Sink) -> Predictions:
@@ -60,7 +60,8 @@ def evaluate(job: Job, recipe: Recipe, standing: Standing, record: Sink) -> None
         better = rank > best.rank
         if better:
             best.step, best.rank, best.metrics, best.predictions = step, rank, metrics, predictions
-            best.weights = trained_weights(job.model)
+            any_phase = trained_names(job, recipe, planned_steps(recipe, len(job.train)))
+            best.weights = trained_weights(job.model, any_phase)
     best.ranks.append(rank)
     record(
         {
@@ -90,9 +91,13 @@ def waits(ranks: Sequence[tuple[float, float]], min_delta: float) -> list[int]:
     return found[1:]
 
 
-def trained_weights(model: Any) -> dict[str, torch.Tensor]:
-    """A copy of what is trained now; rows that are behind catch up first."""
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+def trained_weights(model: Any, names: Collection[str]) -> dict[str, torch.Tensor]:
+    """A copy of these parameters; rows that are behind catch up first.
+
+    Args:
+        names: what any phase trains. What only a later phase trains must go back with the rest, too.
+    """
+    trained = {name: parameter for name, parameter in model.named_parameters() if name in names}
     for parameter in trained.values():
         catch_up(parameter)
     return {name: parameter.detach().clone() for name, parameter in trained.items()}
