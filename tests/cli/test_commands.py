@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from chainrule.api import SHOWN
 from chainrule.cli import main
 from chainrule.core.artifact import Run
 from chainrule.testing.data import sentences, write_csv
@@ -108,7 +109,7 @@ def test_a_recipe_file_with_flags_on_top(call: Call, reviews: Path, tiny_bert: P
     assert json.loads(stdout)["strategy"] == "head"
 
 
-@pytest.mark.parametrize("what", ["catalog", "strategies", "tasks"])
+@pytest.mark.parametrize("what", SHOWN)
 def test_show_lists_what_there_is(call: Call, what: str) -> None:
     code, out, _ = call("show", what)
     assert code == 0

@@ -247,6 +247,58 @@ def test_a_setting_cannot_go_below_a_number() -> None:
         parse_recipe(MINIMAL | {"seed": 1}).replace({"seed.low": 2})
 
 
+@pytest.mark.parametrize(
+    "given",
+    ["r-drop", ["r-drop"], {"r-drop": None}, {"r-drop": {}}],
+)
+def test_regularisers_are_names_with_their_options(given: Any) -> None:
+    assert parse_recipe(MINIMAL | {"regularisers": given}).regularisers == {"r-drop": {}}
+    recipe = parse_recipe(MINIMAL).replace({"regularisers.l2-sp.strength": 0.01, "regularisers.fgm": None})
+    assert recipe.regularisers == {"l2-sp": {"strength": 0.01}, "fgm": {}}
+
+
+def test_a_name_and_what_stands_below_it_are_kept_in_any_order() -> None:
+    changes = {"optimizer.learning_rate": 0.01, "optimizer": "sgd"}
+    for ordered in (changes, dict(reversed(changes.items()))):
+        optimizer = parse_recipe(merge(MINIMAL, ordered)).optimizer
+        assert (optimizer.name, optimizer.learning_rate) == ("sgd", 0.01)
+
+
+def test_options_of_the_tasks_own_loss_need_no_name() -> None:
+    recipe = parse_recipe(merge(MINIMAL, {"loss.options.gamma": 1.0}))
+    assert (recipe.loss.name, recipe.loss.options) == ("default", {"gamma": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        (
+            {"regularisers": [{"name": "fgm"}]},
+            "field 'regularisers': expected names with their options, such as {l2-sp: {strength: 0.01}}, or a list of "
+            "names, got [{'name': 'fgm'}]. Change 'regularisers'.",
+        ),
+        (
+            {"training.averaging": {"name": "ema", "decay": 0.9}},
+            "field 'training.averaging.decay': expected one of the keys name, options, got the unknown key 'decay'. "
+            "Correct the spelling or remove it.",
+        ),
+        (
+            {"training.averaging.options.decay": 0.9},
+            "field 'training.averaging.name': expected a value, got nothing. Set 'training.averaging.name' in the "
+            "recipe or by its flag.",
+        ),
+        (
+            {"training.min_delta": -0.1},
+            "field 'training.min_delta': expected greater than or equal to 0, got -0.1. Change 'training.min_delta'.",
+        ),
+    ],
+)
+def test_wrong_forms_say_what_is_right(changes: dict[str, Any], problem: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(merge(MINIMAL, changes))
+    assert messages(caught.value) == [problem]
+
+
 @given(st.dictionaries(st.text(max_size=8), st.recursive(st.none() | st.integers() | st.text(max_size=5), st.lists)))
 def test_any_mapping_is_a_recipe_or_a_recipe_error(values: dict[str, Any]) -> None:
     with contextlib.suppress(RecipeError):

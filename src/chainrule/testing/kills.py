@@ -68,6 +68,17 @@ CASES = {
         Case("two-threads", {"training.steps": 9, "training.threads": 2, "training.batch_size": 64}),
         Case("head", {"strategy": "head", "training.epochs": 3}),
         Case("gradual", {"strategy": "gradual", "training.epochs": 3}),
+        Case("ema", {"training.epochs": 2, "training.averaging": "ema"}),
+        Case(
+            "lion-swa-regularised",
+            {
+                "training.epochs": 2,
+                "optimizer": "lion",
+                "schedule": {"name": "reduce-on-plateau", "options": {"patience": 1}},
+                "regularisers": {"r-drop": {}, "fgm": {}, "mixout": {"probability": 0.3}, "l2-sp": {"strength": 0.1}},
+                "training.averaging": {"name": "swa", "options": {"start": 0.3}},
+            },
+        ),
         Case("patience", {"training.epochs": 8, "training.patience": 1, "optimizer.learning_rate": 1e-6}),
         Case(
             "structure",
