@@ -95,8 +95,8 @@ def untuned(predictor: Predictor) -> Iterator[Forward]:
     """
     forward = predictor.forward
     if has_adapters(forward.model):
-        with without_adapters(forward.model):
-            yield forward
+        with without_adapters(forward.model) as base:
+            yield replace(forward, model=base)
         return
     _same_base(predictor.artifact)
     model = load_language_model(base_name(predictor.artifact), Structure()).to(forward.device).eval()

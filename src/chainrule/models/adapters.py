@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -17,7 +18,7 @@ from chainrule.system.extras import require
 ADAPTERS = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _POOLERS = ("pooler",)
-_OWN = (".lora_A.", ".lora_B.", ".lora_magnitude_vector.", ".ia3_l.", ".modules_to_save.")
+_OWN = (".lora_A.", ".lora_B.", ".lora_magnitude_vector.", ".ia3_l.", ".modules_to_save.", "prompt_encoder.")
 
 
 def peft_library(purpose: str) -> Any:
@@ -39,6 +40,11 @@ def plain_model(model: Any) -> Any:
     return model.get_base_model() if has_adapters(model) else model
 
 
+def kind_of(model: Any) -> str:
+    """PEFT's name for what a model does: SEQ_CLS, or CAUSAL_LM where its output layer is one over the vocabulary."""
+    return "SEQ_CLS" if model.get_output_embeddings() is None else "CAUSAL_LM"
+
+
 def linear_modules(model: Any) -> dict[str, nn.Module]:
     """The linear layers that may get an adapter, by name: those of the pretrained trunk, not of the head."""
     outside = [*head_modules(model), *_names_of(model, model.get_output_embeddings())]
@@ -55,7 +61,7 @@ def head_modules(model: Any) -> tuple[str, ...]:
 
     They are the pooler and what stands outside the pretrained trunk. A language model has none.
     """
-    if model.get_output_embeddings() is not None:
+    if kind_of(model) == "CAUSAL_LM":
         return ()
     prefix = model.base_model_prefix
     outside = [name for name, child in model.named_children() if name != prefix and list(child.parameters())]
@@ -106,10 +112,37 @@ def merged(model: Any) -> Any:
     return model.merge_and_unload()
 
 
-def without_adapters(model: Any) -> AbstractContextManager[Any]:
-    """Inside, the model is its own base model."""
-    context: AbstractContextManager[Any] = model.disable_adapter()
-    return context
+def virtual_tokens(model: Any) -> int:
+    """How many trained vectors stand before every row; 0 for a model without a trained prompt."""
+    config = model.active_peft_config if has_adapters(model) else None
+    return int(config.num_virtual_tokens) if config is not None and config.is_prompt_learning else 0
+
+
+def with_prompt(model: Any, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A batch for the plain model: the prompt before each row, as PEFT puts it; the batch itself where there is none.
+
+    Positions are counted without the padding, so that a row is the same on whichever side it is padded.
+    """
+    count = virtual_tokens(model)
+    if not count:
+        return inputs
+    ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+    vectors = model.word_embeddings(ids)
+    made = {"inputs_embeds": torch.cat([model.get_prompt(len(ids)).to(vectors.dtype), vectors], 1)}
+    if mask is not None:
+        made["attention_mask"] = torch.cat([mask.new_ones(len(ids), count), mask], 1)
+        made["position_ids"] = (made["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    return made
+
+
+@contextmanager
+def without_adapters(model: Any) -> Iterator[Any]:
+    """Gives the base model, inside."""
+    if virtual_tokens(model):
+        yield plain_model(model)
+        return
+    with model.disable_adapter():
+        yield model
 
 
 def endings(names: Sequence[str]) -> tuple[str, ...]:

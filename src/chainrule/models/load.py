@@ -69,8 +69,11 @@ def load_tokenizer(name: str) -> Any:
     return tokenizer
 
 
-def token_limit(name: str, tokenizer: Any, wanted: int | None) -> int:
+def token_limit(name: str, tokenizer: Any, wanted: int | None, reserved: int = 0) -> int:
     """The number of tokens a row may have: what the recipe says, else what the model allows, at most 512.
+
+    Args:
+        reserved: positions that something else takes.
 
     Raises:
         ModelError: the recipe wants more than the model has positions.
@@ -79,6 +82,7 @@ def token_limit(name: str, tokenizer: Any, wanted: int | None) -> int:
     positions = getattr(config, "max_position_embeddings", None) or LONGEST
     if getattr(config, "model_type", "") in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl"):
         positions -= 2  # their positions start after the padding index
+    positions -= reserved
     if wanted is not None and wanted > positions:
         raise _unusable(
             name, f"max_length of at most {positions}", str(wanted), f"Set model.max_length to {positions}."

@@ -11,7 +11,15 @@ from transformers.pytorch_utils import Conv1D
 
 from chainrule.core.recipe import Optimizer, Section
 from chainrule.errors import Problem, RecipeError, Where
-from chainrule.models.adapters import adapter_parameters, endings, head_modules, linear_modules, peft_library, put_on
+from chainrule.models.adapters import (
+    adapter_parameters,
+    endings,
+    head_modules,
+    kind_of,
+    linear_modules,
+    peft_library,
+    put_on,
+)
 from chainrule.strategies.base import Phase, decayed_groups
 
 Tell = Callable[[str], None]
@@ -69,7 +77,7 @@ def adapter_settings(model: Any, names: Collection[str]) -> dict[str, Any]:
         "target_modules": list(names),
         "modules_to_save": list(head_modules(model)) or None,
         "fan_in_fan_out": any(isinstance(modules[name], Conv1D) for name in names),
-        "task_type": "CAUSAL_LM" if model.get_output_embeddings() is not None else "SEQ_CLS",
+        "task_type": kind_of(model),
     }
 
 

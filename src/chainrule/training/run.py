@@ -22,7 +22,7 @@ from chainrule.kernels import native
 from chainrule.models.accelerate import accelerate
 from chainrule.models.adapters import plain_model
 from chainrule.models.load import load_classifier, load_language_model, weights_hash
-from chainrule.strategies import make_strategy, refuse_misfit
+from chainrule.strategies import make_strategy, refuse_misfit, reserved_tokens
 from chainrule.strategies.base import Strategy
 from chainrule.system.device import choose_device, environment, has_bfloat16, use_threads
 from chainrule.system.files import atomic_folder, output_errors, refuse_existing, write_json, write_text
@@ -113,7 +113,7 @@ def _prepare(recipe: Recipe, source: Any, display: Display) -> tuple[Job, Prepar
     if task.micro_batch_tokens is None:  # where pieces keep memory low, freed memory must not stay
         keep_freed()
     display.say(f"Reading {recipe.data.source or type(source).__name__} …")
-    prepared = prepare(recipe, source, task, ("train", "validation"))
+    prepared = prepare(recipe, source, task, ("train", "validation"), reserved=reserved_tokens(strategy))
     _tell(prepared.report, prepared.max_length, display)
     recipe = recipe.replace({"model.max_length": prepared.max_length, "training.threads": threads})
     seed_everything(recipe.seed)
