@@ -31,8 +31,8 @@ def peft_library(purpose: str) -> Any:
 
 
 def has_adapters(model: Any) -> bool:
-    """Whether the model carries adapters."""
-    return hasattr(model, "peft_config")
+    """Whether the model is one of PEFT's, around a transformers model."""
+    return hasattr(model, "get_base_model")
 
 
 def plain_model(model: Any) -> Any:
@@ -96,6 +96,12 @@ def put_on(model: Any, config: Any) -> Any:
 def adapter_parameters(model: Any) -> list[str]:
     """What is trained of a model with adapters, by name: theirs, and the modules that are saved whole beside them."""
     return [name for name, _ in model.named_parameters() if any(part in name for part in _OWN)]
+
+
+def owner(name: str) -> str:
+    """The parameter of the plain model that a parameter of a model with low-rank adapters belongs to."""
+    plain, is_adapter, _ = name.removeprefix("base_model.model.").replace(".base_layer.", ".").partition(".lora_")
+    return f"{plain}.weight" if is_adapter else plain
 
 
 def merged(model: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 from chainrule.core.recipe import Section, Spec, parse_options, unknown_name
 from chainrule.core.task import Task
 from chainrule.errors import Problem, RecipeError, Where
-from chainrule.strategies import bitfit, dora, full, gradual, head, ia3, lora, partial, prompt
+from chainrule.strategies import bitfit, dora, full, gradual, head, hybrid, ia3, lora, partial, prompt
 from chainrule.strategies.adapted import LowRank
 from chainrule.strategies.base import Strategy
 
@@ -60,6 +60,9 @@ STRATEGIES: dict[str, Entry] = {
         ia3.Options,
         ia3.Ia3,
         "trains vectors that scale keys, values and feed-forward parts, and a head (options: targets, merge)",
+    ),
+    "hybrid": Entry(
+        hybrid.Options, hybrid.Hybrid, "trains each group of layers in its own way (options: groups, rank, alpha)"
     ),
     "prompt": Entry(
         prompt.Options,
