@@ -117,8 +117,8 @@ def untuned(predictor: Predictor) -> Iterator[Forward]:
     """
     forward = predictor.forward
     if has_adapters(forward.model):
-        with without_adapters(forward.model):
-            yield forward
+        with without_adapters(forward.model) as base:
+            yield replace(forward, model=base)
         return
     artifact = predictor.artifact
     _same_base(artifact)

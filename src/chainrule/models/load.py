@@ -94,8 +94,11 @@ def load_tokenizer(name: str, add_tokens: Sequence[str] = ()) -> Any:
     return tokenizer
 
 
-def token_limit(name: str, tokenizer: Any, wanted: int | None) -> int:
+def token_limit(name: str, tokenizer: Any, wanted: int | None, reserved: int = 0) -> int:
     """The number of tokens a row may have: what the recipe says, else what the model allows, at most 512.
+
+    Args:
+        reserved: positions that something else takes.
 
     Raises:
         ModelError: the recipe wants more than the model has positions.
@@ -107,6 +110,7 @@ def token_limit(name: str, tokenizer: Any, wanted: int | None) -> int:
     if positions < FEWEST:
         todo = "Correct max_position_embeddings, or choose another model."
         raise refused(name, f"positions for at least {FEWEST} tokens", str(positions), todo, CONFIG)
+    positions -= reserved
     if wanted is not None and wanted > positions:
         todo = f"Set model.max_length to {positions}."
         raise refused(name, f"max_length of at most {positions}", str(wanted), todo)

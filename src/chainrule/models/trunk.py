@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from chainrule.models.adapters import plain_model, virtual_tokens
 from chainrule.models.classifier import FAMILIES, reads_first_token
 from chainrule.models.inspect import anatomy, layer_stack
 
@@ -25,9 +26,9 @@ def frozen_depth(model: Any, trained: Collection[str]) -> int:
     Returns:
         0 where the embeddings are trained, or where the model is of a family that cannot start above them.
     """
-    parts = anatomy(model)
-    plain = not hasattr(model, "peft_config") and not hasattr(model.base_model, "embeddings_project")
-    if model.config.model_type not in FAMILIES or not plain or any(name in trained for name in parts.embeddings):
+    parts, base = anatomy(model), plain_model(model).base_model
+    other = virtual_tokens(model) or hasattr(base, "embeddings_project") or model.config.model_type not in FAMILIES
+    if other or any(name in trained for name in parts.embeddings):
         return 0
     touched = [any(name in trained for name in layer) for layer in parts.layers]
     return touched.index(True) if True in touched else len(touched)
@@ -62,18 +63,19 @@ def trunk_states(model: Any, depth: int, inputs: dict[str, torch.Tensor]) -> tor
 
 def start_above(model: Any, depth: int) -> None:
     """Let the model take the states of the `depth`-th layer as `inputs_embeds`, until `accelerate.restore`."""
-    model.base_model.embeddings.forward = _given
+    plain_model(model).base_model.embeddings.forward = _given
     for layer in layer_stack(model)[:depth]:
         layer.forward = _same
 
 
 def trunk_digest(model: Any, depth: int) -> str:
     """A hash of all that the states follow from on the model's side."""
-    parts = anatomy(model)
+    plain = plain_model(model)
+    parts = anatomy(plain)
     below = {*parts.embeddings, *(name for layer in parts.layers[:depth] for name in layer)}
     settings = {key: value for key, value in model.config.to_dict().items() if key not in _NOT_BELOW}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-    for name, parameter in model.named_parameters():
+    for name, parameter in plain.named_parameters():
         if name in below:
             digest.update(name.encode())
             digest.update(parameter.detach().cpu().contiguous().numpy().data)

@@ -15,6 +15,7 @@ from chainrule.models.adapters import (
     adapter_parameters,
     endings,
     head_modules,
+    kind_of,
     linear_modules,
     peft_library,
     put_on,
@@ -77,7 +78,7 @@ def adapter_settings(model: Any, names: Collection[str]) -> dict[str, Any]:
         "target_modules": list(names),
         "modules_to_save": list(head_modules(model)) or None,
         "fan_in_fan_out": any(isinstance(modules[name], Conv1D) for name in names),
-        "task_type": "CAUSAL_LM" if model.get_output_embeddings() is not None else "SEQ_CLS",
+        "task_type": kind_of(model),
     }
 
 

@@ -48,12 +48,15 @@ class EncodedSplit:
     problems: tuple[Problem, ...]
 
 
-def prepare(recipe: Recipe, source: Any, task: Task, splits: Sequence[str] | None = None) -> Prepared:
+def prepare(
+    recipe: Recipe, source: Any, task: Task, splits: Sequence[str] | None = None, *, reserved: int = 0
+) -> Prepared:
     """Read, check and encode.
 
     Args:
         source: what to read instead of `recipe.data.source`.
         splits: which splits to encode; None for all.
+        reserved: positions that the model needs for something else than a row's tokens.
 
     Raises:
         DataError: the rows are wrong.
@@ -61,17 +64,19 @@ def prepare(recipe: Recipe, source: Any, task: Task, splits: Sequence[str] | Non
     """
     dataset = load(source, recipe.data, task)
     dataset.require_ok()
-    prepared = with_tokens(dataset, recipe, task, splits)
+    prepared = with_tokens(dataset, recipe, task, splits, reserved=reserved)
     replace(dataset, report=prepared.report).require_ok()
     return prepared
 
 
-def with_tokens(dataset: Dataset, recipe: Recipe, task: Task, splits: Sequence[str] | None = None) -> Prepared:
+def with_tokens(
+    dataset: Dataset, recipe: Recipe, task: Task, splits: Sequence[str] | None = None, *, reserved: int = 0
+) -> Prepared:
     """Encode the usable rows of a dataset and add what their tokens tell to its report."""
     tokenizer = load_tokenizer(recipe.model.name, recipe.structure.add_tokens)
     if task.prepare_tokenizer is not None:
         task.prepare_tokenizer(tokenizer)
-    limit = token_limit(recipe.model.name, tokenizer, recipe.model.max_length)
+    limit = token_limit(recipe.model.name, tokenizer, recipe.model.max_length, reserved)
     encoded, findings, problems = {}, list(dataset.report.findings), list(dataset.report.problems)
     summaries, kept = dict(dataset.report.splits), dict(dataset.splits)
     example = None

@@ -20,8 +20,6 @@ from chainrule.errors import DataError
 from chainrule.evaluation.baselines import UNTUNED, fit_baselines
 from chainrule.evaluation.compare import judge
 from chainrule.evaluation.report import model_card
-from chainrule.models.accelerate import restore
-from chainrule.models.adapters import plain_model
 from chainrule.models.inspect import count_parameters
 from chainrule.models.load import weights_hash
 from chainrule.models.save import save_model, weights_file
@@ -55,7 +53,6 @@ def clear(out: Path) -> None:
 
 def save_artifact(out: Path, job: Job, recipe: Recipe, prepared: Prepared, outcome: Outcome) -> Manifest:
     """Put the tuned model with its manifest into the run folder, as plain libraries load it."""
-    restore(plain_model(outcome.model))
     base = _base_name(recipe.model.name) or ""
     limit = prepared.max_length if job.task.head == "classifier" else None
     with atomic_folder(out / "artifact") as folder:

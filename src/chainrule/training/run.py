@@ -23,7 +23,7 @@ from chainrule.models.adapters import plain_model
 from chainrule.models.classifier import PooledClassifier, form_of
 from chainrule.models.inspect import count_parameters, layer_stack
 from chainrule.models.load import load_classifier, load_language_model
-from chainrule.strategies import make_strategy, refuse_misfit
+from chainrule.strategies import make_strategy, refuse_misfit, reserved_tokens
 from chainrule.strategies.base import Strategy
 from chainrule.system.device import choose_device, has_bfloat16, use_threads
 from chainrule.system.files import (
@@ -175,7 +175,7 @@ def _prepare(recipe: Recipe, source: Any, display: Display) -> tuple[Job, Prepar
     if task.micro_batch_tokens is None:  # where pieces keep memory low, freed memory must not stay
         keep_freed()
     display.say(f"Reading {recipe.data.source or type(source).__name__} …")
-    prepared = prepare(recipe, source, task, ("train", "validation"))
+    prepared = prepare(recipe, source, task, ("train", "validation"), reserved=reserved_tokens(strategy))
     _tell(prepared.report, prepared.max_length, display)
     rate = learning_rate(recipe.optimizer, strategy.default_learning_rate)
     known = {"model.max_length": prepared.max_length, "optimizer.learning_rate": rate}
