@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
-from chainrule.core.artifact import Artifact, Run
+from chainrule.core.artifact import Artifact, Run, describe_folder
 from chainrule.core.recipe import Data, Recipe, merge, parse_recipe, read_recipe
-from chainrule.core.report import CheckReport, EvaluationReport
+from chainrule.core.report import CheckReport, EvaluationReport, RateReport
 from chainrule.errors import ModelError, OutputError, Problem, RecipeError, Where
 from chainrule.system.progress import Display, Quiet
 from chainrule.system.telemetry import turn_off_telemetry
@@ -31,6 +30,7 @@ class Flags(TypedDict, total=False):
     epochs: float
     minutes: float
     seed: int
+    watch_gradients: bool
 
 
 class WritingFlags(TypedDict, total=False):
@@ -49,6 +49,7 @@ _FLAG_KEYS = {
     "epochs": "training.epochs",
     "minutes": "training.minutes",
     "seed": "seed",
+    "watch_gradients": "training.watch_gradients",
 }
 
 
@@ -120,16 +121,46 @@ def train(
     """
     began = time.perf_counter()
     _set_environment()
-    unknown = sorted(set(flags) - Flags.__annotations__.keys())
-    if unknown:
-        raise TypeError(f"train() has no {', '.join(unknown)}; it has {', '.join(Flags.__annotations__)}")
-    named = {_FLAG_KEYS[name]: value for name, value in flags.items() if name in _FLAG_KEYS}
-    chosen = make_recipe(source, recipe, {**named, **_field_changes(flags.get("fields")), **(settings or {})})
+    chosen = make_recipe(source, recipe, _settings("train", flags, settings))
     from chainrule.training.run import train_recipe
 
     rows = chosen.data.source if source is None else source
     folder = Path(out) if out is not None else _free_folder(chosen)
     return train_recipe(chosen, rows, folder, display or Quiet(), began)
+
+
+def find_learning_rate(
+    source: Rows | None = None,
+    *,
+    recipe: Recipe | str | Path | None = None,
+    out: str | Path | None = None,
+    tried: tuple[float, float, int] = (1e-7, 1.0, 100),
+    settings: Mapping[str, Any] | None = None,
+    display: Display | None = None,
+    **flags: Unpack[Flags],
+) -> RateReport:
+    """Find out which learning rates suit a training, by a short one whose learning rate grows from step to step.
+
+    Args:
+        source, recipe, settings, flags: as in `train`.
+        out: an HTML page with the plot; by default none is written.
+        tried: the lowest learning rate, the highest, and the number of steps.
+
+    Raises:
+        UserError: the recipe, the data, the model, the range or the output path is wrong.
+    """
+    _set_environment()
+    chosen = make_recipe(source, recipe, _settings("find_learning_rate", flags, settings))
+    from chainrule.evaluation.rate_page import write_rate_page
+    from chainrule.system.files import refuse_existing
+    from chainrule.training.range_test import Range, find_rate
+
+    if out is not None:
+        refuse_existing(Path(out))
+    report = find_rate(chosen, chosen.data.source if source is None else source, Range(*tried), display or Quiet())
+    if out is not None:
+        write_rate_page(Path(out), report)
+    return report
 
 
 def resume(run: str | Path | Run, source: Rows | None = None, *, display: Display | None = None) -> Run:
@@ -241,13 +272,20 @@ def predict(
     return [row for _, rows in chunks for row in rows]
 
 
-def show(what: str | Path) -> dict[str, Any]:
-    """Look at a run or artifact folder, or at "catalog", "strategies" or "tasks".
+def show(what: str | Path, run: str | Path | Run | None = None) -> dict[str, Any]:
+    """Look at a run or artifact folder, or at "catalog", "strategies", "tasks", or the "gradients" of a run.
+
+    Args:
+        run: the run whose gradients are to be shown; it must have been watched.
 
     Raises:
         UserError: there is no such thing.
     """
     _set_environment()
+    if what == "gradients" or run is not None:
+        from chainrule.evaluation.layers import describe_gradients
+
+        return describe_gradients(what, run)
     if what == "catalog":
         from chainrule.data.catalog import list_datasets
         from chainrule.models.catalog import list_models
@@ -269,7 +307,7 @@ def show(what: str | Path) -> dict[str, Any]:
             todo="Check the spelling.",
         )
         raise ModelError(f"There is nothing to show at {what}.", [problem])
-    return _show_folder(Path(what))
+    return describe_folder(Path(what))
 
 
 def make_recipe(source: Any, recipe: Recipe | str | Path | None, settings: Mapping[str, Any]) -> Recipe:
@@ -302,6 +340,15 @@ def make_recipe(source: Any, recipe: Recipe | str | Path | None, settings: Mappi
         )
         raise RecipeError("The recipe does not say where the rows are.", [problem])
     return chosen
+
+
+def _settings(verb: str, flags: Mapping[str, Any], settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Recipe keys: those of the flags, then those that were given as such."""
+    unknown = sorted(set(flags) - Flags.__annotations__.keys())
+    if unknown:
+        raise TypeError(f"{verb}() has no {', '.join(unknown)}; it has {', '.join(Flags.__annotations__)}")
+    named = {_FLAG_KEYS[name]: value for name, value in flags.items() if name in _FLAG_KEYS}
+    return {**named, **_field_changes(flags.get("fields")), **(settings or {})}
 
 
 def _writing(artifact: Artifact, options: Mapping[str, Any]) -> Any:
@@ -354,19 +401,3 @@ def _free_folder(recipe: Recipe) -> Path:
     while free.exists():
         free, number = base.with_name(f"{base.name}-{number}"), number + 1
     return free
-
-
-def _show_folder(path: Path) -> dict[str, Any]:
-    if (path / "recipe.yaml").is_file():
-        run = Run(path)
-        finished = (path / "artifact").is_dir()
-        evaluations = {
-            file.stem: _read_json(file) for file in sorted((path / "evaluations").glob("*.json")) if file.is_file()
-        }
-        report = str(path / "report.html") if (path / "report.html").is_file() else None
-        return {"finished": finished, "summary": run.summary, "evaluations": evaluations, "report": report}
-    return {"artifact": Artifact.read(path).manifest.model_dump(mode="json")}
-
-
-def _read_json(file: Path) -> Any:
-    return json.loads(file.read_text(encoding="utf-8"))

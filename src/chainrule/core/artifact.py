@@ -115,6 +115,24 @@ class Run:
                     yield json.loads(line)
 
 
+def describe_folder(path: Path) -> dict[str, Any]:
+    """What a run or artifact folder holds, as plain values.
+
+    Raises:
+        ModelError: it is neither.
+    """
+    if not (path / "recipe.yaml").is_file():
+        return {"artifact": Artifact.read(path).manifest.model_dump(mode="json")}
+    files = sorted(file for file in (path / "evaluations").glob("*.json") if file.is_file())
+    report = path / "report.html"
+    return {
+        "finished": (path / "artifact").is_dir(),
+        "summary": Run(path).summary,
+        "evaluations": {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files},
+        "report": str(report) if report.is_file() else None,
+    }
+
+
 def _not_an_artifact(path: Path) -> ModelError:
     todo = "Give the folder that `chainrule train --out` wrote."
     if not os.path.exists(path):  # noqa: PTH110

@@ -19,6 +19,7 @@ from markupsafe import Markup
 from chainrule.evaluation import curves, judgement, sections
 from chainrule.evaluation.card import model_card
 from chainrule.evaluation.languages import Words, named, say
+from chainrule.evaluation.layers import layers
 from chainrule.evaluation.record import read_record
 from chainrule.system.files import write_text
 
@@ -67,6 +68,7 @@ def render_report(run_folder: Path) -> str:
             numbers=judgement.key_numbers(record),
             curves=curves.curves(record),
             facts=curves.facts(record),
+            layers=layers(record),
             errors=sections.errors(record),
             classes=sections.classes(record),
             baselines=judgement.baseline_table(record),

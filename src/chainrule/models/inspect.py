@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from os.path import commonprefix
 from typing import Any
 
 from torch import nn
@@ -30,7 +31,7 @@ def anatomy(model: Any) -> Anatomy:
     The layers are the list of modules in the base model that holds the most parameters. Of the rest, what lies outside
     the base model or is registered after the layers is head; the other parameters are embeddings.
     """
-    prefix = f"{model.base_model_prefix}." if hasattr(model, model.base_model_prefix) else ""
+    prefix = _prefix(model)
     stack, blocks = _layer_stack(model.base_model)
     stack = prefix + stack
     layers: list[list[str]] = [[] for _ in blocks]
@@ -45,6 +46,35 @@ def anatomy(model: Any) -> Anatomy:
         else:
             head.append(name)
     return Anatomy(tuple(embeddings), tuple(map(tuple, layers)), tuple(head))
+
+
+@dataclass(frozen=True)
+class Part:
+    """One layer of a model, or what lies below or above them all.
+
+    Attributes:
+        name: "embeddings", "layer 0" … or "head".
+        parameters: by name.
+        module: the module whose output is the part's own (of the head: the logits); empty where there is none.
+    """
+
+    name: str
+    parameters: tuple[str, ...]
+    module: str
+
+
+def parts(model: Any) -> tuple[Part, ...]:
+    """The parts of a transformers model as they follow each other, from the embeddings up; empty ones left out."""
+    roles = anatomy(model)
+    stack = _prefix(model) + _layer_stack(model.base_model)[0]
+    below = _common_module(roles.embeddings)
+    last = output_layer(model)
+    found = [
+        Part("embeddings", roles.embeddings, "" if f"{stack}.".startswith(f"{below}.") else below),
+        *(Part(f"layer {n}", names, f"{stack}.{n}") for n, names in enumerate(roles.layers)),
+        Part("head", roles.head, next(name for name, module in model.named_modules() if module is last)),
+    ]
+    return tuple(part for part in found if part.parameters)
 
 
 def count_parameters(model: nn.Module, *, trainable_only: bool = False) -> int:
@@ -77,3 +107,13 @@ def _layer_stack(base: nn.Module) -> tuple[str, nn.ModuleList]:
     if not stacks:
         return "", nn.ModuleList()
     return max(stacks, key=lambda item: sum(p.numel() for p in item[1].parameters()))
+
+
+def _prefix(model: Any) -> str:
+    """What the names of the base model's parts begin with."""
+    return f"{model.base_model_prefix}." if hasattr(model, model.base_model_prefix) else ""
+
+
+def _common_module(names: tuple[str, ...]) -> str:
+    """The smallest module that holds all of these parameters."""
+    return ".".join(commonprefix([name.split(".")[:-1] for name in names]))

@@ -16,13 +16,18 @@ from chainrule.data.batch import Batch, collate, epoch_order, micro_batches, pac
 from chainrule.data.encode import Encoded
 from chainrule.inference.predict import Forward
 from chainrule.strategies.base import Strategy
+from chainrule.training.gradients import Watch
 from chainrule.training.loop import MakeOptimizer
 from chainrule.training.optimizers import make_optimizer
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is trained on what, and how: everything but the recipe's numbers."""
+    """What is trained on what, and how: everything but the recipe's numbers.
+
+    Attributes:
+        watch: what is looked at while it is trained.
+    """
 
     model: Any
     task: Task
@@ -31,6 +36,7 @@ class Job:
     train: Encoded
     validation: Encoded
     forward: Forward
+    watch: Watch | None = None
 
 
 def steps_per_epoch(recipe: Recipe, rows: int) -> int:

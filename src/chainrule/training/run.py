@@ -61,7 +61,7 @@ def train_recipe(recipe: Recipe, source: Any, out: Path, display: Display, began
     refuse_existing(out)
     require_trackers(recipe.training.track)
     with PeakMemory() as memory:
-        job, prepared, recipe = _prepare(recipe, source, display)
+        job, prepared, recipe = prepare_job(recipe, source, display)
         resolved = resolve(job, _with_options(recipe, job.strategy), display)
         with atomic_folder(out) as folder:
             write_text(folder / "recipe.yaml", asked.to_yaml())
@@ -96,7 +96,7 @@ def resume_run(out: Path, source: Any, display: Display, began: float) -> Run:
             return Run(out)
         recipe = read_recipe(out / "resolved.yaml")
         require_trackers(recipe.training.track)
-        job, prepared, recipe = _prepare(recipe, recipe.data.source if source is None else source, display)
+        job, prepared, recipe = prepare_job(recipe, recipe.data.source if source is None else source, display)
         _refuse_changes(out, recipe, prepared)
         _tell_changes(out, _machine(job, recipe), display)
         clear(out)
@@ -104,7 +104,7 @@ def resume_run(out: Path, source: Any, display: Display, began: float) -> Run:
     return Run(out)
 
 
-def _prepare(recipe: Recipe, source: Any, display: Display) -> tuple[Job, Prepared, Recipe]:
+def prepare_job(recipe: Recipe, source: Any, display: Display) -> tuple[Job, Prepared, Recipe]:
     """Data, model and kernels, ready for step one."""
     task, strategy = find_task(recipe.task.name), make_strategy(recipe.strategy)
     device = choose_device(recipe.training.device)

@@ -13,6 +13,7 @@ from chainrule.system.memory import is_shortage, return_freed
 from chainrule.system.progress import Display
 from chainrule.training.checkpoint import Standing
 from chainrule.training.events import Sink
+from chainrule.training.gradients import watched
 from chainrule.training.job import (
     Job,
     batch_loader,
@@ -24,17 +25,24 @@ from chainrule.training.job import (
 )
 from chainrule.training.loop import Step, Stepping, training_steps
 from chainrule.training.profile import Profile, profiled
-from chainrule.training.schedules import make_schedule
+from chainrule.training.schedules import Factor, make_schedule
 
 
-def steps_in_memory(job: Job, recipe: Recipe, standing: Standing, record: Sink, display: Display) -> Iterator[Step]:
-    """The loop, watched where the recipe asks for it; where memory runs short it goes on with smaller pieces."""
+def steps_in_memory(
+    job: Job, recipe: Recipe, standing: Standing, record: Sink, display: Display, schedule: Factor | None = None
+) -> Iterator[Step]:
+    """The loop, looked at where the recipe asks for it; where memory runs short it goes on with smaller pieces.
+
+    Args:
+        schedule: in place of the recipe's.
+    """
+    schedule = schedule or make_schedule(recipe.schedule, planned_steps(recipe, len(job.train)))
     while True:
         tokens = standing.micro_batch_tokens or recipe.training.micro_batch_tokens
         now = recipe.replace({"training.micro_batch_tokens": tokens})
-        steps = training_steps(*_loop_parts(job, now, standing))
+        steps = training_steps(*_loop_parts(job, now, standing, schedule))
         try:
-            yield from _watched(steps, recipe, record, display)
+            yield from _looked_at(steps, job, recipe, standing, record, display)
         except (MemoryError, RuntimeError) as error:
             if not is_shortage(error):
                 raise
@@ -64,21 +72,23 @@ def halve(job: Job, recipe: Recipe, standing: Standing, record: Sink, display: D
     display.say(f"warning: memory ran short; from here on at most {tokens:,} tokens are worked through at once.")
 
 
-def _watched(steps: Iterator[Step], recipe: Recipe, record: Sink, display: Display) -> Iterator[Step]:
-    if not recipe.training.profile:
-        return steps
+def _looked_at(
+    steps: Iterator[Step], job: Job, recipe: Recipe, standing: Standing, record: Sink, display: Display
+) -> Iterator[Step]:
+    """The same steps, looked at as the recipe asks for it."""
 
     def report(seen: Profile) -> None:
         record(seen.as_event())
         for line in seen.lines():
             display.say(line)
 
-    return profiled(steps, recipe.training.precision, report)
+    if job.watch is not None:
+        steps = watched(steps, job.watch, standing.progress, record)
+    return profiled(steps, recipe.training.precision, report) if recipe.training.profile else steps
 
 
-def _loop_parts(job: Job, recipe: Recipe, standing: Standing) -> tuple[Any, ...]:
+def _loop_parts(job: Job, recipe: Recipe, standing: Standing, schedule: Factor) -> tuple[Any, ...]:
     total = planned_steps(recipe, len(job.train))
-    schedule = make_schedule(recipe.schedule, total)
     stepping = Stepping(
         pieces=piece_maker(job, recipe),
         load=batch_loader(job, recipe),
