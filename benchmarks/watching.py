@@ -19,27 +19,28 @@ from statistics import quantiles
 
 from workloads import DATA
 
-from chainrule.api import make_recipe
+from chainrule.core.recipe import parse_recipe
 from chainrule.system.progress import Quiet
 from chainrule.testing.data import sentences, write_csv
 from chainrule.testing.models import tiny_model
 from chainrule.training.checkpoint import Standing
-from chainrule.training.gradients import EVERY
 from chainrule.training.loop import Step
 from chainrule.training.resolve import resolve
 from chainrule.training.run import prepare_job
 from chainrule.training.shortage import steps_in_memory
 from chainrule.training.trainer import settle_formats, watching
+from chainrule.training.watch import EVERY
 
 
 def steps_of(data: str, model: str, *, watch: bool, turns: int) -> Iterator[Step]:
     """The steps of one training."""
-    settings = {"model.name": model, "training.steps": EVERY * (turns + 1), "training.watch_gradients": watch}
-    settings |= {"training.precision": "bfloat16", "training.threads": int(os.environ.get("OMP_NUM_THREADS", "1"))}
-    job, _, recipe = prepare_job(make_recipe(data, None, settings), data, Quiet())
+    count, threads = EVERY * (turns + 1), int(os.environ.get("OMP_NUM_THREADS", "1"))
+    training = {"steps": count, "watch_gradients": watch, "precision": "bfloat16", "threads": threads}
+    asked = parse_recipe({"task": "text-classification", "model": model, "training": training})
+    job, _, recipe = prepare_job(asked, data, Quiet())
     recipe = resolve(job, recipe, Quiet())
-    settle_formats(job, recipe, EVERY * (turns + 1))
-    job = watching(job, recipe, EVERY * (turns + 1))
+    settle_formats(job, recipe, count)
+    job = watching(job, recipe, count)
     return steps_in_memory(job, recipe, Standing(), lambda event: None, Quiet())
 
 

@@ -6,51 +6,20 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, Unpack
 
-from chainrule.core.artifact import Artifact, Run, describe_folder
-from chainrule.core.recipe import Data, Recipe, merge, parse_recipe, read_recipe
-from chainrule.core.report import CheckReport, EvaluationReport, RateReport
+from chainrule.core.artifact import Artifact, Run
+from chainrule.core.parsing import merge
+from chainrule.core.recipe import Data, Recipe, parse_recipe, read_recipe
+from chainrule.core.report import CheckReport, EvaluationReport, RateReport, Reproduction
+from chainrule.core.request import Flags, WritingFlags, asked_recipe, field_changes
 from chainrule.errors import ModelError, OutputError, Problem, RecipeError, Where
+from chainrule.system.files import free_path
 from chainrule.system.progress import Display, Quiet
 from chainrule.system.telemetry import turn_off_telemetry
 from chainrule.system.threads import wait_briefly
 
 Rows = Any  # a path, a name, a pandas frame, a datasets.Dataset, or a dict of split -> one of these
-
-
-class Flags(TypedDict, total=False):
-    """Settings of `train` with a name of their own; the command line has the same."""
-
-    task: str
-    model: str
-    strategy: str
-    fields: Mapping[str, str]
-    max_length: int
-    epochs: float
-    minutes: float
-    seed: int
-    watch_gradients: bool
-
-
-class WritingFlags(TypedDict, total=False):
-    """How `predict` writes replies, for a model that does."""
-
-    max_new_tokens: int
-    temperature: float
-    seed: int
-
-
-_FLAG_KEYS = {
-    "task": "task",
-    "model": "model.name",
-    "strategy": "strategy",
-    "max_length": "model.max_length",
-    "epochs": "training.epochs",
-    "minutes": "training.minutes",
-    "seed": "seed",
-    "watch_gradients": "training.watch_gradients",
-}
 
 
 def check(
@@ -83,7 +52,7 @@ def check(
         "data.source": _shown(source),
         "task": task,
         "model": {"name": model or known.default_model, "max_length": max_length},
-        **_field_changes(fields),
+        **field_changes(fields),
         **(settings or {}),
     }
     recipe = parse_recipe(merge({}, changes))
@@ -121,7 +90,7 @@ def train(
     """
     began = time.perf_counter()
     _set_environment()
-    chosen = make_recipe(source, recipe, _settings("train", flags, settings))
+    chosen = asked_recipe("train", source, recipe, flags, settings, _default_model)
     from chainrule.training.run import train_recipe
 
     rows = chosen.data.source if source is None else source
@@ -150,17 +119,11 @@ def find_learning_rate(
         UserError: the recipe, the data, the model, the range or the output path is wrong.
     """
     _set_environment()
-    chosen = make_recipe(source, recipe, _settings("find_learning_rate", flags, settings))
-    from chainrule.evaluation.rate_page import write_rate_page
-    from chainrule.system.files import refuse_existing
+    chosen = asked_recipe("find_learning_rate", source, recipe, flags, settings, _default_model)
     from chainrule.training.range_test import Range, find_rate
 
-    if out is not None:
-        refuse_existing(Path(out))
-    report = find_rate(chosen, chosen.data.source if source is None else source, Range(*tried), display or Quiet())
-    if out is not None:
-        write_rate_page(Path(out), report)
-    return report
+    rows, page = chosen.data.source if source is None else source, None if out is None else Path(out)
+    return find_rate(chosen, rows, Range(*tried), page, display or Quiet())
 
 
 def resume(run: str | Path | Run, source: Rows | None = None, *, display: Display | None = None) -> Run:
@@ -181,6 +144,32 @@ def resume(run: str | Path | Run, source: Rows | None = None, *, display: Displa
 
     folder = run.path if isinstance(run, Run) else Path(run)
     return resume_run(folder, source, display or Quiet(), began)
+
+
+def reproduce(
+    run: str | Path | Run,
+    source: Rows | None = None,
+    *,
+    out: str | Path | None = None,
+    display: Display | None = None,
+) -> Reproduction:
+    """Make a finished run again, with every choice it made, and compare weights and events.
+
+    Args:
+        run: the run folder.
+        source: the rows again, for a run that was given an object instead of a path.
+        out: the folder of the second run; by default beside the first.
+
+    Raises:
+        UserError: there is no such run, it is not finished, or its data or its model has changed.
+    """
+    began = time.perf_counter()
+    _set_environment()
+    from chainrule.training.run import reproduce_run
+
+    first = run.path if isinstance(run, Run) else Path(run)
+    again = Path(out) if out is not None else free_path(first.with_name(f"{first.name}-again"))
+    return reproduce_run(first, source, again, display or Quiet(), began)
 
 
 def evaluate(
@@ -307,48 +296,16 @@ def show(what: str | Path, run: str | Path | Run | None = None) -> dict[str, Any
             todo="Check the spelling.",
         )
         raise ModelError(f"There is nothing to show at {what}.", [problem])
-    return describe_folder(Path(what))
+    path = Path(what)
+    if (path / "recipe.yaml").is_file():
+        return Run(path).contents()
+    return {"artifact": Artifact.read(path).manifest.model_dump(mode="json")}
 
 
-def make_recipe(source: Any, recipe: Recipe | str | Path | None, settings: Mapping[str, Any]) -> Recipe:
-    """The recipe that `train` will carry out: the given one, or the defaults, with `settings` on top.
+def _default_model(task: str) -> str:
+    from chainrule.tasks import find_task
 
-    Raises:
-        RecipeError: unknown keys, values out of range, or nothing that says where the rows are.
-    """
-    changes = dict(settings)
-    if source is not None:  # rows in memory have no name that a recipe could give again
-        changes["data.source"] = str(source) if isinstance(source, str | Path) else None
-    if isinstance(recipe, Recipe):
-        chosen = recipe.replace(changes)
-    elif recipe is not None:
-        chosen = read_recipe(Path(recipe), changes)
-    else:
-        changes.setdefault("task", "text-classification")
-        if not {"model", "model.name"} & changes.keys():
-            from chainrule.tasks import find_task
-
-            task = changes.get("task.name", changes["task"])
-            changes["model.name"] = find_task(task).default_model if isinstance(task, str) else "minilm"
-        chosen = parse_recipe(merge({}, changes))
-    if chosen.data.source is None and source is None:
-        problem = Problem(
-            where=Where(field="data.source"),
-            expected="a file, a folder, or a catalog or hub name",
-            got="nothing",
-            todo="Name the data: chainrule train DATA …",
-        )
-        raise RecipeError("The recipe does not say where the rows are.", [problem])
-    return chosen
-
-
-def _settings(verb: str, flags: Mapping[str, Any], settings: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Recipe keys: those of the flags, then those that were given as such."""
-    unknown = sorted(set(flags) - Flags.__annotations__.keys())
-    if unknown:
-        raise TypeError(f"{verb}() has no {', '.join(unknown)}; it has {', '.join(Flags.__annotations__)}")
-    named = {_FLAG_KEYS[name]: value for name, value in flags.items() if name in _FLAG_KEYS}
-    return {**named, **_field_changes(flags.get("fields")), **(settings or {})}
+    return find_task(task).default_model
 
 
 def _writing(artifact: Artifact, options: Mapping[str, Any]) -> Any:
@@ -369,10 +326,6 @@ def _set_environment() -> None:
     """What the libraries read when they are loaded, so it must come before their imports."""
     turn_off_telemetry()
     wait_briefly()
-
-
-def _field_changes(fields: Mapping[str, str] | None) -> dict[str, str]:
-    return {f"data.fields.{name}": column for name, column in (fields or {}).items()}
 
 
 def _shown(source: Any) -> str:
@@ -396,8 +349,4 @@ def _run_source(artifact: Artifact) -> str:
 
 def _free_folder(recipe: Recipe) -> Path:
     names = (Path(name).stem for name in (recipe.model.name, recipe.data.source or "data"))
-    base = Path("runs") / "-".join(names)
-    free, number = base, 2
-    while free.exists():
-        free, number = base.with_name(f"{base.name}-{number}"), number + 1
-    return free
+    return free_path(Path("runs") / "-".join(names))

@@ -13,7 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from chainrule.core.recipe import parse_setting
+from chainrule.core.parsing import parse_setting
 from chainrule.system.progress import Display, Quiet, Terminal
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]

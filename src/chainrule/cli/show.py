@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from chainrule import api
-from chainrule.cli.output import Json, print_json, print_line
+from chainrule.cli.output import Json, print_json, print_line, print_table
+
+# What is printed of a layer, and its column.
+GRADIENTS = {
+    "gradient_norm": "gradient norm",
+    "update_ratio": "update / weight",
+    "noise_scale": "noise scale, rows",
+    "zeros": "zeros",
+    "moved": "moved",
+    "activation_rms": "output, rms",
+}
 
 
 def show(
-    what: Annotated[str, typer.Argument(help="A run or artifact folder, or: catalog, strategies, tasks.")],
+    what: Annotated[str, typer.Argument(help="A run or artifact folder, or: catalog, strategies, tasks, gradients.")],
+    run: Annotated[Path | None, typer.Argument(help="The run whose gradients are shown.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Look at a run, an artifact, or at what there is to choose from."""
-    result = api.show(what)
+    """Look at a run, an artifact, the gradients of a run, or at what there is to choose from."""
+    result = api.show(what, run)
     if as_json:
         print_json(result)
     elif what in ("catalog", "strategies", "tasks"):
         for title, rows in result.items():
             _print_rows(title, rows)
+    elif what == "gradients":
+        _print_gradients(result)
     else:
         _print_folder(result)
 
@@ -56,6 +70,25 @@ def _print_folder(result: dict[str, Any]) -> None:
     for key, value in summary.items():
         print_line(f"{key}: {value}")
     for split, report in result["evaluations"].items():
-        print_line(f"{split}: {report['verdict']['text']}")
+        verdict = report.get("verdict")
+        print_line(f"{split}: {verdict.get('text') if isinstance(verdict, dict) else verdict}")
     if result["report"]:
         print_line(f"report: {result['report']}")
+
+
+def _print_gradients(result: dict[str, Any]) -> None:
+    if result["steps"]:
+        title = f"{result['run']}: {len(result['steps'])} of {max(result['steps']):,} steps looked at, medians"
+        rows = [[name, *(_number(row.get(key)) for key in GRADIENTS)] for name, row in result["middle"].items()]
+        print_table(title, ["", *GRADIENTS.values()], rows)
+    for number, group in enumerate(result["groups"], start=1):
+        rates = [rate for rate in group["learning_rate"] if rate is not None]
+        print_line(f"group {number}: learning rate up to {max(rates):.1e}, weight decay {group['weight_decay'][-1]}")
+    for finding in result["findings"]:
+        print_line(f"{finding['severity']}: {finding['message']} {finding['todo']}".rstrip())
+    if not result["findings"]:
+        print_line("Nothing is wrong with the gradients as far as was looked at.")
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"

@@ -13,9 +13,8 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from chainrule.core.parsing import merge, read_yaml, unusual_values, validation_problems
 from chainrule.errors import Problem, RecipeError, Where
-
-MAX_RECIPE_BYTES = 1_000_000
 
 
 class Section(BaseModel):
@@ -109,7 +108,8 @@ class Training(Section):
     packing: bool = False
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    threads: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1, le=4096)
+    deterministic: bool | None = None
     accelerate: bool = True
     trunk_cache: bool = True
     evaluate_every_steps: int | None = Field(default=None, ge=1)
@@ -150,7 +150,7 @@ def read_recipe(path: Path, changes: Mapping[str, Any] | None = None) -> Recipe:
     Raises:
         RecipeError: the file is missing, is not YAML, or holds unknown keys or values out of range.
     """
-    return parse_recipe(merge(_read_yaml(path), changes or {}), file=str(path))
+    return parse_recipe(merge(read_yaml(path), changes or {}), file=str(path))
 
 
 def parse_recipe(values: Any, file: str | None = None) -> Recipe:
@@ -167,11 +167,13 @@ def parse_recipe(values: Any, file: str | None = None) -> Recipe:
             todo="Start from a recipe.yaml in any run folder.",
         )
         raise RecipeError("The recipe is not a mapping.", [problem])
-    try:
-        return Recipe.model_validate(values)
-    except ValidationError as error:
-        problems = validation_problems(error, Recipe, file)
-        raise RecipeError(f"The recipe has {_count(len(problems), 'problem')}.", problems) from None
+    problems = list(unusual_values(values, Where(file=file)))
+    if not problems:
+        try:
+            return Recipe.model_validate(values)
+        except ValidationError as error:
+            problems = validation_problems(error, Recipe, file)
+    raise RecipeError(f"The recipe has {_count(len(problems), 'problem')}.", problems)
 
 
 def parse_options(options_class: type[SectionType], spec: Spec, shelf: str) -> SectionType:
@@ -198,144 +200,6 @@ def unknown_name(shelf: str, name: str, known: Sequence[str]) -> RecipeError:
         else "Choose one of the names.",
     )
     return RecipeError(f"There is no {shelf} {name!r}.", [problem])
-
-
-def merge(values: Any, changes: Mapping[str, Any]) -> Any:
-    """Copy nested `values` with dotted-key `changes` applied; a change of None removes nothing, it sets null."""
-    if not changes:
-        return values
-    result = dict(values) if isinstance(values, Mapping) else values
-    for key, value in changes.items():
-        head, _, rest = key.partition(".")
-        if not isinstance(result, dict):
-            problem = Problem(
-                where=Where(field=key),
-                expected=f"a mapping above {key!r}",
-                got=repr(result),
-                todo="Remove this --set, or turn the value above it into a mapping.",
-            )
-            raise RecipeError(f"Cannot set {key!r}.", [problem])
-        if not rest:
-            result[head] = value
-            continue
-        below = result.get(head)
-        if isinstance(below, str):  # shorthand: `task: NAME`, `data: SOURCE`
-            below = {"source" if head == "data" else "name": below}
-        result[head] = merge({} if below is None else below, {rest: value})
-    return result
-
-
-def parse_setting(text: str) -> tuple[str, Any]:
-    """Parse one `--set key.path=value`; the value is read as YAML, so 2, true, null and [1, 2] mean what they say."""
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        problem = Problem(
-            where=Where(field="--set"),
-            expected="key.path=value",
-            got=repr(text),
-            todo="Try --set optimizer.learning_rate=2e-5.",
-        )
-        raise RecipeError(f"Cannot read --set {text!r}.", [problem])
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
-        parsed = value
-    return key.strip(), _number(parsed)
-
-
-def validation_problems(
-    error: ValidationError, model: type[BaseModel], file: str | None, prefix: str = ""
-) -> list[Problem]:
-    """pydantic's findings in our form: where, expected, got, what to do."""
-    problems = []
-    for item in error.errors(include_url=False):
-        path = ".".join(str(part) for part in (*([prefix] if prefix else []), *item["loc"]))
-        problems.append(_problem(item, path, model, file))
-    return problems
-
-
-def _problem(item: Any, path: str, model: type[BaseModel], file: str | None) -> Problem:
-    where = Where(file=file, field=path)
-    kind, got = item["type"], item["input"]
-    if kind == "extra_forbidden":
-        known = _known_keys(model, item["loc"][:-1])
-        return Problem(
-            where=where,
-            expected=f"one of the keys {', '.join(known)}" if known else "no such key",
-            got=f"the unknown key {str(item['loc'][-1])!r}",
-            todo="Correct the spelling or remove it.",
-        )
-    if kind == "missing":
-        return Problem(
-            where=where, expected="a value", got="nothing", todo=f"Set {path!r} in the recipe or by its flag."
-        )
-    message = str(item["msg"]).removeprefix("Input should be ").removeprefix("Value error, ")
-    shown = repr(got)
-    return Problem(
-        where=where,
-        expected=message[:200],
-        got=shown if len(shown) <= 80 else shown[:80] + "…",
-        todo=f"Change {path!r}.",
-    )
-
-
-def _known_keys(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
-    current: Any = model
-    for part in location:
-        info = getattr(current, "model_fields", {}).get(part)
-        current = info.annotation if info is not None else None
-    return sorted(getattr(current, "model_fields", {}))
-
-
-class _NumberLoader(yaml.SafeLoader):
-    """Plain YAML without aliases: a recipe needs none, and nested ones can grow without bound."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()  # type: ignore[no-untyped-call]
-            raise yaml.constructor.ConstructorError(None, None, "aliases (*name) are not allowed", event.start_mark)
-        return super().compose_node(parent, index)
-
-
-def _read_yaml(path: Path) -> Any:
-    try:
-        if path.stat().st_size > MAX_RECIPE_BYTES:
-            raise _unreadable(path, f"a file of at most {MAX_RECIPE_BYTES:,} bytes", f"{path.stat().st_size:,} bytes")
-        text = path.read_text(encoding="utf-8")
-        return _number(yaml.load(text, Loader=_NumberLoader))
-    except FileNotFoundError:
-        raise _unreadable(path, "a recipe file", "no such file") from None
-    except IsADirectoryError:
-        raise _unreadable(path, "a recipe file", "a folder") from None
-    except OSError as error:  # no permission, a name too long
-        raise _unreadable(path, "a recipe file", error.strerror or str(error)) from None
-    except UnicodeDecodeError as error:
-        raise _unreadable(path, "UTF-8 text", f"undecodable bytes at {error.start}") from None
-    except (yaml.YAMLError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        reason = getattr(error, "problem", None) or str(error) or type(error).__name__
-        raise _unreadable(path, "valid YAML", reason, line=mark.line + 1 if mark else None) from None
-
-
-def _unreadable(path: Path, expected: str, got: str, line: int | None = None) -> RecipeError:
-    problem = Problem(
-        where=Where(file=str(path), line=line), expected=expected, got=got, todo="Correct the recipe file."
-    )
-    return RecipeError(f"Cannot read the recipe {path}.", [problem])
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads 2e-5 as text; people mean the number."""
-    if isinstance(value, dict):
-        return {key: _number(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_number(item) for item in value]
-    if isinstance(value, str) and "e" in value.lower():
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
 
 
 def _count(number: int, noun: str) -> str:

@@ -141,3 +141,27 @@ class RateReport(Report):
     lowest: float | None
     suggestion: float | None
     stopped: str
+
+
+class Reproduction(Report):
+    """What came of making a run again.
+
+    Attributes:
+        run: the folder of the first.
+        again: the folder of the second.
+        same: weights and events are the same to the last bit.
+        same_weights: of the artifacts, by their SHA-256.
+        events: how many the first has, those of one process alone aside.
+        difference: the first event that differs: {"step", "event", "key", "first", "second"}; None where none does.
+        metrics: name -> {"first", "second"}, on validation.
+        changed: what is not as it was when the first run began, of its environment.json.
+    """
+
+    run: str
+    again: str
+    same: bool
+    same_weights: bool
+    events: int
+    difference: dict[str, Any] | None
+    metrics: dict[str, dict[str, float]]
+    changed: tuple[str, ...]

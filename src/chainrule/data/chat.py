@@ -14,8 +14,9 @@ from typing import Any
 from chainrule.core.recipe import Clean
 from chainrule.data.clean import clean_text
 from chainrule.data.flaws import Flaw, shorten
+from chainrule.data.jsontext import surrogate_problem, unfit
 from chainrule.data.table import Table
-from chainrule.errors import Problem
+from chainrule.errors import Problem, Where
 
 MESSAGES = "messages"
 REPLY = "assistant"
@@ -131,7 +132,11 @@ def _list(cell: str | None) -> list[Any]:
         value = json.loads(cell)
     except (ValueError, RecursionError):
         value = None
-    if not isinstance(value, list) or not value:
+    wrong = unfit(value)
+    if wrong == "surrogate":
+        problem = surrogate_problem(Where())
+        raise _UnusableError(MESSAGES, problem.expected, problem.got, problem.todo, "wrong-encoding")
+    if wrong or not isinstance(value, list) or not value:
         raise _UnusableError(MESSAGES, f"a list of messages such as {_EXAMPLE}", shorten(cell), "Correct this row.")
     return value
 
@@ -141,7 +146,7 @@ def _turn(raw: Any, place: int) -> Turn:
     if not isinstance(raw, dict):
         raise _UnusableError(MESSAGES, f"an object as message {place}", shorten(str(raw)), "Correct this row.")
     role = raw.get("role") or raw.get("from")
-    if role not in _ROLES:
+    if not isinstance(role, str) or role not in _ROLES:
         known = ", ".join(_ROLES)
         got = f"the role {shorten(str(role))}" if role else "no role"
         raise _UnusableError(MESSAGES, f"a role of message {place}: {known}", got, "Correct the role.")

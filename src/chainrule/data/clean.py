@@ -136,8 +136,9 @@ _INLINE = frozenset(
         "wbr",
     ]
 )
-_UNSEEN = re.compile(r"<!--.*?-->|<(script|style)\b[^<>]*>.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
-_TAG = re.compile(r"""</?([a-zA-Z][a-zA-Z0-9]*)(?:[\s/](?:[^<>"']|"[^"]*"|'[^']*')*)?>""")
+_UNSEEN = re.compile(r"(<!--)|<(script|style)\b[^<>]*>", re.IGNORECASE)
+_ENDS = {name: re.compile(rf"</{name}\s*>", re.IGNORECASE) for name in ("script", "style")} | {"": re.compile("-->")}
+_TAG = re.compile(r"""</?([a-zA-Z][a-zA-Z0-9]*)(?:[\s/](?:[^<>"']++|"[^"]*+"|'[^']*+')*+)?>""")
 _WHITE = re.compile(r"\s+")
 
 
@@ -191,7 +192,7 @@ def exact_duplicates(row_hashes: np.ndarray, table: Table, split: str | None) ->
 def remove_html(text: str) -> str:
     """Text without HTML elements and with entities resolved. Elements that break a line leave a space behind."""
     if "<" in text:
-        text = _TAG.sub(_instead, _UNSEEN.sub(" ", text))
+        text = _TAG.sub(_instead, _without_unseen(text))
     return html.unescape(text) if "&" in text else text
 
 
@@ -208,6 +209,22 @@ def _changes(options: Clean) -> list[tuple[str, Callable[[str], str]]]:
         (options.white_space, "white space collapsed", collapse_white_space),
     ]
     return [(what, change) for wanted, what, change in steps if wanted]
+
+
+def _without_unseen(text: str) -> str:
+    """Text with a space instead of each comment, script and style sheet; in one pass, however many never end."""
+    parts, place, endless = [], 0, set()
+    for start in _UNSEEN.finditer(text):
+        kind = (start[2] or "").lower()
+        if start.start() < place or kind in endless:
+            continue
+        end = _ENDS[kind].search(text, start.end())
+        if end is None:
+            endless.add(kind)
+            continue
+        parts.append(text[place : start.start()])
+        place = end.end()
+    return " ".join([*parts, text[place:]])
 
 
 def _instead(match: re.Match[str]) -> str:

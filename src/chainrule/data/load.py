@@ -103,6 +103,8 @@ def load(source: Any, spec: Data, task: Task, *, recorded: Cut | None = None) ->
     reading = read(source, on_bad_row=spec.on_bad_row)
     tables, notes = _known_splits(reading)
     first = next(iter(tables.values()))
+    if reading.problems and not first.names:  # not one object could be read, so that there are no columns
+        raise _unusable(reading.findings, reading.problems)
     fields = find_fields(first.names, task, named=spec.fields, file=first.file)
     tables, unlabelled = _same_columns(tables, fields, task)
     findings, problems = [*reading.findings, *notes, *unlabelled], list(reading.problems)

@@ -16,7 +16,7 @@ from chainrule.core.report import Finding
 from chainrule.data import columns as columnar
 from chainrule.data.catalog import dataset_file
 from chainrule.data.delimited import read_delimited
-from chainrule.data.flaws import Flaw, finding, summarise
+from chainrule.data.flaws import Flaw, finding, refuse_names, some, summarise
 from chainrule.data.hub import looks_like_hub_name, read_hub, read_saved
 from chainrule.data.jsontext import read_json, read_json_lines
 from chainrule.data.table import Table, concatenate
@@ -174,9 +174,9 @@ def _read_file(path: Path, shown: str) -> _Piece:
     if not tables:
         raise _failure(shown, "rows", "an empty file", "Check that the file was written completely.")
     table = concatenate(tables)
-    _refuse_twice(table)
+    refuse_names(table.names, Where(file=shown), "Rename the columns.")
     if len(table) == 0 and not any(flaw.problem for flaw in flaws):
-        got = f"only a header ({', '.join(table.names)})" if table.names else "no rows"
+        got = f"only a header ({some(table.names)})" if table.names else "no rows"
         raise _failure(shown, "at least one row", got, "Check that the file was written completely.")
     return table, flaws, sha256(path)
 
@@ -186,7 +186,12 @@ def _read_shards(files: Sequence[str]) -> _Piece:
     if len(pieces) == 1:
         return pieces[0]
     digest = hashlib.sha256("".join(piece[2] for piece in pieces).encode()).hexdigest()
-    return concatenate([piece[0] for piece in pieces]), [flaw for piece in pieces for flaw in piece[1]], digest
+    try:
+        table = concatenate([piece[0] for piece in pieces])
+    except pa.ArrowException as error:
+        got = str(error).partition("\n")[0]
+        raise _failure(files[0], "columns of the same types in all shards", got, "Write the shards alike.") from None
+    return table, [flaw for piece in pieces for flaw in piece[1]], digest
 
 
 def _merge(files: Mapping[str, Any], on_bad_row: str) -> Reading:
@@ -215,7 +220,7 @@ def _reading(pieces: Mapping[str, _Piece], on_bad_row: str) -> Reading:
     findings: list[Finding] = []
     problems: list[Problem] = []
     for name, (table, flaws, _) in pieces.items():
-        _refuse_twice(table)
+        refuse_names(table.names, Where(file=table.file), "Rename the columns.")
         split = None if name == "all" else name
         told, wrong = summarise(flaws, split=split, file=table.file, on_bad_row=on_bad_row)
         findings += told
@@ -273,13 +278,6 @@ def _readable(path: Path, shown: str) -> str:
 def _file_ending(path: Path) -> str:
     ending = path.suffix.lower()
     return _SAME_ENDING.get(ending, ending)
-
-
-def _refuse_twice(table: Table) -> None:
-    twice = sorted({name for name in table.names if table.names.count(name) > 1})
-    if twice:
-        got = f"{', '.join(map(repr, twice))} more than once among {', '.join(table.names)}"
-        raise _failure(table.file, "different column names", got, "Rename the columns.")
 
 
 def _failure(shown: str | None, expected: str, got: str, todo: str) -> DataError:

@@ -14,11 +14,13 @@ import pyarrow as pa
 
 from chainrule.core.task import FieldKind
 from chainrule.data.flaws import Flaw, shorten
+from chainrule.data.jsontext import unfit
 from chainrule.data.table import Table, text_of
 from chainrule.errors import Problem
 
 Value = str | tuple[str, ...] | float
-_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
+LARGEST = 3.4e38  # what float32, in which models are trained, can hold
+_NUMBER = re.compile(r"[+-]?(\d++(\.\d*+)?+|\.\d++)([eE][+-]?\d++)?+", re.ASCII)
 
 
 def read_targets(table: Table, field: str, column: str, kind: FieldKind) -> tuple[list[Value | None], list[Flaw]]:
@@ -129,9 +131,12 @@ def _classes(cell: Any) -> tuple[tuple[str, ...] | None, _Found]:
         if text.startswith("[") and text.endswith("]"):
             try:
                 parts = json.loads(text)
-            except ValueError:
+            except (ValueError, RecursionError):
                 expected = 'labels joined by "|" or a JSON list such as ["a", "b"]'
                 return None, ("bad-label", expected, shorten(text), "Write the list as JSON, with double quotes.")
+    if unfit(parts):
+        got = f"{shorten(str(cell))}, which has half of a surrogate pair or is nested too deeply"
+        return None, ("bad-label", "a list of labels", got, "Write the labels again from their source.")
     names = [text_of(part) for part in parts]
     plain = [(name or "").strip() for name in names]
     if not all(plain):
@@ -148,7 +153,7 @@ def _number(cell: str | None) -> tuple[float | None, _Found]:
     if not text:
         return None, ("missing-label", "a number", "nothing", "Fill in or remove this row.")
     value = float(text) if _NUMBER.fullmatch(text) else math.nan
-    if not math.isfinite(value):
+    if not abs(value) <= LARGEST:
         todo = "Write a point, not a comma." if re.fullmatch(r"[+-]?\d+,\d+", text) else "Correct or remove this row."
         return None, ("not-a-number", "a finite number", shorten(text), todo)
     return value, None

@@ -158,7 +158,7 @@ def fit_baselines(
     kind, fields = task.target.kind, tuple(train[0])
     targets, truth = np.asarray(train[1]), np.asarray(validation[1])
     columns = [list(train[0][field]) for field in fields]
-    grams, features = ngrams.fit(columns, _outputs(kind, len(labels)))
+    grams, features = ngrams.fit(columns, outputs_of(kind, len(labels)))
     judged = ngrams.transform(grams, [list(validation[0][field]) for field in fields])
     tell(f"TF-IDF: {features.shape[1]:,} features of {features.shape[0]:,} rows")
 
@@ -208,7 +208,8 @@ def _better(task: Task, score: float, than: float) -> bool:
     return score < than if task.primary_metric in LOWER_IS_BETTER else score > than
 
 
-def _outputs(kind: str, labels: int) -> int:
+def outputs_of(kind: str, labels: int) -> int:
+    """How many numbers the linear baseline gives of a row: two classes need one."""
     return 1 if kind == "number" or (kind == "class" and labels <= 2) else labels
 
 
@@ -237,7 +238,7 @@ def _fit(kind: str, features: sparse.csr_matrix, targets: np.ndarray, settings: 
         model.fit(features, np.asarray(targets, dtype=np.float64))
         coefficients, intercepts = model.coef_.reshape(1, -1), np.array([model.intercept_])
         return _Linear(coefficients.astype(np.float32), intercepts.astype(np.float32))
-    outputs = _outputs(kind, labels)
+    outputs = outputs_of(kind, labels)
     wide = features.astype(np.float64)
     passes = min(_MOST_PASSES, max(_FEWEST_PASSES, _VISITS // max(1, wide.nnz * outputs)))
     coefficients = np.zeros((outputs, features.shape[1]), dtype=np.float32)

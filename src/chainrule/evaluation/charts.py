@@ -45,13 +45,21 @@ class Interval:
 
 
 @dataclass(frozen=True)
+class Axis:
+    """The x axis of curves: its name and its ends; with `powers`, x is the logarithm to base 10 of what ticks say."""
+
+    name: Words
+    ends: tuple[float, float]
+    powers: bool = False
+
+
+@dataclass(frozen=True)
 class Frame:
-    """Where data coordinates lie on the drawing; where `powers` is on, x is the logarithm to base 10 of what it says."""
+    """Where data coordinates lie on the drawing."""
 
     x: tuple[float, float]
     y: tuple[float, float]
     box: tuple[float, float, float, float]
-    powers: bool = False
 
     def at(self, x: float, y: float) -> tuple[float, float]:
         """The point on the drawing; y grows upwards in the data and downwards on the drawing."""
@@ -99,30 +107,27 @@ def line_chart(
     lines: Sequence[Line],
     *,
     about: Words,
-    x_name: Words,
-    x_range: tuple[float, float],
+    axis: Axis,
     scale: float = 1.0,
     mark: tuple[float, float, Words] | None = None,
     from_zero: bool = False,
-    powers: bool = False,
 ) -> Markup:
     """Curves over steps, epochs or learning rates.
 
     Args:
         about: the text alternative.
-        x_range: the ends of the x axis; charts that stand together share it.
+        axis: charts that stand together share its ends.
         scale: what y is multiplied by before drawing (100 for percent).
         mark: a point (x, y) to ring, with a note beside it.
         from_zero: start the y axis at zero.
-        powers: x is a logarithm to base 10.
     """
     lines = [Line(line.x, [value * scale for value in line.y], line.kind, line.dots) for line in lines if line.x]
     if not lines:
         return Markup("")
     low, high = _span([value for line in lines for value in line.y], pad=0.06, zero=from_zero)
     y_range = (low, high + (high - low) * 0.16) if mark else (low, high)  # room for the note above the ring
-    frame = Frame(x_range, y_range, (LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM), powers)
-    parts = [_axes(frame, x_name)]
+    frame = Frame(axis.ends, y_range, (LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM))
+    parts = [_axes(frame, axis.name, powers=axis.powers)]
     for line in lines:
         points = [frame.at(x, y) for x, y in zip(*thin(line.x, line.y), strict=True)]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
@@ -296,7 +301,7 @@ def _span(values: Sequence[float], *, pad: float, zero: bool = False) -> tuple[f
     return low if zero and low == 0 else low - room, high + room
 
 
-def _axes(frame: Frame, x_name: Words) -> str:
+def _axes(frame: Frame, x_name: Words, *, powers: bool = False) -> str:
     left, _, right, _ = frame.box
     marks = ticks(*frame.y)
     step = marks[1] - marks[0] if len(marks) > 1 else abs(marks[0]) or 1
@@ -305,10 +310,10 @@ def _axes(frame: Frame, x_name: Words) -> str:
         y = frame.at(frame.x[0], value)[1]
         parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(written(left - 8, y + 4, both(tick_text(value, step)), "tick", "end"))
-    return "".join(parts) + _x_axis(frame, x_name)
+    return "".join(parts) + _x_axis(frame, x_name, powers=powers)
 
 
-def _x_axis(frame: Frame, name: Words) -> str:
+def _x_axis(frame: Frame, name: Words, *, powers: bool = False) -> str:
     left, _, right, bottom = frame.box
     marks = ticks(*frame.x)
     step = marks[1] - marks[0] if len(marks) > 1 else abs(marks[0]) or 1
@@ -316,7 +321,7 @@ def _x_axis(frame: Frame, name: Words) -> str:
     for value in marks:
         x = frame.at(value, frame.y[0])[0]
         parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}" y2="{bottom + 4}"/>')
-        shown = tick_text(10**value, 10**value) if frame.powers else tick_text(value, step)
+        shown = tick_text(10**value, 10**value) if powers else tick_text(value, step)
         parts.append(written(x, bottom + 18, both(shown), "tick", "middle"))
     parts.append(written((left + right) / 2, bottom + 37, name, "tick", "middle"))
     return "".join(parts)

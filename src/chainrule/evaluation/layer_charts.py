@@ -18,7 +18,7 @@ LEVELS = 10  # of the shade
 DECADES = 8  # from the faintest to the strongest, at most
 
 Box = tuple[float, float, float, float]  # left, top, width, height
-Cells = dict[str, float | None]  # by layer; not a number where the training broke, None where nothing was seen
+Cells = dict[str, float | None]  # by layer; not a number where training broke, None where nothing was seen
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def layer_map(
     numbers = [value for _, cells in columns for value in cells.values() if value is not None and value > 0]
     if not numbers:
         return Markup("")
-    shades, names = Shades.over(numbers), list(reversed(layers))
+    shades, names = Shades.over(numbers), [*layers][::-1]
     left = max(text_width(part_words(name).en, 12.5) for name in names) + 10
     wide, high = (WIDTH - left) / len(columns), 16.0 if len(names) <= 20 else 10.0
     bottom = 6 + high * len(names)
@@ -129,9 +129,7 @@ def _shape(kind: int | str, boxes: Sequence[Box], shades: Shades) -> str:
     if isinstance(kind, str):
         return f'<path class="{kind}" d="{path}"/>'
     faint = 0.06 + 0.94 * kind / (LEVELS - 1)
-    return (
-        f'<path class="cell" fill-opacity="{faint:.2f}" d="{path}"><title>{escape(shades.text(kind))}</title></path>'
-    )
+    return f'<path class="cell" fill-opacity="{faint:.2f}" d="{path}"><title>{escape(shades.text(kind))}</title></path>'
 
 
 def _legend(shades: Shades, left: float, top: float, kinds: set[int | str]) -> list[str]:

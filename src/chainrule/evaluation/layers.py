@@ -3,21 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from chainrule.core.artifact import Run
 from chainrule.core.report import Finding
-from chainrule.evaluation.charts import Line, line_chart, thin
+from chainrule.errors import ModelError, Problem, RecipeError, Where
+from chainrule.evaluation.charts import Axis, Line, line_chart, thin
 from chainrule.evaluation.diagnosis import Case, diagnose
 from chainrule.evaluation.languages import say
 from chainrule.evaluation.layer_charts import layer_map, part_words
 from chainrule.evaluation.quantities import NOTHING, count_text, mapping
-from chainrule.evaluation.record import Record
+from chainrule.evaluation.record import Record, read_record
 from chainrule.evaluation.sections import findings
 from chainrule.evaluation.trace import Series, noise_scale, typical
 
 MAPS = ("gradient_norm", "update_ratio")
 POINTS = 300  # of a curve
 COLUMNS = ("gradient_norm", "update_ratio", "noise_scale", "zeros", "moved", "activation_rms")
+
+
+def describe_gradients(what: str | Path, run: str | Path | Run | None) -> dict[str, Any]:
+    """What a watched run recorded of its layers, what is usual there, and what is wrong, as plain values.
+
+    Args:
+        what: "gradients", or what was asked for by mistake.
+
+    Returns:
+        "run"; "steps", "rows", "all", "layers", "groups": series over the looks; "middle": see `middles`; "findings".
+
+    Raises:
+        UserError: no run is named, there is none, or it was not watched.
+    """
+    if what != "gradients" or run is None:
+        todo = "Say: chainrule show gradients RUN"
+        got = "no run" if run is None else f"{str(what)!r} and a run"
+        raise RecipeError("Only the gradients of a run are shown so.", [Problem("gradients and a run", got, todo)])
+    folder = run.path if isinstance(run, Run) else Path(run)
+    if not (folder / "recipe.yaml").is_file():
+        got = "another folder" if folder.is_dir() else "no such folder"
+        problem = Problem("a run folder", got, "Give the folder that `chainrule train --out` made.", Where(str(folder)))
+        raise ModelError(f"There is no run at {folder}.", [problem])
+    record = read_record(folder)
+    trace, found = record.trace, faults(record)
+    if not trace.steps and not found:
+        todo = "Train with --watch-gradients."
+        problem = Problem("a run that was watched", "no record of gradients", todo, Where(str(folder)))
+        raise ModelError(f"The gradients of {folder} were not looked at.", [problem])
+    return {
+        "run": str(folder),
+        "steps": trace.steps,
+        "rows": trace.rows,
+        "all": trace.whole,
+        "layers": trace.layers,
+        "groups": trace.groups,
+        "middle": middles(record),
+        "findings": [finding.as_dict() for finding in found],
+    }
 
 
 def faults(record: Record) -> tuple[Finding, ...]:
@@ -87,6 +129,6 @@ def _curve(record: Record) -> list[dict[str, Any]]:
         return []
     about = say("alt.gradient_norm", first=f"{curve.value[0]:.3g}", high=f"{max(curve.value):.3g}")
     x, y = thin(curve.step, curve.value, POINTS)
-    line, x_range = Line(x, y, "smooth"), (0.0, max(curve.step))
-    chart = line_chart([line], about=about, x_name=say("chart.step"), x_range=x_range, from_zero=True)
+    axis = Axis(say("chart.step"), (0.0, max(curve.step)))
+    chart = line_chart([Line(x, y, "smooth")], about=about, axis=axis, from_zero=True)
     return [{"title": say("chart.gradient_norm"), "chart": chart}]

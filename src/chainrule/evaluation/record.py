@@ -17,6 +17,7 @@ from chainrule.evaluation.trace import Trace
 
 MAX_YAML_BYTES = 1_000_000
 _PARTIAL = re.compile(r"^\.(.+)\.[^.]+\.partial$")
+INCIDENTS = ("resumed", "memory", "diverged")
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,12 @@ class Curve:
         if epoch is not None:
             self.epoch.append(epoch)
 
+    def forget(self, step: float) -> None:
+        """Leave out what came after a step that training went back to."""
+        kept = sum(at <= step for at in self.step)
+        for values in (self.step, self.epoch, self.value):
+            del values[kept:]
+
     def x(self, unit: str) -> list[float]:
         """The x values in `unit`: "epoch" or "step"."""
         return self.epoch if unit == "epoch" else self.step
@@ -54,6 +61,7 @@ class Progress:
         metrics: validation metrics by name, over steps.
         best: the step whose weights were kept, once there was an evaluation.
         totals: rows, tokens and seconds of all steps.
+        incidents: the events of runs that were taken up, of memory that ran short, and of training that diverged.
     """
 
     loss: Curve = field(default_factory=Curve)
@@ -64,6 +72,7 @@ class Progress:
     finish: dict[str, Any] = field(default_factory=dict)
     best: list[float] = field(default_factory=list)
     totals: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("rows", "tokens", "seconds"), 0.0))
+    incidents: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -214,4 +223,15 @@ def _progress(path: Path, damaged: list[str]) -> tuple[Progress, Trace]:
             step = finite(event.get("step"))
             if event.get("best") and step is not None:
                 progress.best[:] = [step]
+        elif kind in INCIDENTS and finite(event.get("step")) is not None:
+            progress.incidents.append(event)
+            back = finite(event.get("back_to"))
+            if kind == "diverged" and back is not None:
+                for curve in (
+                    progress.loss,
+                    progress.learning_rate,
+                    progress.gradient_norm,
+                    *progress.metrics.values(),
+                ):
+                    curve.forget(back)
     return progress, trace

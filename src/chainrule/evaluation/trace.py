@@ -107,21 +107,21 @@ class Trace:
 def noise_scale(table: Mapping[str, Series], rows: Iterable[float]) -> float | None:
     """The rows in a batch whose gradient would be as much signal as noise, over all looks.
 
-    McCandlish et al. (2018), An Empirical Model of Large-Batch Training, section 2.2 and appendix A.1: the variance of
-    one row's gradient over the squared norm of the true one, tr(Σ) / |G|². Of a batch of B rows E|g|² = |G|² + tr(Σ) / B.
-    Where they compare two sizes of batch, here the running mean m of the gradients before stands for G: it knows nothing
-    of this batch's noise, so E[g · m] ≈ |G|². With s = g · m / |g|² the scale is B · Σ (1 − s) |g|² / Σ s |g|²; both sums
-    go over the looks, as single ones are noisy.
+    McCandlish et al. (2018), An Empirical Model of Large-Batch Training, section 2.2 and appendix A.1: tr(Σ) / |G|²,
+    the variance of one row's gradient over the squared norm of the true one G. Of a batch of B rows
+    E|g|² = |G|² + tr(Σ) / B. Where they compare two sizes of batch, here the running mean m of the gradients before
+    stands for G: it knows nothing of this batch's noise, so E[g · m] ≈ |G|². With s = g · m / |g|² the scale is
+    B · Σ (1 − s) |g|² / Σ s |g|²; the sums go over the looks, as single ones are noisy.
 
     Returns:
-        None where there is no signal to be seen.
+        None where the looks show no signal, or no noise.
     """
     noise = signal = 0.0
     for share, norm, size in zip(table["signal"], table["gradient_norm"], rows, strict=True):
         if share is not None and norm is not None:
             signal += share * norm**2
             noise += (1 - share) * norm**2 * size
-    return max(noise, 0.0) / signal if signal > 0 else None
+    return noise / signal if signal > 0 and noise > 0 else None
 
 
 def typical(series: Iterable[float | None]) -> float | None:
@@ -133,4 +133,3 @@ def typical(series: Iterable[float | None]) -> float | None:
 def _append(table: Mapping[str, Series], values: Mapping[str, Any]) -> None:
     for quantity, series in table.items():
         series.append(finite(values.get(quantity)))
-

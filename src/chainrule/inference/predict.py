@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from chainrule.core.artifact import Artifact
+from chainrule.core.artifact import MANIFEST, Artifact
 from chainrule.core.recipe import Structure, read_recipe
 from chainrule.core.task import Predictions, Read, Task
 from chainrule.data.batch import by_length, collate
@@ -64,11 +64,19 @@ class Predictor:
 
 
 def load_predictor(artifact: Artifact, *, device: str = "auto") -> Predictor:
-    """Load an artifact for prediction, in the number format it was trained in where this machine has it."""
+    """Load an artifact for prediction, in the number format it was trained in where this machine has it.
+
+    Raises:
+        ModelError: a file of the artifact is damaged, or says something else than the others.
+    """
+    task = find_task(artifact.manifest.task)
+    _check_inputs(artifact, task)
     tokenizer = load_tokenizer(str(artifact.path))
     place = choose_device(device)
-    task = find_task(artifact.manifest.task)
-    model = load_saved(artifact.path, task.head, base_name(artifact)).to(place).eval()
+    model = load_saved(artifact.path, task.head, base_name(artifact))
+    if task.head == "classifier" and model.config.num_labels != len(artifact.manifest.labels):
+        raise _contradiction(artifact, "labels", f"{model.config.num_labels} labels as in config.json")
+    model = model.to(place).eval()
     if has_adapters(model):
         _same_base(artifact)
     if not native.must_build():  # compiling takes longer than a few predictions
@@ -76,6 +84,20 @@ def load_predictor(artifact: Artifact, *, device: str = "auto") -> Predictor:
     wanted = artifact.manifest.recipe.get("training", {}).get("precision", "float32")
     precision = "bfloat16" if wanted == "bfloat16" and has_bfloat16(place) else "float32"
     return Predictor(artifact, task, tokenizer, forward_of(model, tokenizer, place, precision))
+
+
+def _check_inputs(artifact: Artifact, task: Task) -> None:
+    """Refuse a manifest that names fields which its task does not have."""
+    inputs, names = artifact.manifest.inputs, {field.name for field in task.inputs}
+    if not inputs or len(set(inputs)) < len(inputs) or not names.issuperset(inputs):
+        raise _contradiction(artifact, "inputs", f"inputs of {task.name}: {', '.join(sorted(names))}")
+
+
+def _contradiction(artifact: Artifact, field: str, expected: str) -> ModelError:
+    got = repr(getattr(artifact.manifest, field))[:200]
+    where = Where(file=str(artifact.path / MANIFEST), field=field)
+    problem = Problem(expected, got, "Take a copy of the artifact that is whole, or train again.", where)
+    return ModelError("The manifest contradicts the model beside it.", [problem])
 
 
 def base_name(artifact: Artifact) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -12,11 +13,18 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from chainrule.errors import ModelError, Problem, Where
+from chainrule.models.folder import refused, stored_shapes
 from chainrule.system.extras import require
+from chainrule.system.files import read_json
 
 ADAPTERS = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _POOLERS = ("pooler",)
+# What the strategy lora sets; everything else in an adapter_config.json has to be as PEFT has it by default.
+_OPTIONS = {
+    *("r", "lora_alpha", "lora_dropout", "target_modules", "modules_to_save", "fan_in_fan_out", "bias", "task_type"),
+    *("base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision"),
+}
 
 
 def peft_library(purpose: str) -> Any:
@@ -62,6 +70,31 @@ def head_modules(model: Any) -> tuple[str, ...]:
     return tuple(name for name in [*inside, *outside] if list(model.get_submodule(name).parameters()))
 
 
+def check_adapters(folder: Path) -> None:
+    """Refuse adapters of another kind than Chainrule makes, and sizes that the stored ones do not have.
+
+    PEFT knows options that import modules, read further files, or build layers of any size: with them left at their
+    defaults it does nothing of the kind.
+
+    Raises:
+        ModelError: they are not plain LoRA adapters, or their files are damaged.
+    """
+    name = str(folder)
+    values = read_json(folder / ADAPTERS)
+    plain = json.loads(json.dumps(peft_library("A model with adapters").LoraConfig().to_dict(), default=list))
+    strange = sorted(key for key in plain.keys() & values.keys() - _OPTIONS if values[key] != plain[key])
+    if values.get("peft_type") != "LORA" or strange:
+        got = ", ".join(strange) or f"peft_type {values.get('peft_type')!r}"
+        todo = "Merge the adapters into their model with PEFT, if you trust where they come from, and use that."
+        raise refused(name, "plain LoRA adapters", got, todo, ADAPTERS)
+    shapes = stored_shapes([folder / ADAPTER_WEIGHTS], name)
+    ranks = {shape[0] if shape else None for key, shape in shapes.items() if ".lora_A." in key}
+    targets = values.get("target_modules")
+    if ranks != {values.get("r")} or not isinstance(targets, list):
+        got = f"r = {values.get('r')!r} with weights of rank {', '.join(map(str, ranks)) or 'none'}"
+        raise refused(name, "a list of target_modules, and their rank as stored", got, "Train them again.", ADAPTERS)
+
+
 def add_saved(model: Any, folder: Path) -> Any:
     """Put the adapters of an artifact folder on their base model.
 
@@ -73,8 +106,8 @@ def add_saved(model: Any, folder: Path) -> Any:
     try:
         with _quiet():
             return peft.PeftModel.from_pretrained(model, str(folder))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception as error:  # whatever the files make PEFT raise
+        reason = str(error).strip().partition("\n")[0][:300] or type(error).__name__
         todo = "Use the base model that the adapters were trained on."
         problem = Problem("adapters that fit their base model", reason, todo, Where(file=str(folder)))
         raise ModelError("The adapters cannot be loaded.", [problem]) from error
@@ -102,6 +135,7 @@ def _quiet() -> Iterator[None]:
     """PEFT asks transformers for something by a name that it is about to lose."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*is_gradient_checkpointing", category=FutureWarning)
+        warnings.filterwarnings("error", message=r"Found missing adapter keys")
         yield
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from os.path import commonprefix
+from itertools import takewhile
 from typing import Any
 
 from torch import nn
@@ -116,4 +116,5 @@ def _prefix(model: Any) -> str:
 
 def _common_module(names: tuple[str, ...]) -> str:
     """The smallest module that holds all of these parameters."""
-    return ".".join(commonprefix([name.split(".")[:-1] for name in names]))
+    steps = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    return ".".join(words[0] for words in takewhile(lambda words: len(set(words)) == 1, steps))

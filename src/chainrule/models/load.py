@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from chainrule.core.recipe import Structure
 from chainrule.core.task import Head
-from chainrule.errors import ChainruleError, ModelError, Problem, Where
-from chainrule.models.adapters import ADAPTERS, add_saved
+from chainrule.errors import Problem, ShortageError, Where
+from chainrule.models.adapters import ADAPTERS, add_saved, check_adapters, head_modules
 from chainrule.models.catalog import MODELS, model_folder
-from chainrule.models.save import WEIGHTS
+from chainrule.models.folder import (
+    CONFIG,
+    INDEX,
+    WEIGHTS,
+    check_files,
+    check_fit,
+    check_loaded,
+    refused,
+    shard_names,
+    stored_shapes,
+    weight_files,
+)
 from chainrule.system.files import sha256
-from chainrule.system.hub import hub_error, unreachable
+from chainrule.system.hub import fetch, hub_error, unreachable
+from chainrule.system.memory import is_shortage
 
-LONGEST = 512
+LONGEST, FEWEST = 512, 4  # tokens of a row
 _FACTORIES: dict[Head, Any] = {
     "classifier": AutoModelForSequenceClassification,
     "language-model": AutoModelForCausalLM,
@@ -44,12 +57,12 @@ def locate(name: str) -> str:
     path = Path(name).expanduser()
     if _is_folder(path):
         if not (path / "config.json").is_file():
-            raise _unusable(name, "a folder with config.json", "a folder without", "Give a Hugging Face model folder.")
+            raise refused(name, "a folder with config.json", "a folder without", "Give a Hugging Face model folder.")
         return str(path)
     is_there = os.path.exists(path)  # noqa: PTH110
     if is_there or name.startswith((".", "/", "~")) or name.count("/") > 1:
         got = "a file" if is_there else "no such folder"
-        raise _unusable(name, "a model folder, a catalog name or a hub name", got, "See `chainrule show catalog`.")
+        raise refused(name, "a model folder, a catalog name or a hub name", got, "See `chainrule show catalog`.")
     return name
 
 
@@ -59,11 +72,11 @@ def load_tokenizer(name: str) -> Any:
     Raises:
         ModelError: there is none, or it cannot be reached.
     """
-    place = locate(name)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(place, **_reach(place))
-    except (OSError, ValueError, KeyError) as error:
-        raise _load_error(name, place, error) from error
+    place = _place(name)
+    with _loading(place):
+        tokenizer = AutoTokenizer.from_pretrained(place.path, **place.options)
+        if not isinstance(tokenizer.model_max_length, int | float) or not tokenizer.model_max_length >= FEWEST:
+            raise ValueError(f"model_max_length is {tokenizer.model_max_length!r}")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
@@ -75,14 +88,16 @@ def token_limit(name: str, tokenizer: Any, wanted: int | None) -> int:
     Raises:
         ModelError: the recipe wants more than the model has positions.
     """
-    config = _config(name, locate(name))
+    config = _config(_place(name))
     positions = getattr(config, "max_position_embeddings", None) or LONGEST
     if getattr(config, "model_type", "") in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl"):
         positions -= 2  # their positions start after the padding index
+    if positions < FEWEST:
+        todo = "Correct max_position_embeddings, or choose another model."
+        raise refused(name, f"positions for at least {FEWEST} tokens", str(positions), todo, CONFIG)
     if wanted is not None and wanted > positions:
-        raise _unusable(
-            name, f"max_length of at most {positions}", str(wanted), f"Set model.max_length to {positions}."
-        )
+        todo = f"Set model.max_length to {positions}."
+        raise refused(name, f"max_length of at most {positions}", str(wanted), todo)
     return wanted or min(positions, int(min(tokenizer.model_max_length, LONGEST)), LONGEST)
 
 
@@ -94,10 +109,11 @@ def load_classifier(
     The head is fresh unless the model already has one for as many labels; `seed` decides its values.
 
     Raises:
-        ModelError: the model cannot be found, is not in safetensors, or has no such head.
+        ModelError: the model cannot be found, is not in safetensors, has other weights than its configuration says, or
+            has no such head.
     """
-    place = locate(name)
-    config = _config(name, place)
+    place = _place(name)
+    config = _config(place)
     config.num_labels = len(labels)
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: index for index, label in enumerate(labels)}
@@ -107,20 +123,21 @@ def load_classifier(
     if config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id
     torch.manual_seed(seed)
-    return _load(AutoModelForSequenceClassification, name, place, config=config, ignore_mismatched_sizes=True)
+    return _load(AutoModelForSequenceClassification, place, config, fresh_head=True)
 
 
 def load_language_model(name: str, structure: Structure) -> Any:
     """A pretrained causal language model in float32.
 
     Raises:
-        ModelError: the model cannot be found, is not in safetensors, or is of a family that writes no text.
+        ModelError: the model cannot be found, is not in safetensors, has other weights than its configuration says, or
+            is of a family that writes no text.
     """
-    place = locate(name)
-    config = _config(name, place)
+    place = _place(name)
+    config = _config(place)
     _set_first(config, _DROPOUT, structure.dropout)
     _set_first(config, _ATTENTION_DROPOUT, structure.attention_dropout)
-    return _load(AutoModelForCausalLM, name, place, config=config)
+    return _load(AutoModelForCausalLM, place, config)
 
 
 def load_saved(folder: Path, head: Head, base: str) -> Any:
@@ -130,14 +147,14 @@ def load_saved(folder: Path, head: Head, base: str) -> Any:
         base: the model under the adapters, where the artifact is adapters.
 
     Raises:
-        ModelError: the files are damaged, or the base model cannot be found.
+        ModelError: the files are damaged or do not fit one another, or the base model cannot be found.
     """
-    factory = _FACTORIES[head]
+    factory, place = _FACTORIES[head], _place(str(folder))
+    config = _config(place)
     if not (folder / ADAPTERS).is_file():
-        return _load(factory, str(folder), str(folder))
-    config = _config(str(folder), str(folder))
-    model = _load(factory, base, locate(base), config=config, ignore_mismatched_sizes=True)
-    return add_saved(model, folder)
+        return _load(factory, place, config)
+    check_adapters(folder)
+    return add_saved(_load(factory, _place(base), config, fresh_head=True), folder)
 
 
 def weights_hash(name: str) -> str | None:
@@ -146,23 +163,107 @@ def weights_hash(name: str) -> str | None:
     return sha256(file) if file.is_file() else None
 
 
-def _load(factory: Any, name: str, place: str, **options: Any) -> Any:
+@dataclass(frozen=True)
+class _Place:
+    """Where a model is.
+
+    Attributes:
+        name: what the user calls it.
+        path: what transformers is to load: a folder, or a name on the hub.
+        folder: where its files are: that folder, or the hub's cache.
+        options: what transformers is to be told with it.
+    """
+
+    name: str
+    path: str
+    folder: Path
+    options: dict[str, Any]
+
+
+def _place(name: str) -> _Place:
+    """Find a model and check its files; of a hub's model, the exact commit that was checked is loaded."""
+    path = locate(name)
+    options: dict[str, Any] = {"trust_remote_code": False}  # None would ask on the terminal
+    folder = Path(path)
+    if not _is_folder(path):
+        # when the hub cannot be reached, only what was loaded before, without minutes of retries
+        options["local_files_only"] = unreachable() is not None
+        try:
+            config = fetch(path, CONFIG, offline=options["local_files_only"])
+        except (OSError, ValueError) as error:
+            raise hub_error(name, error, tuple(MODELS)) from error
+        if config is None:
+            raise hub_error(name, FileNotFoundError(f"no {CONFIG}"), tuple(MODELS))
+        folder = config.parent
+        options["revision"] = folder.name
+    check_files(folder, name)
+    return _Place(name, path, folder, options)
+
+
+def _load(factory: Any, place: _Place, config: Any, *, fresh_head: bool = False) -> Any:
+    """Load a model once its files, and their sizes and shapes, are known to be in order.
+
+    Args:
+        fresh_head: a classifier's head may be made anew; otherwise all weights must be there.
+    """
+    _fetch_weights(place)
+    shapes = stored_shapes(weight_files(place.folder, place.name), place.name)
+    with _loading(place), torch.device("meta"):
+        outline = factory.from_config(config, trust_remote_code=False)
+    fresh = head_modules(outline) if fresh_head else ()
+    check_fit(outline, shapes, fresh, place.name)
+    with _loading(place):
+        model, found = factory.from_pretrained(
+            place.path,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # heads for other labels; any other mismatch is refused below
+            output_loading_info=True,
+            **place.options,
+        )
+    check_loaded(found, fresh, place.name)
+    return model
+
+
+def _fetch_weights(place: _Place) -> None:
+    """Bring the weights of a hub's model into its cache."""
+    if _is_folder(place.path):
+        return
+    how = {"revision": place.options["revision"], "offline": place.options["local_files_only"]}
+    try:
+        if fetch(place.path, WEIGHTS, **how) is None and (index := fetch(place.path, INDEX, **how)) is not None:
+            for file in shard_names(index, place.name):
+                fetch(place.path, file, **how)
+    except (OSError, ValueError) as error:
+        raise hub_error(place.name, error, tuple(MODELS)) from error
+
+
+def _config(place: _Place) -> Any:
+    with _loading(place):
+        return AutoConfig.from_pretrained(place.path, **place.options)
+
+
+@contextmanager
+def _loading(place: _Place) -> Iterator[None]:
+    """Quiet, and with one error: whatever a file of the folder makes the loading libraries raise."""
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # a fresh head is expected, not worth a table of missing keys
     transformers_logging.disable_progress_bar()
     try:
-        return factory.from_pretrained(place, dtype=torch.float32, use_safetensors=True, **_reach(place), **options)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise _load_error(name, place, error) from error
+        yield
+    except Exception as error:
+        if is_shortage(error):
+            problem = Problem("memory for the model", str(error)[:300], "Choose a smaller model.", Where(place.name))
+            raise ShortageError(f"There is not enough memory to load {place.name!r}.", [problem]) from error
+        if not _is_folder(place.path):
+            raise hub_error(place.name, error, tuple(MODELS)) from error
+        reason = str(error).strip().partition("\n")[0][:300] or type(error).__name__
+        raise refused(
+            place.name, "a Hugging Face model folder with safetensors weights", reason, "Check the folder's files."
+        ) from error
     finally:
         transformers_logging.set_verbosity(level)
-
-
-def _config(name: str, place: str) -> Any:
-    try:
-        return AutoConfig.from_pretrained(place, **_reach(place))
-    except (OSError, ValueError, KeyError) as error:
-        raise _load_error(name, place, error) from error
 
 
 def _set_first(config: Any, names: Sequence[str], value: float | None) -> None:
@@ -170,29 +271,11 @@ def _set_first(config: Any, names: Sequence[str], value: float | None) -> None:
         return
     found = [name for name in names if hasattr(config, name)]
     if not found:
-        raise _unusable(
-            str(config.model_type), f"a model with one of {', '.join(names)}", "none", "Remove it from `structure`."
-        )
+        expected = f"a model with one of {', '.join(names)}"
+        raise refused(str(config.model_type), expected, "none", "Remove it from `structure`.")
     for name in found:
         setattr(config, name, value)
 
 
 def _is_folder(place: str | Path) -> bool:
     return os.path.isdir(place)  # noqa: PTH112  (unlike Path.is_dir it takes a name too long for no folder)
-
-
-def _reach(place: str) -> dict[str, bool]:
-    """For a hub name when the hub cannot be reached: only what was loaded before, without minutes of retries."""
-    return {"local_files_only": True} if not _is_folder(place) and unreachable() else {}
-
-
-def _load_error(name: str, place: str, error: Exception) -> ChainruleError:
-    if not _is_folder(place):
-        return hub_error(name, error, tuple(MODELS))
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return _unusable(name, "a Hugging Face model folder with safetensors weights", reason, "Check the folder's files.")
-
-
-def _unusable(name: str, expected: str, got: str, todo: str) -> ModelError:
-    problem = Problem(where=Where(field="model.name", file=name), expected=expected, got=got, todo=todo)
-    return ModelError(f"The model {name!r} cannot be used.", [problem])

@@ -8,8 +8,7 @@ from typing import Any
 from transformers.utils import logging as transformers_logging
 
 from chainrule.models.adapters import ADAPTER_WEIGHTS, has_adapters
-
-WEIGHTS = "model.safetensors"
+from chainrule.models.folder import WEIGHTS
 
 
 def save_model(folder: Path, model: Any, tokenizer: Any, *, max_length: int | None, base: str) -> tuple[str, ...]:

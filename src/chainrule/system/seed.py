@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,20 @@ def seed_step(seed: int, step: int) -> None:
     A run that goes on from a checkpoint then draws what it would have drawn without the interruption.
     """
     torch.manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]))
+
+
+def choose_determinism(device: torch.device, wanted: bool | None) -> bool:
+    """Let every run on a device give the same bits, or not; None does so on a CPU, where it costs nothing.
+
+    Elsewhere it keeps torch to algorithms that add in a fixed order, which are slower; an operation that has none
+    raises RuntimeError.
+    """
+    chosen = device.type == "cpu" if wanted is None else wanted
+    if device.type != "cpu":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as cuBLAS asks for
+        torch.use_deterministic_algorithms(chosen)
+        torch.backends.cudnn.benchmark = False
+    return chosen
 
 
 @contextmanager

@@ -16,9 +16,9 @@ from chainrule.data.batch import Batch, collate, epoch_order, micro_batches, pac
 from chainrule.data.encode import Encoded
 from chainrule.inference.predict import Forward
 from chainrule.strategies.base import Strategy
-from chainrule.training.gradients import Watch
 from chainrule.training.loop import MakeOptimizer
 from chainrule.training.optimizers import make_optimizer
+from chainrule.training.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Job:
     """What is trained on what, and how: everything but the recipe's numbers.
 
     Attributes:
+        row_numbers: (n,) of the training rows, 1-based, in the file they come from.
         watch: what is looked at while it is trained.
     """
 
@@ -35,6 +36,7 @@ class Job:
     strategy: Strategy
     train: Encoded
     validation: Encoded
+    row_numbers: np.ndarray
     forward: Forward
     watch: Watch | None = None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
 from pydantic import Field
@@ -32,10 +32,13 @@ class Optimizer(Protocol):
     def add_param_group(self, param_group: dict[str, Any]) -> None: ...
 
 
+_Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
 class AdamWOptions(Section):
     """Loshchilov and Hutter (2019), Decoupled Weight Decay Regularization."""
 
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[_Decay, _Decay] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
 
 

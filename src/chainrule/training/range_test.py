@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ import numpy as np
 from chainrule.core.recipe import Recipe
 from chainrule.core.report import RateReport
 from chainrule.errors import Problem, RecipeError, StoppedError, Where
+from chainrule.evaluation.rate_page import write_rate_page
+from chainrule.system.files import refuse_existing
 from chainrule.system.progress import Display
 from chainrule.system.stop import stop_requests, who_stopped
 from chainrule.training.checkpoint import Standing
@@ -62,16 +65,19 @@ class Range:
         return np.geomspace(self.low, self.high, self.steps)
 
 
-def find_rate(recipe: Recipe, source: Any, tried: Range, display: Display) -> RateReport:
-    """Try a range of learning rates with the data, model, task and strategy of a recipe. Nothing is kept.
+def find_rate(recipe: Recipe, source: Any, tried: Range, page: Path | None, display: Display) -> RateReport:
+    """Try a range of learning rates with the data, model, task and strategy of a recipe. The model is thrown away.
 
     Args:
         source: what to read instead of `recipe.data.source`: a path or an object that holds rows; None for neither.
+        page: where to write an HTML page with the plot, which must not exist; None for nowhere.
 
     Raises:
-        UserError: the recipe, the data or the model is wrong.
+        UserError: the recipe, the data, the model or the page's path is wrong.
         StoppedError: Ctrl-C or SIGTERM.
     """
+    if page is not None:
+        refuse_existing(page)
     changes = {"optimizer.learning_rate": tried.high, "training.steps": tried.steps, "training.minutes": None}
     looks = {"training.profile": False, "training.watch_gradients": False}
     job, prepared, recipe = prepare_job(recipe.replace(changes | looks), source, display)
@@ -83,7 +89,7 @@ def find_rate(recipe: Recipe, source: Any, tried: Range, display: Display) -> Ra
     rates = tried.rates()[: len(losses)]
     smooth = smoothed(rates, losses)
     steepest, lowest = read_curve(rates, smooth)
-    return RateReport(
+    report = RateReport(
         task=recipe.task.name,
         model=recipe.model.name,
         strategy=recipe.strategy.name,
@@ -96,6 +102,9 @@ def find_rate(recipe: Recipe, source: Any, tried: Range, display: Display) -> Ra
         suggestion=None if lowest is None else float(f"{SUGGESTED * lowest:.2g}"),
         stopped=stopped,
     )
+    if page is not None:
+        write_rate_page(page, report)
+    return report
 
 
 def _try(job: Job, recipe: Recipe, tried: Range, display: Display) -> tuple[list[float], str]:

@@ -12,8 +12,8 @@ from chainrule.strategies.base import Phase
 from chainrule.system.memory import is_shortage, return_freed
 from chainrule.system.progress import Display
 from chainrule.training.checkpoint import Standing
+from chainrule.training.decisions import take
 from chainrule.training.events import Sink
-from chainrule.training.gradients import watched
 from chainrule.training.job import (
     Job,
     batch_loader,
@@ -26,6 +26,7 @@ from chainrule.training.job import (
 from chainrule.training.loop import Step, Stepping, training_steps
 from chainrule.training.profile import Profile, profiled
 from chainrule.training.schedules import Factor, make_schedule
+from chainrule.training.watch import watched
 
 
 def steps_in_memory(
@@ -38,20 +39,38 @@ def steps_in_memory(
     """
     schedule = schedule or make_schedule(recipe.schedule, planned_steps(recipe, len(job.train)))
     while True:
+        shrink_again(standing, record)
         tokens = standing.micro_batch_tokens or recipe.training.micro_batch_tokens
         now = recipe.replace({"training.micro_batch_tokens": tokens})
         steps = training_steps(*_loop_parts(job, now, standing, schedule))
         try:
-            yield from _looked_at(steps, job, recipe, standing, record, display)
+            for step in _looked_at(steps, job, recipe, standing, record, display):
+                yield step
+                if shrink_again(standing, record):
+                    break
+            else:
+                return
         except (MemoryError, RuntimeError) as error:
             if not is_shortage(error):
                 raise
             if standing.progress.updating or (tokens or math.inf) <= int(job.train.lengths.min()):
                 raise _no_memory(standing.progress.step) from None
-        else:
-            return
-        return_freed()
-        halve(job, recipe, standing, record, display)
+            return_freed()
+            halve(job, recipe, standing, record, display)
+
+
+def shrink_again(standing: Standing, record: Sink) -> bool:
+    """Go on with the smaller micro-batches that memory asked for at this step before; whether it did."""
+    decision = take(standing.pending, "memory", standing.progress.step)
+    if decision is None:
+        return False
+    _shrink(standing, decision["micro_batch_tokens"], record)
+    return True
+
+
+def _shrink(standing: Standing, tokens: int, record: Sink) -> None:
+    standing.micro_batch_tokens = tokens
+    record({"event": "memory", "step": standing.progress.step, "micro_batch_tokens": tokens})
 
 
 def _no_memory(made: int) -> ShortageError:
@@ -67,8 +86,7 @@ def halve(job: Job, recipe: Recipe, standing: Standing, record: Sink, display: D
     """Smaller micro-batches from the next step on; the effective batch stays."""
     whole = recipe.training.batch_size * int(job.train.lengths.max())
     tokens = max(1, (standing.micro_batch_tokens or recipe.training.micro_batch_tokens or whole) // 2)
-    standing.micro_batch_tokens = tokens
-    record({"event": "memory", "step": standing.progress.step, "micro_batch_tokens": tokens})
+    _shrink(standing, tokens, record)
     display.say(f"warning: memory ran short; from here on at most {tokens:,} tokens are worked through at once.")
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from chainrule.core.recipe import Recipe
 from chainrule.core.task import Predictions, Task
 from chainrule.errors import DivergedError, Problem, StoppedError, Where
@@ -20,9 +22,9 @@ from chainrule.system.memory import return_freed
 from chainrule.system.progress import Bar, Display
 from chainrule.system.stop import stop_requests, who_stopped
 from chainrule.training.checkpoint import Best, Found, Keeper, Standing
+from chainrule.training.decisions import read_decisions, take
 from chainrule.training.divergence import MOST_RETREATS, RATE_FACTOR, DivergenceError, Losses, first_bad_part
 from chainrule.training.events import Sink
-from chainrule.training.gradients import make_watch
 from chainrule.training.job import (
     Job,
     batch_loader,
@@ -33,9 +35,10 @@ from chainrule.training.job import (
     trained_names,
 )
 from chainrule.training.loop import Step, enter, phase_at
-from chainrule.training.shortage import halve, steps_in_memory
+from chainrule.training.shortage import halve, shrink_again, steps_in_memory
 from chainrule.training.trunk import with_states
 from chainrule.training.validation import evaluate, put_weights, validate_untuned
+from chainrule.training.watch import make_watch
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ def train(job: Job, recipe: Recipe, record: Sink, display: Display, keeper: Keep
         named = dict(job.model.named_parameters())
         standing.start = {name: named[name].detach().clone() for name in trained_names(job, recipe, total)}
     if keeper.halve:
+        shrink_again(standing, record)
         halve(job, recipe, standing, record, display)
     stopped = _make_steps(job, recipe, standing, keeper, record, display)
     best = standing.best
@@ -107,7 +111,7 @@ def _untuned(job: Job, recipe: Recipe, record: Sink) -> Predictions:
     try:
         return validate_untuned(job, recipe, record)
     except DivergenceError as error:  # there is nothing to go back to
-        raise _diverged(recipe, error, None) from None
+        raise _diverged(job, recipe, error, None) from None
 
 
 def _make_steps(job: Job, recipe: Recipe, standing: Standing, keeper: Keeper, record: Sink, display: Display) -> str:
@@ -116,9 +120,10 @@ def _make_steps(job: Job, recipe: Recipe, standing: Standing, keeper: Keeper, re
         try:
             return _go_on(job, recipe, standing, keeper, record, display)
         except DivergenceError as error:
-            found, first = keeper.newest(display.say), _first_in(job, recipe, error)
+            first = _first_in(job, recipe, error)
+            found = _where_to(error.step, standing, keeper, display)
             if standing.retreats == MOST_RETREATS or not (found or standing.start):
-                raise _diverged(recipe, error, first) from None
+                raise _diverged(job, recipe, error, first) from None
             _retreat(job, recipe, standing, found)
             told = {"step": error.step, "reason": str(error), "first_in": first, "back_to": standing.progress.step}
             record({"event": "diverged", **told, "rate_factor": standing.rate_factor})
@@ -126,6 +131,15 @@ def _make_steps(job: Job, recipe: Recipe, standing: Standing, keeper: Keeper, re
                 f"warning: training has diverged ({error}); back to step {standing.progress.step:,} with "
                 f"{standing.rate_factor:g} of the learning rate."
             )
+
+
+def _where_to(step: int, standing: Standing, keeper: Keeper, display: Display) -> Found | None:
+    """The checkpoint that training goes back to; None for the start."""
+    decision = take(standing.pending, "diverged", step)
+    if decision is None:
+        standing.pending.clear()  # the steps have come out otherwise than before
+        return keeper.newest(display.say)
+    return keeper.newest(display.say, decision["back_to"])
 
 
 def _retreat(job: Job, recipe: Recipe, standing: Standing, found: Found | None) -> None:
@@ -139,6 +153,7 @@ def _retreat(job: Job, recipe: Recipe, standing: Standing, found: Found | None) 
     else:
         put_weights(job.model, standing.start)
         standing.progress.step, standing.best, standing.losses = 0, Best(), Losses()
+    standing.losses.last.clear()
     standing.retreats, standing.rate_factor = retreats, factor
 
 
@@ -167,7 +182,7 @@ def _go_on(job: Job, recipe: Recipe, standing: Standing, keeper: Keeper, record:
             if step.step % every == 0 or step.step == total:
                 evaluate(job, recipe, step.step, record, standing.best)
                 stopped = _enough(job, recipe, standing)
-            if request.signal is not None or keeper.due():
+            if request.signal is not None or keeper.due(standing):
                 keeper.write(job.model, trained, standing)
             if request.signal is not None and step.step < total:
                 raise _stopped(request.signal, step.step, total, keeper.run)
@@ -191,9 +206,12 @@ def _take_up(job: Job, recipe: Recipe, standing: Standing, keeper: Keeper, recor
     """Give the model and `standing` what the newest checkpoint holds; False where there is none."""
     found = keeper.newest(display.say)
     if found is None:
+        standing.pending = [*keeper.decided] or read_decisions(keeper.events)
         keeper.events.unlink(missing_ok=True)  # of steps that are made again
         return False
     _put_back(job, recipe, standing, found)
+    made = read_decisions(keeper.events, found.state["events_bytes"])
+    standing.pending = made + found.state["pending"][len(made) :]
     os.truncate(keeper.events, found.state["events_bytes"])
     record({"event": "resumed", "step": found.step})
     display.say(f"Going on after step {found.step:,}.")
@@ -265,18 +283,18 @@ def _record_step(step: Step, recipe: Recipe, rows: int, record: Sink, bar: Bar, 
 
 
 def _first_in(job: Job, recipe: Recipe, error: DivergenceError) -> str | None:
-    """What first gave no number for the rows of the step that could not be made; None for another kind of divergence."""
+    """What first gave no number for the rows of a step that could not be made; None for another kind of divergence."""
     if error.rows is None:
         return None
     batch = batch_loader(job, recipe)(error.rows)
     return first_bad_part(job.model, batch, forward_for(job, recipe).autocast)
 
 
-def _diverged(recipe: Recipe, error: DivergenceError, first: str | None) -> DivergedError:
+def _diverged(job: Job, recipe: Recipe, error: DivergenceError, first: str | None) -> DivergedError:
     """The end of a run that has diverged too often: what went wrong first, and with which rows."""
     got = str(error) if first is None else f"{error}; first in {first}"
     if error.rows is not None:
-        got += f"; rows of train: {', '.join(f'{row + 1:,}' for row in sorted(error.rows.tolist()))}"
+        got += f"; rows of train: {', '.join(f'{row:,}' for row in np.sort(job.row_numbers[error.rows]))}"
     problem = Problem(
         expected="a finite loss and gradient",
         got=got,

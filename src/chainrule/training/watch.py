@@ -1,7 +1,7 @@
 """What gradients, updates and activations do in each layer, looked at in some steps of a run.
 
-Looking changes nothing: it hooks into the steps it looks at, and reads. What it needs of earlier steps is the optimizer's
-own state, so a run that goes on from a checkpoint sees what it would have seen without the interruption.
+Looking changes nothing: it hooks into the steps it looks at, and reads. What it needs of earlier steps is the
+optimizer's own state, so a run that goes on from a checkpoint sees what it would have seen without the interruption.
 """
 
 from __future__ import annotations
@@ -186,9 +186,9 @@ class Look:
             sums["entries"] = sums["zeros"] = parameter.numel()
             return
         values = gradient.values() if gradient.is_sparse else gradient
-        part, rows = _rows(values), _thinned(values)
+        part = _rows(values)
         times = values.numel() / part.numel()
-        rows = gradient.indices()[0][rows] if gradient.is_sparse else rows
+        rows = gradient.indices()[0][_thinned(values)] if gradient.is_sparse else _thinned(values)
         _add(sums, {"entries": part.numel(), "zeros": (part == 0).sum()}, times)
         mean = _mean_before(optimizer.state.get(parameter, {}), group, rows)
         if mean is not None:
@@ -220,7 +220,8 @@ def _mean_before(state: Mapping[str, Any], group: Mapping[str, Any], rows: Any) 
     """
     if not {"step", "exp_avg", "exp_avg_sq"} <= state.keys():
         return None
-    return _rows(state["exp_avg"], rows) / (1 - group["betas"][0] ** float(state["step"]))
+    correction: float = 1 - group["betas"][0] ** float(state["step"])
+    return _rows(state["exp_avg"], rows) / correction
 
 
 def _told(sums: Sums, scale: float) -> dict[str, float | None]:
@@ -263,8 +264,9 @@ def _add(sums: Sums, seen: Mapping[str, Any], times: float = 1.0) -> None:
 
 def _rows(tensor: torch.Tensor, rows: Any = None) -> torch.Tensor:
     """Rows of a tensor in float32: the given ones, or an even sample."""
-    values = torch.atleast_1d(tensor.detach())
-    return values[_thinned(tensor) if rows is None else rows].float()
+    values = tensor.detach().reshape(1) if tensor.ndim == 0 else tensor.detach()
+    picked: torch.Tensor = values[_thinned(tensor) if rows is None else rows]
+    return picked.float()
 
 
 def _thinned(tensor: torch.Tensor) -> slice:
