@@ -73,16 +73,22 @@ def find_lr(
 
 
 def _print(report: RateReport) -> None:
-    every = max(1, len(report.losses) // ROWS)
-    worst = max(report.smoothed[: report.smoothed.index(min(report.smoothed)) + 1])
-    rows = [
-        [f"{rate:.1e}", f"{loss:.4f}", "█" * min(WIDTH, round(WIDTH * loss / worst)) + (" …" if loss > worst else "")]
-        for rate, loss in list(zip(report.learning_rates, report.smoothed, strict=True))[::every]
-    ]
-    print_table(f"{report.model}, {report.strategy}, on {report.data}", ["learning rate", "loss", ""], rows)
+    print_table(f"{report.model}, {report.strategy}, on {report.data}", ["learning rate", "loss", ""], _rows(report))
     print_line(f"{len(report.losses)} steps; no higher rates were tried, as {report.stopped}.")
     if report.suggestion is None:
         print_line("The loss never fell. Check the data, or try another range: --low and --high.")
         return
     print_line(f"The loss was lowest at {report.lowest:.1e} and fell the fastest at {report.steepest:.1e}.")
     print_line(f"suggestion, a tenth of the former: --set optimizer.learning_rate={report.suggestion:.1e}")
+
+
+def _rows(report: RateReport) -> list[list[str]]:
+    """Some of the learning rates with their smoothed losses, as a number and as a bar over the lowest."""
+    smooth = report.smoothed
+    lowest = min(smooth)
+    worst = max(smooth[: smooth.index(lowest) + 1])
+    bars = [round(WIDTH * (loss - lowest) / (worst - lowest or 1.0)) for loss in smooth]
+    return [
+        [f"{rate:.1e}", f"{loss:.4f}", "█" * bar if bar <= WIDTH else "█" * WIDTH + " …"]
+        for rate, loss, bar in list(zip(report.learning_rates, smooth, bars, strict=True))[:: -(-len(bars) // ROWS)]
+    ]

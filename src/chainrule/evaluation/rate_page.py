@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from chainrule.core.report import RateReport
 from chainrule.evaluation.charts import Axis, Line, line_chart
+from chainrule.evaluation.judgement import short_path
 from chainrule.evaluation.languages import both, named, say
 from chainrule.evaluation.page import render
 from chainrule.evaluation.quantities import NOTHING
@@ -33,15 +34,15 @@ def render_rates(report: RateReport) -> str:
     told = {"lowest": rate_text(report.lowest), "steepest": rate_text(report.steepest)}
     return render(
         "rates.html",
-        title=say("rates.title", data=report.data),
-        run=report.data,
+        title=say("rates.title", data=short_path(report.data)),
+        run=short_path(report.data),
         task=named("task", report.task),
         headline=say("rates.suggestion", rate=rate_text(report.suggestion)) if found else say("rates.none"),
         about=say("rates.about", **told) if found else say("rates.none.about"),
         command=f"--set optimizer.learning_rate={rate_text(report.suggestion)}" if found else "",
         ended=say(
             "rates.ended",
-            model=report.model,
+            model=short_path(report.model),
             strategy=report.strategy,
             steps=len(report.losses),
             stopped=named("ended", report.stopped),
