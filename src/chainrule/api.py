@@ -19,6 +19,7 @@ from chainrule.system.progress import Display, Quiet
 from chainrule.system.telemetry import turn_off_telemetry
 from chainrule.system.threads import wait_briefly
 
+SHOWN = ("catalog", "tasks", "strategies", "optimizers", "schedules", "losses", "regularisers", "averages")
 Rows = Any  # a path, a name, a pandas frame, a datasets.Dataset, or a dict of split -> one of these
 
 
@@ -262,7 +263,7 @@ def predict(
 
 
 def show(what: str | Path, run: str | Path | Run | None = None) -> dict[str, Any]:
-    """Look at a run or artifact folder, or at "catalog", "strategies", "tasks", or the "gradients" of a run.
+    """Look at a run or artifact folder, at the "gradients" of a run, or at what there is to choose from: one of SHOWN.
 
     Args:
         run: the run whose gradients are to be shown; it must have been watched.
@@ -280,18 +281,14 @@ def show(what: str | Path, run: str | Path | Run | None = None) -> dict[str, Any
         from chainrule.models.catalog import list_models
 
         return {"models": list_models(), "data": list_datasets()}
-    if what == "strategies":
-        from chainrule.strategies import STRATEGIES
+    if what in SHOWN:
+        from chainrule.training.shelves import rows_of
 
-        return {"strategies": [{"name": name, "summary": entry.summary} for name, entry in STRATEGIES.items()]}
-    if what == "tasks":
-        from chainrule.tasks import TASKS, describe
-
-        return {"tasks": [describe(task) for task in TASKS.values()]}
+        return {str(what): rows_of(str(what))}
     if not os.path.exists(what):  # noqa: PTH110  (unlike Path.exists it takes a name too long for no file)
         problem = Problem(
             where=Where(file=str(what)),
-            expected="a run folder, an artifact folder, or one of catalog, strategies, tasks",
+            expected=f"a run folder, an artifact folder, or one of {', '.join(SHOWN)}",
             got="no such path",
             todo="Check the spelling.",
         )

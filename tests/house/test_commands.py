@@ -19,7 +19,10 @@ from chainrule.models.catalog import model_folder
 
 pytestmark = pytest.mark.docs
 
-DOCUMENTS = ("README.md", "docs/data.md", "docs/recipe.md", "docs/reliability.md", "docs/tasks.md", "docs/verdict.md")
+DOCUMENTS = (
+    "README.md",
+    *(f"docs/{name}.md" for name in ("data", "recipe", "reliability", "strategies", "tasks", "verdict")),
+)
 
 THINGS = ("soup", "hotel", "phone", "film", "service", "garden", "book", "train ride")
 GOOD = ("delightful", "excellent", "a real pleasure", "better than I hoped", "wonderful")

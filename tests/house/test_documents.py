@@ -12,7 +12,7 @@ import yaml
 import chainrule
 from chainrule.core.recipe import Recipe, parse_recipe
 from chainrule.data.flaws import KINDS
-from chainrule.strategies import STRATEGIES
+from chainrule.strategies import STRATEGIES, describe
 from chainrule.tasks import TASKS
 
 pytestmark = pytest.mark.unit
@@ -23,6 +23,7 @@ TWINS = {
     "README.md": "README.zh-CN.md",
     "docs/data.md": "docs/zh/data.md",
     "docs/recipe.md": "docs/zh/recipe.md",
+    "docs/strategies.md": "docs/zh/strategies.md",
     "docs/tasks.md": "docs/zh/tasks.md",
     "docs/verdict.md": "docs/zh/verdict.md",
 }
@@ -113,16 +114,35 @@ def leaves(value: dict[str, object], prefix: str = "") -> set[str]:
 
 @pytest.mark.parametrize("folder", ["docs", "docs/zh"])
 def test_shelves_are_documented(folder: str, repository: Path) -> None:
-    recipe = (repository / folder / "recipe.md").read_text(encoding="utf-8")
     tasks = (repository / folder / "tasks.md").read_text(encoding="utf-8")
     data = (repository / folder / "data.md").read_text(encoding="utf-8")
-    assert [name for name in STRATEGIES if f"| `{name}` |" not in recipe] == []
     assert [kind for kind in KINDS if f"`{kind}`" not in data] == []
     for task in TASKS.values():
         assert f"| `{task.name}` |" in tasks
         assert re.search(rf"\| `{task.name}` \|[^|]*\|[^|]*\| {task.primary_metric} \|", tasks)
         for field in task.fields:
             assert [alias for alias in field.aliases if not re.search(rf"\b{alias}\b", data)] == []
+
+
+@pytest.mark.parametrize("folder", ["docs", "docs/zh"])
+def test_strategies_are_documented(folder: str, repository: Path) -> None:
+    """Each with its learning rate, and with the tasks that it goes together with."""
+    text = (repository / folder / "strategies.md").read_text(encoding="utf-8")
+    rates = dict(re.findall(r"^\| `([a-z0-9]+)` \|[^|]*\| ([0-9e.-]+) \|", text, re.MULTILINE))
+    shelf = {row["name"]: row for row in describe(TASKS)}
+    assert {name: float(rate) for name, rate in rates.items()} == {
+        name: entry["default_learning_rate"] for name, entry in shelf.items()
+    }
+    table = [f"| | {' | '.join(TASKS)} |", f"|{'---|' * (len(TASKS) + 1)}"]
+    for name, entry in shelf.items():
+        marks = ["✓" if entry["tasks"][task] is None else "–" for task in TASKS]
+        table.append(f"| `{name}` | {' | '.join(marks)} |")
+    assert "\n".join(table) + "\n\n" in text, "the table is:\n" + "\n".join(table)
+    for name in shelf:
+        options = STRATEGIES[name].options.model_fields
+        section = re.search(rf"^### (?:[a-z0-9, ]+, )?{name}\b[^#]*", text, re.MULTILINE)
+        assert (section is not None) == bool(options), name
+        assert [option for option in options if section and f"`{option}`" not in section[0]] == [], name
 
 
 def test_public_names(repository: Path) -> None:

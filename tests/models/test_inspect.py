@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from chainrule.core.recipe import Structure
+from chainrule.core.recipe import Spec, Structure
 from chainrule.errors import ModelError
 from chainrule.models.heads import scale_output, settle
-from chainrule.models.inspect import anatomy, count_parameters, output_layer
+from chainrule.models.inspect import anatomy, count_parameters, depths_below_head, output_layer
 from chainrule.models.load import load_classifier, load_tokenizer, token_limit
+from chainrule.strategies import make_strategy
 from chainrule.testing.models import tiny_model
 
 pytestmark = pytest.mark.unit
@@ -43,6 +44,28 @@ def test_every_parameter_has_one_role(folder: Path) -> None:
         output_layer(model).weight is parameter for name, parameter in model.named_parameters() if name in parts.head
     )
     assert count_parameters(model) == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_depth_is_counted_from_the_head_down(folder: Path) -> None:
+    model = load(folder)
+    parts, depths = anatomy(model), depths_below_head(model)
+    assert depths.keys() == dict(model.named_parameters()).keys()
+    assert {depths[name] for name in parts.head} == {0}
+    assert [{depths[name] for name in layer} for layer in parts.layers] == [{2}, {1}]
+    assert {depths[name] for name in parts.embeddings} == {3}
+
+
+def test_adapters_have_the_role_of_what_they_are_put_on(folder: Path) -> None:
+    model = make_strategy(Spec(name="lora")).prepare(load(folder), print)
+    parts, plain = anatomy(model), anatomy(load(folder))
+    names = [*parts.embeddings, *(name for layer in parts.layers for name in layer), *parts.head]
+    assert sorted(names) == sorted(name for name, _ in model.named_parameters())
+    assert parts.embeddings == tuple(f"base_model.model.{name}" for name in plain.embeddings)
+    for number, layer in enumerate(parts.layers):
+        adapters = [name for name in layer if ".lora_" in name]
+        assert adapters
+        assert all(f".{number}." in name for name in layer)
+    assert all("modules_to_save" in name or "original_module" in name or "norm" in name for name in parts.head)
 
 
 def test_the_seed_decides_the_head_and_nothing_else(folder: Path) -> None:

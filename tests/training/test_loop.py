@@ -14,12 +14,13 @@ import pytest
 import torch
 
 from chainrule.core.recipe import Optimizer, Schedule, Spec, Structure
+from chainrule.core.task import Objective
 from chainrule.data.batch import Batch, collate, epoch_order
 from chainrule.data.encode import Encoded, encode
 from chainrule.models.load import load_classifier, load_tokenizer
 from chainrule.strategies import make_strategy
 from chainrule.strategies.base import ParameterGroup, Phase
-from chainrule.tasks.objectives import cross_entropy
+from chainrule.tasks.objectives import class_objective
 from chainrule.testing.data import sentences
 from chainrule.training.loop import Step, Stepping, mean_and_clip, training_steps
 from chainrule.training.optimizers import make_optimizer
@@ -60,7 +61,7 @@ def stepping(rows: Encoded, factor: Any, micro: int = 8, clip: float | None = 1.
 def run(model: Any, rows: Encoded, batches: Iterable[np.ndarray], **options: Any) -> list[Step]:
     optimizer = Optimizer(learning_rate=options.pop("learning_rate", 1e-2))
     phases = options.pop("phases", None) or make_strategy(Spec(name="full")).phases(model, optimizer, 1)
-    objective = cross_entropy(Spec(name="default"), np.asarray(rows.targets), 2)
+    objective = class_objective(Spec(name="default"), np.asarray(rows.targets))
     made = stepping(rows, options.pop("factor", lambda step: 1.0), **options)
     return list(training_steps(model, objective, batches, phases, partial(make_optimizer, optimizer), made))
 
@@ -123,7 +124,7 @@ def test_a_later_phase_trains_other_parameters_and_keeps_what_was_learned(model:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     phases = [first, second]
     seen = []
-    objective = cross_entropy(Spec(name="default"), np.asarray(rows.targets), 2)
+    objective = class_objective(Spec(name="default"), np.asarray(rows.targets))
     maker = partial(make_optimizer, Optimizer())
     made = stepping(rows, lambda step: 1.0)
     for step in training_steps(model, objective, [np.arange(8)] * 2, phases, maker, made):
@@ -132,6 +133,21 @@ def test_a_later_phase_trains_other_parameters_and_keeps_what_was_learned(model:
     assert seen[0] == (1e-2, set(head))
     assert seen[1][0] == 1e-3
     assert len(seen[1][1]) > len(head)
+
+
+def test_a_phase_has_a_loss_of_its_own(model: Any, rows: Encoded) -> None:
+    class Doubled:
+        def __init__(self, objective: Objective) -> None:
+            self.objective = objective
+
+        def accumulate(self, model: Any, batch: Batch) -> tuple[torch.Tensor, int]:
+            loss, count = self.objective.accumulate(model, batch)
+            return 2 * loss, count
+
+    groups = (ParameterGroup(tuple(name for name, _ in model.named_parameters()), 1e-9, 0.0),)
+    phases = [Phase(0, groups), Phase(2, groups, Doubled), Phase(3, groups)]
+    losses = [step.loss for step in run(model, rows, [np.arange(16)] * 4, phases=phases)]
+    assert losses == pytest.approx([losses[0], losses[0], 2 * losses[0], losses[0]], rel=1e-3)
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine", "constant"])

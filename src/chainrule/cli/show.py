@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 from chainrule import api
 from chainrule.cli.output import Json, print_json, print_line, print_table
 
+_TOLD_APART = ("name", "purpose", "summary", "kind", "fields", "tasks")
 # What is printed of a layer, and its column.
 GRADIENTS = {
     "gradient_norm": "gradient norm",
@@ -22,7 +24,9 @@ GRADIENTS = {
 
 
 def show(
-    what: Annotated[str, typer.Argument(help="A run or artifact folder, or: catalog, strategies, tasks, gradients.")],
+    what: Annotated[
+        str, typer.Argument(help=f"A run or artifact folder, gradients, or one of: {', '.join(api.SHOWN)}.")
+    ],
     run: Annotated[Path | None, typer.Argument(help="The run whose gradients are shown.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -30,9 +34,11 @@ def show(
     result = api.show(what, run)
     if as_json:
         print_json(result)
-    elif what in ("catalog", "strategies", "tasks"):
+    elif what in api.SHOWN:
         for title, rows in result.items():
             _print_rows(title, rows)
+        if what == "strategies":
+            _print_fit(result["strategies"])
     elif what == "gradients":
         _print_gradients(result)
     else:
@@ -43,11 +49,22 @@ def _print_rows(title: str, rows: list[dict[str, Any]]) -> None:
     print_line(f"{title}:")
     for row in rows:
         print_line(f"  {row['name']}: {row.get('purpose') or row['summary']}")
-        told = {key: value for key, value in row.items() if key not in ("name", "purpose", "summary", "kind", "fields")}
+        told = {key: value for key, value in row.items() if key not in _TOLD_APART and value not in ({}, [])}
         if told:
             print_line("      " + " · ".join(f"{key.replace('_', ' ')} {_cell(value)}" for key, value in told.items()))
         for field, about in row.get("fields", {}).items():
             print_line(f"      {field} ({about['kind']}): column {', '.join(about['columns'])}")
+
+
+def _print_fit(strategies: list[dict[str, Any]]) -> None:
+    """Which strategy goes together with which task, and why one does not."""
+    tasks = list(strategies[0]["tasks"])
+    cells = [[row["name"], *(_cell(row["tasks"][task] is None) for task in tasks)] for row in strategies]
+    print_table("what goes together:", ["strategy", *(task.replace("-", " ") for task in tasks)], cells)
+    for row in strategies:
+        for task, reason in row["tasks"].items():
+            if reason is not None:
+                print_line(f"{row['name']} with {task}: {reason}.")
 
 
 def _cell(value: Any) -> str:
@@ -55,6 +72,10 @@ def _cell(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
+    if isinstance(value, dict):
+        return ", ".join(
+            f"{name}={item if isinstance(item, str) else json.dumps(item)}" for name, item in value.items()
+        )
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

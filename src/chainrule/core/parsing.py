@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import date, time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -150,9 +150,19 @@ def _shown(value: Any) -> str:
 def _known_keys(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
     current: Any = model
     for part in location:
+        if isinstance(part, int):  # an item of a list of sections
+            continue
         info = getattr(current, "model_fields", {}).get(part)
-        current = info.annotation if info is not None else None
+        current = _section(info.annotation) if info is not None else None
     return sorted(getattr(current, "model_fields", {}))
+
+
+def _section(annotation: Any) -> Any:
+    """The section in a type such as `Section | None` or `tuple[Section, ...]`."""
+    parts = get_args(annotation)
+    return (
+        next(filter(None, map(_section, parts)), None) if parts else hasattr(annotation, "model_fields") and annotation
+    )
 
 
 class _Loader(yaml.SafeLoader):

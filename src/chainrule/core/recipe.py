@@ -79,10 +79,14 @@ class Structure(Section):
 
 
 class Optimizer(Section):
-    """The update rule. `learning_rate: null` means the strategy's own default."""
+    """The update rule. `learning_rate: null` means the strategy's own default, made to suit this rule.
+
+    `layer_decay` multiplies the learning rate once more for every layer further below the head; null: the same for all.
+    """
 
     name: str = "adamw"
     learning_rate: float | None = Field(default=None, gt=0)
+    layer_decay: float | None = Field(default=None, gt=0, le=1)
     weight_decay: float = Field(default=0.01, ge=0)
     max_gradient_norm: float | None = Field(default=1.0, gt=0)
     options: dict[str, Any] = Field(default_factory=dict)
@@ -113,7 +117,10 @@ class Training(Section):
     accelerate: bool = True
     trunk_cache: bool = True
     evaluate_every_steps: int | None = Field(default=None, ge=1)
+    early_stopping_metric: str | None = None
     patience: int | None = Field(default=None, ge=1)
+    min_delta: float = Field(default=0.0, ge=0)
+    averaging: NamedSpec | None = None
     checkpoint_minutes: float = Field(default=5, gt=0)
     keep_checkpoints: int = Field(default=2, ge=1)
     track: tuple[Literal["tensorboard", "mlflow"], ...] = ()
@@ -132,6 +139,7 @@ class Recipe(Section):
     optimizer: Annotated[Optimizer, BeforeValidator(_named)] = Field(default_factory=Optimizer)
     schedule: Annotated[Schedule, BeforeValidator(_named)] = Field(default_factory=Schedule)
     loss: NamedSpec = Field(default_factory=lambda: Spec(name="default"))
+    regularisers: tuple[NamedSpec, ...] = ()
     training: Training = Field(default_factory=Training)
     seed: int = Field(default=0, ge=0, lt=2**32)
 
@@ -176,35 +184,34 @@ def parse_recipe(values: Any, file: str | None = None) -> Recipe:
     raise RecipeError(f"The recipe has {_count(len(problems), 'problem')}.", problems)
 
 
-def parse_options(options_class: type[SectionType], spec: Spec, shelf: str) -> SectionType:
+def parse_options(options_class: type[SectionType], spec: Spec, kind: str, key: str | None = None) -> SectionType:
     """Turn a Spec's options into the part's own typed options, refusing unknown keys.
 
     Args:
-        shelf: the recipe key the Spec came from, used in messages ("strategy", "loss", …).
+        kind: what the part is, used in messages ("strategy", "loss", …).
+        key: the recipe key the Spec came from, where that is not `kind`.
     """
     try:
         return options_class.model_validate(spec.options)
     except ValidationError as error:
-        problems = validation_problems(error, options_class, None, prefix=f"{shelf}.options")
-        raise RecipeError(f"The options of {shelf} {spec.name!r} are wrong.", problems) from None
+        problems = validation_problems(error, options_class, None, prefix=f"{key or kind}.options")
+        raise RecipeError(f"The options of {kind} {spec.name!r} are wrong.", problems) from None
 
 
-def unknown_name(shelf: str, name: str, known: Sequence[str]) -> RecipeError:
-    """The error for a Spec whose name is on no shelf."""
+def unknown_name(kind: str, name: str, known: Sequence[str], key: str | None = None) -> RecipeError:
+    """The error for a Spec whose name is on no shelf. `kind` and `key` as in `parse_options`."""
     problem = Problem(
-        where=Where(field=f"{shelf}.name"),
+        where=Where(field=f"{key or kind}.name"),
         expected=f"one of {', '.join(known)}",
         got=repr(name),
-        todo=f"Choose one of the names; `chainrule show {_plural(shelf)}` describes them."
-        if shelf in ("strategy", "task")
-        else "Choose one of the names.",
+        todo=f"Choose one of the names; `chainrule show {_plural(kind)}` describes them.",
     )
-    return RecipeError(f"There is no {shelf} {name!r}.", [problem])
+    return RecipeError(f"There is no {kind} {name!r}.", [problem])
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
-def _plural(shelf: str) -> str:
-    return shelf[:-1] + "ies" if shelf.endswith("y") else shelf + "s"
+def _plural(kind: str) -> str:
+    return kind[:-1] + "ies" if kind.endswith("y") else kind + ("es" if kind.endswith("s") else "s")

@@ -19,10 +19,9 @@ from scipy.special import expit
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from chainrule.core.task import Predictions, Task
+from chainrule.core.task import LOWER_IS_BETTER, Predictions, Task
 from chainrule.evaluation import ngrams
 from chainrule.evaluation.baseline_files import ARRAYS, FORMAT_VERSION, TEXT, constant_name, read_arrays, read_text
-from chainrule.evaluation.compare import LOWER_IS_BETTER
 from chainrule.system.files import atomic_path, write_json
 
 Inputs = Mapping[str, Sequence[str]]

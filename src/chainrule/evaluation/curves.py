@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from chainrule.core.task import LOWER_IS_BETTER
 from chainrule.evaluation.charts import Axis, Line, line_chart, smooth, thin
 from chainrule.evaluation.languages import Words, both, named, say
-from chainrule.evaluation.quantities import LOWER_IS_BETTER, SHARES, count_text, finite, metric_text
+from chainrule.evaluation.quantities import SHARES, count_text, finite, metric_text
 from chainrule.evaluation.record import Curve, Record
 
 TREND_POINTS = 300

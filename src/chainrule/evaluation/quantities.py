@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from chainrule.core.task import LOWER_IS_BETTER
 from chainrule.evaluation.languages import Words, both, say
 
 SHARES = frozenset({"accuracy", "macro_f1", "micro_f1", "f1", "exact_match", "precision", "recall", "token_accuracy"})
-LOWER_IS_BETTER = frozenset({"rmse", "loss", "perplexity"})
 NOTHING = "–"
 THIN = "\u202f"
 MINUS = "\u2212"

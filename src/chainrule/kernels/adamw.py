@@ -122,7 +122,8 @@ def checked_state(parameter: torch.Tensor, state: dict[str, Any]) -> dict[str, A
     step, rows = int(state["step"]), len(parameter) if parameter.ndim else 0
     shapes = {"exp_avg": parameter.shape, "exp_avg_sq": parameter.shape, "last": (rows,)}
     types = {"last": torch.int32}
-    for name, value in state.items():
+    own = {name: state[name] for name in ("exp_avg", "exp_avg_sq", "last", "past", "step") if name in state}
+    for name, value in own.items():
         if name == "past":
             fits = value.ndim == 2 and len(value) == 3 and value.shape[1] >= step
         else:

@@ -1,4 +1,4 @@
-"""Adapters (LoRA and its relatives) on a model, through PEFT: found, put on, taken off, loaded."""
+"""Adapters on a model, through PEFT: found, put on, merged, taken off, loaded."""
 
 from __future__ import annotations
 
@@ -20,10 +20,22 @@ from chainrule.system.files import read_json
 ADAPTERS = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _POOLERS = ("pooler",)
-# What the strategy lora sets; everything else in an adapter_config.json has to be as PEFT has it by default.
-_OPTIONS = {
-    *("r", "lora_alpha", "lora_dropout", "target_modules", "modules_to_save", "fan_in_fan_out", "bias", "task_type"),
-    *("base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision"),
+_OWN = (".lora_A.", ".lora_B.", ".lora_magnitude_vector.", ".ia3_l.", ".modules_to_save.")
+# What the strategies set; everything else in an adapter_config.json has to be as PEFT has it by default.
+_ALWAYS = {
+    *("target_modules", "modules_to_save", "fan_in_fan_out", "task_type", "base_model_name_or_path"),
+    *("inference_mode", "peft_type", "peft_version", "revision"),
+}
+_KINDS = {
+    "LORA": ("LoraConfig", {"r", "lora_alpha", "lora_dropout", "bias", "use_dora"}),
+    "IA3": ("IA3Config", {"feedforward_modules"}),
+    "PROMPT_TUNING": (
+        "PromptTuningConfig",
+        {
+            *("num_virtual_tokens", "token_dim", "num_transformer_submodules", "num_attention_heads", "num_layers"),
+            *("prompt_tuning_init", "random_seed", "init_weights"),
+        },
+    ),
 }
 
 
@@ -81,12 +93,19 @@ def check_adapters(folder: Path) -> None:
     """
     name = str(folder)
     values = read_json(folder / ADAPTERS)
-    plain = json.loads(json.dumps(peft_library("A model with adapters").LoraConfig().to_dict(), default=list))
-    strange = sorted(key for key in plain.keys() & values.keys() - _OPTIONS if values[key] != plain[key])
-    if values.get("peft_type") != "LORA" or strange:
-        got = ", ".join(strange) or f"peft_type {values.get('peft_type')!r}"
+    kind = str(values.get("peft_type"))
+    if kind not in _KINDS:
         todo = "Merge the adapters into their model with PEFT, if you trust where they come from, and use that."
-        raise refused(name, "plain LoRA adapters", got, todo, ADAPTERS)
+        raise refused(name, f"adapters of one of the kinds {', '.join(_KINDS)}", f"peft_type {kind!r}", todo, ADAPTERS)
+    config, own = _KINDS[kind]
+    made = getattr(peft_library("A model with adapters"), config)()
+    plain = json.loads(json.dumps(made.to_dict(), default=list))
+    strange = sorted(key for key in plain.keys() & values.keys() - own - _ALWAYS if values[key] != plain[key])
+    if strange:
+        todo = "Merge the adapters into their model with PEFT, if you trust where they come from, and use that."
+        raise refused(name, f"plain adapters of the kind {kind}", ", ".join(strange), todo, ADAPTERS)
+    if kind != "LORA":
+        return
     shapes = stored_shapes([folder / ADAPTER_WEIGHTS], name)
     ranks = {shape[0] if shape else None for key, shape in shapes.items() if ".lora_A." in key}
     targets = values.get("target_modules")
@@ -117,6 +136,25 @@ def put_on(model: Any, config: Any) -> Any:
     """A model with fresh adapters, by a PEFT configuration."""
     with _quiet():
         return peft_library("A model with adapters").get_peft_model(model, config)
+
+
+def adapter_parameters(model: Any) -> list[str]:
+    """What is trained of a model with adapters, by name: theirs, and the modules that are saved whole beside them."""
+    return [name for name, _ in model.named_parameters() if any(part in name for part in _OWN)]
+
+
+def merged(model: Any) -> Any:
+    """The plain model with the adapters worked into its weights.
+
+    Modules that were trained whole are put back first: PEFT can do so only for those that have a `weight` of their own.
+    """
+    plain = plain_model(model)
+    children = {name: dict(module.named_children()) for name, module in plain.named_modules()}
+    for name, inside in children.items():
+        if {"original_module", "modules_to_save"} <= inside.keys():
+            parent, _, child = name.rpartition(".")
+            setattr(plain.get_submodule(parent), child, inside["modules_to_save"][model.active_adapter])
+    return model.merge_and_unload()
 
 
 def without_adapters(model: Any) -> AbstractContextManager[Any]:

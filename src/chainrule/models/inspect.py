@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from itertools import takewhile
 from typing import Any
 
 from torch import nn
+
+from chainrule.models.adapters import plain_model
 
 
 @dataclass(frozen=True)
@@ -17,7 +21,8 @@ class Anatomy:
     Attributes:
         embeddings: everything below the first layer.
         layers: one tuple of names per layer, bottom first.
-        head: everything above the last layer: final norm, pooler, classifier.
+        head: everything above the last layer: final norm, pooler, classifier; and what stands outside the model, such
+            as an adapter's virtual tokens.
     """
 
     embeddings: tuple[str, ...]
@@ -26,26 +31,29 @@ class Anatomy:
 
 
 def anatomy(model: Any) -> Anatomy:
-    """Find the parts of a transformers model.
+    """Find the parts of a transformers model, with or without adapters.
 
     The layers are the list of modules in the base model that holds the most parameters. Of the rest, what lies outside
     the base model or is registered after the layers is head; the other parameters are embeddings.
     """
-    prefix = _prefix(model)
-    stack, blocks = _layer_stack(model.base_model)
+    plain = plain_model(model)
+    prefix = f"{plain.base_model_prefix}." if hasattr(plain, plain.base_model_prefix) else ""
+    stack, blocks = _layer_stack(plain.base_model)
     stack = prefix + stack
     layers: list[list[str]] = [[] for _ in blocks]
     embeddings, head = [], []
     seen_layers = False
-    for name, _ in model.named_parameters():
+    outer = {id(parameter): name for name, parameter in model.named_parameters()}  # adapters wrap the names
+    for name, parameter in plain.named_parameters():
+        called = outer.pop(id(parameter))
         if stack and name.startswith(stack + "."):
             seen_layers = True
-            layers[int(name[len(stack) + 1 :].partition(".")[0])].append(name)
+            layers[int(name[len(stack) + 1 :].partition(".")[0])].append(called)
         elif name.startswith(prefix) and prefix and (not seen_layers or "embed" in name.lower()):
-            embeddings.append(name)
+            embeddings.append(called)
         else:
-            head.append(name)
-    return Anatomy(tuple(embeddings), tuple(map(tuple, layers)), tuple(head))
+            head.append(called)
+    return Anatomy(tuple(embeddings), tuple(map(tuple, layers)), (*head, *outer.values()))
 
 
 @dataclass(frozen=True)
@@ -65,21 +73,47 @@ class Part:
 
 def parts(model: Any) -> tuple[Part, ...]:
     """The parts of a transformers model as they follow each other, from the embeddings up; empty ones left out."""
-    roles = anatomy(model)
-    stack = _prefix(model) + _layer_stack(model.base_model)[0]
+    roles, paths = anatomy(model), {id(module): name for name, module in model.named_modules()}
+    layers = [paths[id(layer)] for layer in layer_stack(plain_model(model))]
     below = _common_module(roles.embeddings)
-    last = output_layer(model)
     found = [
-        Part("embeddings", roles.embeddings, "" if f"{stack}.".startswith(f"{below}.") else below),
-        *(Part(f"layer {n}", names, f"{stack}.{n}") for n, names in enumerate(roles.layers)),
-        Part("head", roles.head, next(name for name, module in model.named_modules() if module is last)),
+        Part("embeddings", roles.embeddings, "" if any(path.startswith(below) for path in layers) else below),
+        *(Part(f"layer {n}", *each) for n, each in enumerate(zip(roles.layers, layers, strict=True))),
+        Part("head", roles.head, paths[id(output_layer(model))]),
     ]
     return tuple(part for part in found if part.parameters)
 
 
-def count_parameters(model: nn.Module, *, trainable_only: bool = False) -> int:
+def depths_below_head(model: Any) -> dict[str, int]:
+    """Parameter name -> layers from the head down to it: 0 in the head, 1 in the top layer, most in the embeddings."""
+    parts = anatomy(model)
+    depths = dict.fromkeys(parts.head, 0) | dict.fromkeys(parts.embeddings, len(parts.layers) + 1)
+    for depth, layer in enumerate(reversed(parts.layers), start=1):
+        depths |= dict.fromkeys(layer, depth)
+    return depths
+
+
+def matching(model: nn.Module, pattern: str) -> list[str]:
+    """The parameters whose name, from its beginning or from any dot on, matches a pattern of *, ? and [letters]."""
+    names = [name for name, _ in model.named_parameters()]
+    return [name for name in names if fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")]
+
+
+def outline(model: nn.Module) -> list[str]:
+    """The names of a model's parameters, numbers of layers written once: `encoder.layer.{0-5}.output.dense.weight`."""
+    found: dict[str, list[int]] = {}
+    for name, _ in model.named_parameters():
+        number = re.search(r"(?<=\.)\d+(?=\.)", name)
+        places = found.setdefault(re.sub(r"(?<=\.)\d+(?=\.)", "{}", name, count=1), [])
+        places.extend([int(number[0])] if number else [])
+    return [
+        name.replace("{}", f"{{{min(places)}-{max(places)}}}") if places else name for name, places in found.items()
+    ]
+
+
+def count_parameters(model: nn.Module) -> int:
     """The number of parameters, shared ones once."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def frozen_modules(model: nn.Module) -> Iterator[nn.Module]:
@@ -107,11 +141,6 @@ def _layer_stack(base: nn.Module) -> tuple[str, nn.ModuleList]:
     if not stacks:
         return "", nn.ModuleList()
     return max(stacks, key=lambda item: sum(p.numel() for p in item[1].parameters()))
-
-
-def _prefix(model: Any) -> str:
-    """What the names of the base model's parts begin with."""
-    return f"{model.base_model_prefix}." if hasattr(model, model.base_model_prefix) else ""
 
 
 def _common_module(names: tuple[str, ...]) -> str:

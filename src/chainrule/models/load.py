@@ -223,6 +223,9 @@ def _load(factory: Any, place: _Place, config: Any, *, fresh_head: bool = False)
             **place.options,
         )
     check_loaded(found, fresh, place.name)
+    drawn = {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}
+    for key, parameter in model.named_parameters():
+        parameter.pretrained = key not in drawn
     return model
 
 
@@ -264,6 +267,11 @@ def _loading(place: _Place) -> Iterator[None]:
         ) from error
     finally:
         transformers_logging.set_verbosity(level)
+
+
+def is_pretrained(parameter: torch.Tensor) -> bool:
+    """Whether a parameter's values came with the pretrained model; those of fresh heads and of adapters did not."""
+    return getattr(parameter, "pretrained", False)
 
 
 def _set_first(config: Any, names: Sequence[str], value: float | None) -> None:

@@ -2,31 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from chainrule.core.recipe import Section, Spec, parse_options, unknown_name
-from chainrule.strategies import full, head, lora, partial
+from chainrule.core import shelf
+from chainrule.core.recipe import Spec
+from chainrule.core.task import Task
+from chainrule.errors import Problem, RecipeError, Where
+from chainrule.strategies import bitfit, dora, full, gradual, head, ia3, lora, partial
+from chainrule.strategies.adapted import LowRank
 from chainrule.strategies.base import Strategy
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One line of the shelf."""
+def _fits(task: Task) -> None:
+    """There is no task that it does not fit."""
 
-    options: type[Section]
-    make: Any
-    summary: str
+
+@dataclass(frozen=True)
+class Entry(shelf.Entry):
+    """One line of the shelf.
+
+    Attributes:
+        misfit: why a task does not go together with the strategy; None where it does.
+    """
+
+    make: type[Any]
+    misfit: Callable[[Task], str | None] = _fits
 
 
 STRATEGIES: dict[str, Entry] = {
     "full": Entry(full.Options, full.Full, "trains every parameter"),
-    "partial": Entry(partial.Options, partial.Partial, "trains the top layers and the head (option: top)"),
-    "head": Entry(head.Options, head.Head, "trains the head alone on frozen features"),
+    "partial": Entry(
+        partial.Options,
+        partial.Partial,
+        "trains some layers and the head (options: top, first, parameters, embeddings)",
+    ),
+    "head": Entry(head.Options, head.Head, "trains the head alone on frozen features", head.misfit),
+    "bitfit": Entry(bitfit.Options, bitfit.BitFit, "trains the bias terms and the head"),
+    "gradual": Entry(
+        gradual.Options,
+        gradual.Gradual,
+        "trains the head first, then one layer more after another (options: until, layers)",
+    ),
     "lora": Entry(
-        lora.Options,
+        LowRank,
         lora.Lora,
         "trains low-rank adapters, and a classifier's head (options: rank, alpha, dropout, targets, merge)",
+    ),
+    "dora": Entry(
+        LowRank,
+        dora.Dora,
+        "as lora, with the length of each row of a weight trained apart (options: as lora)",
+    ),
+    "ia3": Entry(
+        ia3.Options,
+        ia3.Ia3,
+        "trains vectors that scale keys, values and feed-forward parts, and a head (options: targets, merge)",
     ),
 }
 
@@ -37,8 +69,35 @@ def make_strategy(spec: Spec) -> Strategy:
     Raises:
         RecipeError: no such strategy, or options it does not have.
     """
-    if spec.name not in STRATEGIES:
-        raise unknown_name("strategy", spec.name, tuple(STRATEGIES))
-    entry = STRATEGIES[spec.name]
-    strategy: Strategy = entry.make(parse_options(entry.options, spec, "strategy"))
+    strategy: Strategy = shelf.take(STRATEGIES, spec, "strategy")()
     return strategy
+
+
+def refuse_misfit(name: str, task: Task) -> None:
+    """Make sure that a strategy goes together with a task.
+
+    Raises:
+        RecipeError: it does not; the message says why and lists those that do.
+    """
+    reason = STRATEGIES[name].misfit(task)
+    if reason is None:
+        return
+    problem = Problem(
+        where=Where(field="strategy.name"),
+        expected=f"one of {', '.join(other for other, entry in STRATEGIES.items() if entry.misfit(task) is None)}",
+        got=f"{name!r}: {reason}",
+        todo="Choose one of these; `chainrule show strategies` tells what goes together.",
+    )
+    raise RecipeError(f"The strategy {name!r} does not go together with {task.name}.", [problem])
+
+
+def describe(tasks: Mapping[str, Task]) -> list[dict[str, Any]]:
+    """What `show strategies` tells: under "tasks" why each does not fit, or None where it does."""
+    return [
+        {
+            **row,
+            "default_learning_rate": STRATEGIES[row["name"]].make.default_learning_rate,
+            "tasks": {task.name: STRATEGIES[row["name"]].misfit(task) for task in tasks.values()},
+        }
+        for row in shelf.describe(STRATEGIES)
+    ]

@@ -6,8 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 from chainrule.core.recipe import Optimizer, Section
+from chainrule.core.task import Task
 from chainrule.models.inspect import anatomy
 from chainrule.strategies.base import Phase, decayed_groups
+
+
+def misfit(task: Task) -> str | None:
+    """Why a task's models have no head that could be trained alone; None where they have one."""
+    if task.head == "classifier":
+        return None
+    return "a language model has no fresh head: its output layer is pretrained like the rest of it"
 
 
 class Options(Section):

@@ -45,7 +45,7 @@ from chainrule.testing.data import sentences
 from chainrule.testing.models import tiny_model
 from chainrule.training.checkpoint import Best, Keeper, Standing
 from chainrule.training.loop import Progress
-from chainrule.training.optimizers import TorchAdamW
+from chainrule.training.optimizers import Scaled
 
 MOST = 60_000  # bytes of a changed file
 PIECES = (
@@ -373,7 +373,7 @@ def _runs(folder: Path) -> list[Target]:
 def _trained(step: int) -> tuple[nn.Linear, Standing]:
     torch.manual_seed(0)
     model = nn.Linear(3, 2)
-    optimizer = TorchAdamW(model.parameters(), lr=0.1)
+    optimizer = Scaled(torch.optim.AdamW(model.parameters(), lr=0.1))
     for _ in range(step):
         model(torch.ones(4, 3)).square().sum().backward()
         optimizer.step()

@@ -67,6 +67,7 @@ CASES = {
         Case("diverging", _DIVERGING),
         Case("two-threads", {"training.steps": 9, "training.threads": 2, "training.batch_size": 64}),
         Case("head", {"strategy": "head", "training.epochs": 3}),
+        Case("gradual", {"strategy": "gradual", "training.epochs": 3}),
         Case("patience", {"training.epochs": 8, "training.patience": 1, "optimizer.learning_rate": 1e-6}),
         Case("lora-chat", {"strategy": "lora", "training.steps": 9, "training.batch_size": 8}, chat=True),
     )

@@ -34,7 +34,7 @@ from chainrule.system.files import atomic_folder, flush, sha256
 from chainrule.training.decisions import Decision, checkpoint_wanted
 from chainrule.training.divergence import Losses
 from chainrule.training.loop import Progress
-from chainrule.training.optimizers import Optimizer
+from chainrule.training.optimizers import Optimizer, is_native
 
 FORMAT_VERSION = 2
 STATE, WEIGHTS, OPTIMIZER, PREDICTIONS = (
@@ -52,7 +52,7 @@ class Best:
 
     Attributes:
         rank: what the task compares evaluations by; the larger, the better.
-        worse_in_a_row: evaluations since then.
+        ranks: those of all evaluations so far.
     """
 
     step: int = 0
@@ -60,7 +60,7 @@ class Best:
     metrics: dict[str, float] = field(default_factory=dict)
     predictions: Predictions | None = None
     weights: Tensors = field(default_factory=dict)
-    worse_in_a_row: int = 0
+    ranks: list[tuple[float, float]] = field(default_factory=list)
 
 
 @dataclass
@@ -153,7 +153,7 @@ class Keeper:
                 "step": best.step,
                 "rank": list(best.rank),
                 "metrics": best.metrics,
-                "worse_in_a_row": best.worse_in_a_row,
+                "ranks": best.ranks,
             }
             if best.predictions is not None
             else None,
@@ -262,7 +262,8 @@ class Found:
             tensors = {key: self.optimizer[f"{name}/{key}"] for key in numbers["tensors"]}
             place = named[name].device
             moved = {key: value if key == "step" else value.to(place) for key, value in tensors.items()}
-            optimizer.state[named[name]] = checked_state(named[name], {**numbers["numbers"], **moved})
+            state = {**numbers["numbers"], **moved}
+            optimizer.state[named[name]] = checked_state(named[name], state) if is_native(optimizer) else state
         _set_generators(self.state["generators"])
         standing.progress.step, standing.seconds = self.step, float(self.state["seconds"])
         standing.micro_batch_tokens = self.state["micro_batch_tokens"]
@@ -271,9 +272,9 @@ class Found:
         standing.best = Best()
         if self.best is not None:
             kept, (weights, predictions) = self.state["best"], self.best
-            rank, worse = tuple(kept["rank"]), kept["worse_in_a_row"]
+            rank, ranks = tuple(kept["rank"]), [(first, second) for first, second in kept["ranks"]]
             found = _to_predictions(predictions)
-            standing.best = Best(kept["step"], rank, kept["metrics"], found, weights, worse)
+            standing.best = Best(kept["step"], rank, kept["metrics"], found, weights, ranks)
         if self.untuned is not None:
             standing.untuned = _to_predictions(self.untuned)
 

@@ -15,7 +15,8 @@ from chainrule.core.task import Objective, Task
 from chainrule.data.batch import Batch, collate, epoch_order, micro_batches, pack, packs_of
 from chainrule.data.encode import Encoded
 from chainrule.inference.predict import Forward
-from chainrule.strategies.base import Strategy
+from chainrule.strategies.base import Phase, Strategy
+from chainrule.training.averaging import Averaged, average_share
 from chainrule.training.loop import MakeOptimizer
 from chainrule.training.optimizers import make_optimizer
 from chainrule.training.watch import Watch
@@ -100,12 +101,28 @@ def forward_for(job: Job, recipe: Recipe) -> Forward:
     return Forward(chosen.model, chosen.pad_id, chosen.pad_left, chosen.device, recipe.training.precision)
 
 
-def optimizer_maker(recipe: Recipe) -> MakeOptimizer:
-    """Parameter groups -> the optimizer of a recipe."""
-    return partial(make_optimizer, recipe.optimizer)
+def optimizer_maker(job: Job, recipe: Recipe) -> MakeOptimizer:
+    """Parameter groups -> the optimizer of a recipe, with the average of the weights around it that it asks for."""
+    averaging = recipe.training.averaging
+    if averaging is None:
+        return partial(make_optimizer, recipe.optimizer)
+    share = average_share(averaging, planned_steps(recipe, len(job.train)))
+    return lambda groups: Averaged(make_optimizer(recipe.optimizer, groups), share)
 
 
 def trained_names(job: Job, recipe: Recipe, steps: int) -> set[str]:
     """The parameters that any phase trains."""
+    return set().union(*(phase.names for phase in job.strategy.phases(job.model, recipe.optimizer, steps)))
+
+
+def trained_count(job: Job, recipe: Recipe, steps: int) -> int:
+    """How many numbers any phase trains."""
+    names = trained_names(job, recipe, steps)
+    return sum(parameter.numel() for name, parameter in job.model.named_parameters() if name in names)
+
+
+def largest_phase(job: Job, recipe: Recipe, steps: int) -> Phase:
+    """The phase that trains the most numbers: what a step costs at most."""
+    sizes = {name: parameter.numel() for name, parameter in job.model.named_parameters()}
     phases = job.strategy.phases(job.model, recipe.optimizer, steps)
-    return {name for phase in phases for group in phase.groups for name in group.names}
+    return max(phases, key=lambda phase: sum(sizes[name] for name in phase.names))

@@ -107,19 +107,20 @@ def training_steps(
         DivergenceError: loss or gradient are not finite numbers. The weights are still those before the step.
     """
     progress = progress or Progress()
-    starts = {phase.start_step: phase for phase in phases}
+    starts = {phase.start_step for phase in phases}
     first = progress.step
-    optimizer, trained = enter(phase_at(phases, first), model, make_optimizer, progress)
     began = time.perf_counter()
     for index, rows in islice(enumerate(batches), first, None):
-        if index in starts and index > first:
-            optimizer, trained = enter(starts[index], model, make_optimizer, progress)
+        if index in starts or index == first:
+            phase = phase_at(phases, index)
+            optimizer, trained = enter(phase, model, make_optimizer, progress)
+            loss = phase.wrap(objective)
         seed_step(stepping.seed, index)
         loss_sum, count, tokens = 0.0, 0, 0
         for part in stepping.pieces(rows):
             batch = stepping.load(part)
             with stepping.autocast():
-                part_sum, part_count = objective.accumulate(model, batch)
+                part_sum, part_count = loss.accumulate(model, batch)
             loss_sum, count, tokens = loss_sum + float(part_sum), count + part_count, tokens + batch.tokens
         norm, optimizer.gradient_scale = mean_and_clip(trained, count, stepping.max_gradient_norm)
         if not (math.isfinite(loss_sum) and math.isfinite(norm)):
@@ -145,7 +146,7 @@ def activate(model: Any, phase: Phase) -> list[dict[str, Any]]:
         torch parameter groups with `initial_lr`.
     """
     named = dict(model.named_parameters())
-    wanted = {name for group in phase.groups for name in group.names}
+    wanted = phase.names
     for name, parameter in named.items():
         parameter.requires_grad_(name in wanted)
         if name not in wanted:

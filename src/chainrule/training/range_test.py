@@ -79,8 +79,8 @@ def find_rate(recipe: Recipe, source: Any, tried: Range, page: Path | None, disp
     if page is not None:
         refuse_existing(page)
     changes = {"optimizer.learning_rate": tried.high, "training.steps": tried.steps, "training.minutes": None}
-    looks = {"training.profile": False, "training.watch_gradients": False}
-    job, prepared, recipe = prepare_job(recipe.replace(changes | looks), source, display)
+    off = {"training.profile": False, "training.watch_gradients": False, "training.averaging": None}
+    job, prepared, recipe = prepare_job(recipe.replace(changes | off), source, display)
     recipe = resolve(job, recipe, display)
     settle_formats(job, recipe, tried.steps)
     expected = planned_seconds(job, recipe)
@@ -110,7 +110,11 @@ def find_rate(recipe: Recipe, source: Any, tried: Range, page: Path | None, disp
 def _try(job: Job, recipe: Recipe, tried: Range, display: Display) -> tuple[list[float], str]:
     """The loss of each step, and why there were no more."""
     factors, losses, lowest = tried.rates() / tried.high, list[float](), math.inf
-    steps = steps_in_memory(job, recipe, Standing(), lambda event: None, display, lambda step: float(factors[step]))
+
+    def schedule(step: int, waits: Sequence[int] = ()) -> float:
+        return float(factors[step])
+
+    steps = steps_in_memory(job, recipe, Standing(), lambda event: None, display, schedule)
     try:
         with display.bar("trying learning rates", tried.steps) as bar, stop_requests(display.say) as request:
             for step in steps:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,15 +17,18 @@ from chainrule.training.job import (
     Job,
     batch_loader,
     forward_for,
+    largest_phase,
     optimizer_maker,
     padded_tokens,
     piece_maker,
     planned_batches,
     planned_steps,
     steps_per_epoch,
+    trained_count,
 )
 from chainrule.training.loop import activate
 from chainrule.training.memory import free_bytes, rows_that_fit
+from chainrule.training.regularisers import reads_embeddings
 
 PROBE_BATCHES = 3
 PROBE_TOKENS = 1024  # enough to see the faster number format; a language model in float32 takes a second for them
@@ -32,13 +36,14 @@ RESERVE_FOR_THE_REST = 1.15  # validation, saving and baselines take about this 
 
 
 def resolve(job: Job, recipe: Recipe, display: Display) -> Recipe:
-    """Fill in what the recipe leaves open: learning rate, number format, number of steps.
+    """Fill in what the recipe leaves open: number format, number of steps, size of micro-batches.
 
-    What a clock or a probe decides is decided here, once, before step one: minutes become steps.
+    What a clock or a probe decides is decided here, once, before step one: minutes become steps. Where the strategy has
+    several phases, the one that trains the most is tried out.
     """
     changes: dict[str, Any] = {}
-    if recipe.optimizer.learning_rate is None:
-        changes["optimizer.learning_rate"] = job.strategy.default_learning_rate
+    if reads_embeddings(recipe.regularisers):  # which the output of frozen layers has left behind
+        changes["training.trunk_cache"] = False
     is_open = recipe.training.micro_batch_tokens is None
     if is_open:
         whole = recipe.training.batch_size * int(job.train.lengths.max())
@@ -47,12 +52,13 @@ def resolve(job: Job, recipe: Recipe, display: Display) -> Recipe:
         _refuse_packing(job, recipe)
     recipe = recipe.replace(changes)
     planned = planned_steps(recipe, len(job.train))
-    groups = activate(job.model, job.strategy.phases(job.model, recipe.optimizer, planned)[0])
-    trained = sum(parameter.numel() for group in groups for parameter in group["params"])
+    trained = trained_count(job, recipe, planned)
     share = f"{trained:,} of {count_parameters(job.model):,} parameters"
     display.say(
         f"Strategy {recipe.strategy.name}: trains {share}, {planned:,} steps of {recipe.training.batch_size} rows."
     )
+    phase = largest_phase(job, recipe, planned)
+    groups, job = activate(job.model, phase), replace(job, objective=phase.wrap(job.objective))
     precision = _choose_precision(job, recipe, display)
     recipe = recipe.replace({"training.precision": precision, "training.steps": planned})
     if is_open:
@@ -72,6 +78,10 @@ def _refuse_packing(job: Job, recipe: Recipe) -> None:
     Raises:
         RecipeError: they would.
     """
+    if reads_embeddings(recipe.regularisers):
+        expected, todo = "rows apart, as each is moved by itself", "Leave fgm out, or training.packing."
+        problem = Problem(expected, "training.packing", todo, Where(field="regularisers.fgm"))
+        raise RecipeError("FGM cannot be used on packed rows.", [problem])
     if job.task.packs is not None and job.task.packs(job.model):
         return
     problem = Problem(
@@ -120,7 +130,8 @@ def _spread(job: Job, recipe: Recipe, count: int) -> list[np.ndarray]:
 def planned_seconds(job: Job, recipe: Recipe) -> float:
     """About how long the steps of a recipe with all choices made would take, by a few of them made now."""
     steps = planned_steps(recipe, len(job.train))
-    groups = activate(job.model, job.strategy.phases(job.model, recipe.optimizer, steps)[0])
+    phase = largest_phase(job, recipe, steps)
+    groups, job = activate(job.model, phase), replace(job, objective=phase.wrap(job.objective))
     token_seconds, step_seconds = _pace(job, recipe, groups)
     tokens = sum(map(padded_tokens(job, recipe), planned_batches(recipe, job.train.lengths, steps)))
     return tokens * token_seconds + steps * step_seconds
@@ -140,4 +151,4 @@ def _pace(job: Job, recipe: Recipe, groups: Sequence[dict[str, Any]]) -> tuple[f
     token_seconds = probe.seconds_per_token(
         job.model, job.objective, batches, piece_maker(job, recipe), batch_loader(job, recipe), autocast
     )
-    return token_seconds, probe.optimizer_seconds(list(groups), optimizer_maker(recipe))
+    return token_seconds, probe.optimizer_seconds(list(groups), optimizer_maker(job, recipe))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from chainrule.kernels import native
 from chainrule.models.accelerate import accelerate
 from chainrule.models.adapters import plain_model
 from chainrule.models.load import load_classifier, load_language_model
-from chainrule.strategies import make_strategy
+from chainrule.strategies import make_strategy, refuse_misfit
 from chainrule.strategies.base import Strategy
 from chainrule.system.device import choose_device, has_bfloat16, use_threads
 from chainrule.system.files import (
@@ -38,16 +39,21 @@ from chainrule.system.seed import choose_determinism, seed_everything
 from chainrule.tasks import find_task
 from chainrule.tasks.conversation import end_replies
 from chainrule.tasks.language_model import check_model
+from chainrule.tasks.objectives import loss_maker
 from chainrule.tasks.prepare import Prepared, prepare
+from chainrule.training.averaging import average_share
 from chainrule.training.checkpoint import Keeper
 from chainrule.training.decisions import Decision, read_decisions
 from chainrule.training.events import Sink, event_log, require_trackers, trackers
 from chainrule.training.inputs import INPUTS, record_inputs, refuse_changes, tell_changes
-from chainrule.training.job import Job
+from chainrule.training.job import Job, planned_steps, trained_names
 from chainrule.training.memory import require_address_space
+from chainrule.training.optimizers import learning_rate, update_rule
+from chainrule.training.regularisers import regularised, regulariser_makers
 from chainrule.training.reproduction import keep_comparison
 from chainrule.training.resolve import resolve
 from chainrule.training.results import clear, is_finished, judge_validation, save_artifact, summary_of, write_summary
+from chainrule.training.schedules import make_schedule
 from chainrule.training.trainer import train
 
 STARTED = "started.json"
@@ -159,6 +165,8 @@ def prepare_job(recipe: Recipe, source: Any, display: Display) -> tuple[Job, Pre
     """Data, model and kernels, ready for step one."""
     require_address_space()
     task, strategy = find_task(recipe.task.name), make_strategy(recipe.strategy)
+    refuse_misfit(recipe.strategy.name, task)
+    _check_parts(recipe, task)
     device = choose_device(recipe.training.device)
     threads = use_threads(recipe.training.threads)
     deterministic = choose_determinism(device, recipe.training.deterministic)
@@ -167,8 +175,9 @@ def prepare_job(recipe: Recipe, source: Any, display: Display) -> tuple[Job, Pre
     display.say(f"Reading {recipe.data.source or type(source).__name__} …")
     prepared = prepare(recipe, source, task, ("train", "validation"))
     _tell(prepared.report, prepared.max_length, display)
-    settled = {"training.threads": threads, "training.deterministic": deterministic}
-    recipe = recipe.replace({"model.max_length": prepared.max_length, **settled})
+    rate = learning_rate(recipe.optimizer, strategy.default_learning_rate)
+    known = {"model.max_length": prepared.max_length, "optimizer.learning_rate": rate}
+    recipe = recipe.replace({**known, "training.threads": threads, "training.deterministic": deterministic})
     seed_everything(recipe.seed)
     return _job(recipe, task, strategy, prepared, device, display), prepared, recipe
 
@@ -176,6 +185,21 @@ def prepare_job(recipe: Recipe, source: Any, display: Display) -> tuple[Job, Pre
 def _keeper(out: Path, recipe: Recipe, decided: Sequence[Decision] = ()) -> Keeper:
     minutes, keep = recipe.training.checkpoint_minutes, recipe.training.keep_checkpoints
     return Keeper(out, minutes, keep, halve=_was_killed_for_memory(out), decided=decided)
+
+
+def _check_parts(recipe: Recipe, task: Task) -> None:
+    """Make sure, before any work is done, that there are the parts and options that are wanted later.
+
+    Raises:
+        RecipeError: there are not.
+    """
+    loss_maker(task.losses, recipe.loss)
+    update_rule(recipe.optimizer)
+    make_schedule(recipe.schedule, steps=1)
+    regulariser_makers(recipe.regularisers)
+    if recipe.training.averaging is not None:
+        average_share(recipe.training.averaging, steps=1)
+    task.ranking_metric(recipe.training.early_stopping_metric)
 
 
 def _carry_out(
@@ -239,7 +263,7 @@ def _job(
             display.say("Compiling the CPU kernels, once: some seconds …")
         accelerate(plain_model(model), device)
     fast = "bfloat16" if has_bfloat16(device) else "float32"
-    return Job(
+    job = Job(
         model=model,
         task=task,
         objective=task.objective(recipe.loss, targets),
@@ -249,6 +273,8 @@ def _job(
         row_numbers=prepared.dataset.splits["train"].table.rows,
         forward=forward_of(model, prepared.tokenizer, device, fast),
     )
+    trained = trained_names(job, recipe, planned_steps(recipe, len(job.train)))
+    return replace(job, objective=regularised(job.objective, recipe.regularisers, model, trained))
 
 
 def _load(recipe: Recipe, task: Task, prepared: Prepared) -> Any:

@@ -26,6 +26,7 @@ from chainrule.training.job import (
 from chainrule.training.loop import Step, Stepping, training_steps
 from chainrule.training.profile import Profile, profiled
 from chainrule.training.schedules import Factor, make_schedule
+from chainrule.training.validation import waits
 from chainrule.training.watch import watched
 
 
@@ -106,15 +107,15 @@ def _looked_at(
 
 
 def _loop_parts(job: Job, recipe: Recipe, standing: Standing, schedule: Factor) -> tuple[Any, ...]:
-    total = planned_steps(recipe, len(job.train))
+    total, least = planned_steps(recipe, len(job.train)), recipe.training.min_delta
     stepping = Stepping(
         pieces=piece_maker(job, recipe),
         load=batch_loader(job, recipe),
         autocast=forward_for(job, recipe).autocast,
-        factor=lambda step: schedule(step) * standing.rate_factor,
+        factor=lambda step: schedule(step, waits(standing.best.ranks, least)) * standing.rate_factor,
         max_gradient_norm=recipe.optimizer.max_gradient_norm,
         seed=recipe.seed,
     )
     phases: list[Phase] = job.strategy.phases(job.model, recipe.optimizer, total)
     batches = planned_batches(recipe, job.train.lengths, total)
-    return job.model, job.objective, batches, phases, optimizer_maker(recipe), stepping, standing.progress
+    return job.model, job.objective, batches, phases, optimizer_maker(job, recipe), stepping, standing.progress

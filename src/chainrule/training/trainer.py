@@ -14,9 +14,7 @@ from chainrule.core.task import Predictions, Task
 from chainrule.errors import DivergedError, Problem, StoppedError, Where
 from chainrule.kernels.adamw import forget_rows
 from chainrule.models.accelerate import keep_half_gradients, narrow_frozen, widen_frozen
-from chainrule.models.adapters import plain_model
-from chainrule.models.heads import settle
-from chainrule.models.inspect import count_parameters, parts
+from chainrule.models.inspect import parts
 from chainrule.models.trunk import frozen_depth
 from chainrule.system.memory import return_freed
 from chainrule.system.progress import Bar, Display
@@ -25,6 +23,7 @@ from chainrule.training.checkpoint import Best, Found, Keeper, Standing
 from chainrule.training.decisions import read_decisions, take
 from chainrule.training.divergence import MOST_RETREATS, RATE_FACTOR, DivergenceError, Losses, first_bad_part
 from chainrule.training.events import Sink
+from chainrule.training.handover import finished
 from chainrule.training.job import (
     Job,
     batch_loader,
@@ -32,12 +31,13 @@ from chainrule.training.job import (
     optimizer_maker,
     planned_steps,
     steps_per_epoch,
+    trained_count,
     trained_names,
 )
 from chainrule.training.loop import Step, enter, phase_at
 from chainrule.training.shortage import halve, shrink_again, steps_in_memory
 from chainrule.training.trunk import with_states
-from chainrule.training.validation import evaluate, put_weights, validate_untuned
+from chainrule.training.validation import evaluate, put_weights, validate_untuned, waits
 from chainrule.training.watch import make_watch
 
 
@@ -95,11 +95,10 @@ def train(job: Job, recipe: Recipe, record: Sink, display: Display, keeper: Keep
         halve(job, recipe, standing, record, display)
     stopped = _make_steps(job, recipe, standing, keeper, record, display)
     best = standing.best
-    trained = count_parameters(job.model, trainable_only=True)
+    trained = trained_count(job, recipe, total)
     put_weights(job.model, best.weights)
     widen_frozen(job.model)
-    model = job.strategy.finish(job.model)
-    settle(model)
+    model = finished(job, record)
     if best.predictions is None:
         raise ValueError("a run must end with an evaluation")
     done, seconds = standing.progress.step, standing.seconds
@@ -159,7 +158,7 @@ def _retreat(job: Job, recipe: Recipe, standing: Standing, found: Found | None) 
 
 def _put_back(job: Job, recipe: Recipe, standing: Standing, found: Found) -> None:
     phases = job.strategy.phases(job.model, recipe.optimizer, planned_steps(recipe, len(job.train)))
-    enter(phase_at(phases, found.step), job.model, optimizer_maker(recipe), standing.progress)
+    enter(phase_at(phases, found.step), job.model, optimizer_maker(job, recipe), standing.progress)
     found.put_into(job.model, standing)
 
 
@@ -180,7 +179,7 @@ def _go_on(job: Job, recipe: Recipe, standing: Standing, keeper: Keeper, record:
                 what = f"a loss of {step.loss:.4g} at step {step.step}, above {standing.losses.limit:.4g}"
                 raise DivergenceError(what, step.step)
             if step.step % every == 0 or step.step == total:
-                evaluate(job, recipe, step.step, record, standing.best)
+                evaluate(job, recipe, standing, record)
                 stopped = _enough(job, recipe, standing)
             if request.signal is not None or keeper.due(standing):
                 keeper.write(job.model, trained, standing)
@@ -193,13 +192,14 @@ def _go_on(job: Job, recipe: Recipe, standing: Standing, keeper: Keeper, record:
 
 def _enough(job: Job, recipe: Recipe, standing: Standing) -> str | None:
     """Why no further step is to be made, if so."""
-    patience, total = recipe.training.patience, planned_steps(recipe, len(job.train))
+    training, total = recipe.training, planned_steps(recipe, len(job.train))
     if standing.progress.step >= total:
         return "all steps done"
-    if patience is None or standing.best.worse_in_a_row < patience:
+    waited = waits(standing.best.ranks, training.min_delta)
+    if training.patience is None or not waited or waited[-1] < training.patience:
         return None
-    measure = "loss" if job.task.best_by_loss else job.task.primary_metric
-    return f"no better validation {measure} in {patience} evaluations"
+    metric = job.task.ranking_metric(training.early_stopping_metric)
+    return f"no better validation {metric} in {training.patience} evaluations"
 
 
 def _take_up(job: Job, recipe: Recipe, standing: Standing, keeper: Keeper, record: Sink, display: Display) -> bool:
@@ -234,7 +234,7 @@ def settle_formats(job: Job, recipe: Recipe, steps: int) -> None:
     if not recipe.training.accelerate:
         return
     longest = recipe.training.batch_size * int(job.train.lengths.max())
-    if (recipe.training.micro_batch_tokens or longest) >= longest:
+    if (recipe.training.micro_batch_tokens or longest) >= longest and not recipe.regularisers:
         keep_half_gradients(job.model)
     if recipe.training.precision == "bfloat16" and next(job.model.parameters()).device.type == "cpu":
         narrow_frozen(job.model, trained_names(job, recipe, steps))
@@ -258,9 +258,7 @@ def watching(job: Job, recipe: Recipe, steps: int) -> Job:
     """The job with its trained layers watched, if the recipe asks for it; before any weights are changed."""
     if not recipe.training.watch_gradients:
         return job
-    plain, named = plain_model(job.model), dict(job.model.named_parameters())
-    trained = {name: named[name] for name in sorted(trained_names(job, recipe, steps))}
-    return replace(job, watch=make_watch(plain, parts(plain), trained, steps))
+    return replace(job, watch=make_watch(job.model, parts(job.model), trained_names(job, recipe, steps), steps))
 
 
 def _record_step(step: Step, recipe: Recipe, rows: int, record: Sink, bar: Bar, best: Best, task: Task) -> None:

@@ -61,15 +61,16 @@ class Watch:
         return {"event": "watch", "step": 0, "every": self.every, "layers": self.about}
 
 
-def make_watch(model: nn.Module, parts: Sequence[Part], trained: Mapping[str, nn.Parameter], steps: int) -> Watch:
+def make_watch(model: nn.Module, parts: Sequence[Part], trained: Iterable[str], steps: int) -> Watch:
     """Watch what is trained of a model whose weights are those before step one.
 
     Args:
         parts: of the model, bottom first.
-        trained: the parameters that any phase trains, by name; those that are in no part are the layer "other".
+        trained: names of the parameters that any phase trains; those that are in no part are the layer "other".
         steps: the length of the run.
     """
-    named, names = dict(model.named_parameters()), {parameter: name for name, parameter in trained.items()}
+    named = dict(model.named_parameters())
+    names = {named[name]: name for name in sorted(trained)}
     layers = {named[name]: part.name for part in parts for name in part.parameters if named[name] in names}
     layers |= {parameter: "other" for parameter in names if parameter not in layers}
     about = {
@@ -192,7 +193,7 @@ class Look:
         _add(sums, {"entries": part.numel(), "zeros": (part == 0).sum()}, times)
         mean = _mean_before(optimizer.state.get(parameter, {}), group, rows)
         if mean is not None:
-            taken = part * optimizer.gradient_scale
+            taken = part * getattr(optimizer, "gradient_scale", 1.0)  # torch's own get what is scaled already
             _add(sums, {"own": taken.square().sum(), "agreed": (taken * mean).sum()}, times)
         self.before[parameter] = rows, times, _rows(parameter, rows).clone()
 

@@ -16,8 +16,9 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 import chainrule
 from chainrule.core.artifact import Run
 from chainrule.core.recipe import Spec, Structure
-from chainrule.errors import ModelError, RecipeError
+from chainrule.errors import ChainruleError, ModelError, RecipeError
 from chainrule.inference.predict import Predictor, load_predictor
+from chainrule.models.adapters import merged
 from chainrule.models.load import load_classifier, load_tokenizer
 from chainrule.strategies import make_strategy
 from chainrule.strategies.lora import Lora
@@ -27,6 +28,10 @@ from chainrule.testing.models import tiny_model
 pytestmark = pytest.mark.unit
 
 TEXTS = ["a good film", "bad book and a dull room", "we had it"]
+
+
+METHODS = ("lora", "dora", "ia3")
+OWN = {"lora": ("lora_A", "lora_B"), "dora": ("lora_A", "lora_B", "lora_magnitude_vector"), "ia3": ("ia3_l",)}
 
 
 def train(base: Path, data: Path, out: Path, **more: Any) -> Run:
@@ -47,27 +52,33 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_csv(tmp_path_factory.mktemp("labelled") / "data.csv", sentences(120))
 
 
+@pytest.fixture(scope="module", params=METHODS)
+def method(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def adapters(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path, labelled: Path) -> Run:
-    out = tmp_path_factory.mktemp("adapters") / "run"
-    return train(tiny_bert, labelled, out, **{"strategy.options.merge": False})
+def adapters(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path, labelled: Path, method: str) -> Run:
+    out = tmp_path_factory.mktemp(method) / "run"
+    return train(tiny_bert, labelled, out, **{"strategy.name": method, "strategy.options.merge": False})
 
 
-def test_a_folder_of_adapters_holds_what_was_trained_and_names_its_base(adapters: Run, tiny_bert: Path) -> None:
+def test_a_folder_of_adapters_holds_what_was_trained_and_names_its_base(
+    adapters: Run, method: str, tiny_bert: Path
+) -> None:
     folder = adapters.artifact.path
     assert not (folder / "model.safetensors").exists()
     config = json.loads((folder / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == tiny_bert.name
-    assert (config["r"], config["lora_alpha"], config["bias"], config["task_type"]) == (16, 32, "none", "SEQ_CLS")
+    assert (config["base_model_name_or_path"], config["task_type"]) == (tiny_bert.name, "SEQ_CLS")
     kept = load_file(folder / "adapter_model.safetensors")
-    assert all("lora_" in name or "classifier" in name or "pooler" in name for name in kept)
-    assert any("classifier" in name for name in kept)
+    assert all(any(part in name for part in (*OWN[method], "classifier", "pooler")) for name in kept)
+    for part in (*OWN[method], "classifier", "pooler"):
+        assert any(part in name for name in kept), part
     assert sum(value.numel() for value in kept.values()) == adapters.summary["trained_parameters"]
     assert adapters.artifact.manifest.loads_in == ("peft",)
     text = "".join(file.read_text(errors="replace") for file in folder.iterdir() if file.suffix in (".json", ".md"))
     assert str(tiny_bert) not in text
-    options = adapters.artifact.manifest.recipe["strategy"]["options"]
-    assert options == {"rank": 16, "alpha": 32.0, "dropout": 0.0, "targets": "all-linear", "merge": False}
+    assert adapters.artifact.manifest.recipe["strategy"]["options"]["merge"] is False
 
 
 def test_adapters_load_in_plain_peft(adapters: Run, tiny_bert: Path) -> None:
@@ -82,14 +93,19 @@ def test_adapters_load_in_plain_peft(adapters: Run, tiny_bert: Path) -> None:
     assert model.config.id2label == {0: "negative", 1: "positive"}
 
 
-def test_merged_and_not_give_the_same_logits(adapters: Run, tiny_bert: Path, labelled: Path, tmp_path: Path) -> None:
-    merged = train(tiny_bert, labelled, tmp_path / "merged")
+def test_merged_and_not_give_the_same_logits(
+    adapters: Run, method: str, tiny_bert: Path, labelled: Path, tmp_path: Path
+) -> None:
+    merged = train(tiny_bert, labelled, tmp_path / "merged", **{"strategy.name": method})
     assert merged.artifact.manifest.loads_in == ("transformers",)
     assert merged.artifact.manifest.recipe["strategy"]["options"]["merge"] is True
     apart, together = (logits(load_predictor(run.artifact), TEXTS) for run in (adapters, merged))
     np.testing.assert_allclose(together, apart, atol=1e-5)
     assert np.abs(apart - apart.mean()).max() > 0.01
     assert merged.summary["metrics"] == adapters.summary["metrics"]
+    (checked,) = [event for event in merged.events() if event["event"] == "merged"]
+    assert checked["rows"] == 8
+    assert checked["largest_difference_of_losses"] < 1e-5
 
 
 def test_evaluate_and_predict_with_adapters(adapters: Run, labelled: Path) -> None:
@@ -98,6 +114,28 @@ def test_evaluate_and_predict_with_adapters(adapters: Run, labelled: Path) -> No
     rows = chainrule.predict(adapters, text=TEXTS)
     assert isinstance(rows, list)
     assert {row["predicted_label"] for row in rows} <= {"negative", "positive"}
+
+
+def test_what_lora_leaves_open_is_written_out(adapters: Run, method: str) -> None:
+    options = adapters.artifact.manifest.recipe["strategy"]["options"]
+    if method != "ia3":
+        assert options == {"rank": 16, "alpha": 32.0, "dropout": 0.0, "targets": "all-linear", "merge": False}
+    else:
+        assert options == {"targets": None, "merge": False}
+
+
+def test_a_merge_that_changes_the_model_is_noticed(
+    tiny_bert: Path, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoilt(model: Any) -> Any:
+        plain = merged(model)
+        plain.classifier.weight.data.mul_(1.1)
+        return plain
+
+    monkeypatch.setattr("chainrule.strategies.lora.merged", spoilt)
+    with pytest.raises(ChainruleError, match="The merged model is not the one that was trained") as caught:
+        train(tiny_bert, labelled, tmp_path / "run")
+    assert "merge=false" in caught.value.problems[0].todo
 
 
 def test_adapters_without_their_run_need_their_base_by_name(adapters: Run, tmp_path: Path) -> None:
@@ -119,10 +157,11 @@ def test_another_base_of_the_same_name_is_refused(tmp_path: Path, labelled: Path
         chainrule.predict(run, text="a film")
 
 
-@pytest.mark.parametrize("merge", [True, False])
-def test_a_regression_keeps_its_scale(merge: bool, tiny_bert: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "merge"), [("lora", True), ("lora", False), ("ia3", True), ("dora", False)])
+def test_a_regression_keeps_its_scale(name: str, merge: bool, tiny_bert: Path, tmp_path: Path) -> None:
     data = write_csv(tmp_path / "data.csv", rated(80, mean=1000.0, scale=50.0))
-    run = train(tiny_bert, data, tmp_path / "run", task="regression", **{"strategy.options.merge": merge})
+    settings = {"strategy.name": name, "strategy.options.merge": merge}
+    run = train(tiny_bert, data, tmp_path / "run", task="regression", **settings)
     rows = chainrule.predict(run, text=TEXTS)
     assert isinstance(rows, list)
     assert all(700 < row["predicted_score"] < 1300 for row in rows)
@@ -131,9 +170,10 @@ def test_a_regression_keeps_its_scale(merge: bool, tiny_bert: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("family", ["roberta", "distilbert", "llama"])
-def test_other_families(family: str, tmp_path: Path, labelled: Path) -> None:
+@pytest.mark.parametrize("name", METHODS)
+def test_other_families(family: str, name: str, tmp_path: Path, labelled: Path) -> None:
     base = tiny_model(tmp_path / "base", family)
-    run = train(base, labelled, tmp_path / "run", **{"training.steps": 2})
+    run = train(base, labelled, tmp_path / "run", **{"training.steps": 2, "strategy.name": name})
     assert 0 < run.summary["trained_parameters"] < run.summary["parameters"]
     chainrule.predict(run, text=TEXTS)
 
@@ -177,3 +217,39 @@ def test_a_base_on_the_hub_keeps_the_adapters_apart(tiny_bert: Path) -> None:
     strategy.prepare(model, told.append)
     assert strategy.options.merge is False
     assert told[1].endswith("on top of the base model from the hub.")
+
+
+@pytest.mark.parametrize(
+    ("family", "outputs", "inputs"),
+    [
+        ("bert", ("key", "value"), ("output.dense",)),
+        ("distilbert", ("k_lin", "v_lin"), ("lin2",)),
+        ("llama", ("k_proj", "v_proj"), ("down_proj",)),
+    ],
+)
+def test_ia3_finds_keys_values_and_the_ends_of_feed_forward_parts(
+    family: str, outputs: tuple[str, ...], inputs: tuple[str, ...], tmp_path: Path
+) -> None:
+    base = tiny_model(tmp_path / "base", family)
+    tokenizer = load_tokenizer(str(base))
+    model = load_classifier(str(base), tokenizer, ["a", "b"], "single_label_classification", Structure(), seed=0)
+    model = make_strategy(Spec(name="ia3")).prepare(model, print)
+    shapes = {name: tuple(value.shape) for name, value in model.named_parameters() if ".ia3_l." in name}
+    found = {name.partition(".ia3_l")[0].partition("base_model.model.")[2]: shape for name, shape in shapes.items()}
+    assert len(found) == 6
+    for name, shape in found.items():
+        assert name.endswith(outputs if shape[1] == 1 else inputs), name
+    assert {shape for shape in found.values() if shape[0] == 1} == {(1, 64)}
+
+
+def test_ia3_on_a_model_whose_layers_have_other_names(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chainrule.strategies.ia3._APART", ("k_proj",))
+    tokenizer = load_tokenizer(str(tiny_bert))
+    model = load_classifier(str(tiny_bert), tokenizer, ["a", "b"], "single_label_classification", Structure(), seed=0)
+    with pytest.raises(RecipeError) as caught:
+        make_strategy(Spec(name="ia3")).prepare(model, print)
+    assert str(caught.value.problems[0]) == (
+        "field 'strategy.options.targets': expected endings of names of linear layers: query, key, value, dense, "
+        "got null, and no layers named like keys and values. "
+        "Name the layers that make keys and values, and the last one of the feed-forward part."
+    )
