@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from chainrule.cli import check, check_gradients, evaluate, predict, reproduce, show, train
+from chainrule.cli import check, check_gradients, evaluate, find_lr, predict, reproduce, show, train
 from chainrule.cli.output import print_json
 from chainrule.errors import ChainruleError, Problem, ShortageError, UserError, Where
 from chainrule.system.memory import is_shortage
@@ -49,8 +49,14 @@ def _options(
 
 
 _VERBS = (
-    *(check.check, train.train, evaluate.evaluate, predict.predict),
-    *(reproduce.reproduce, check_gradients.check_gradients, show.show),
+    check.check,
+    find_lr.find_lr,
+    train.train,
+    evaluate.evaluate,
+    predict.predict,
+    reproduce.reproduce,
+    check_gradients.check_gradients,
+    show.show,
 )
 for _verb in _VERBS:
     app.command()(_verb)

@@ -174,6 +174,7 @@ class Training(Section):
     keep_checkpoints: int = Field(default=2, ge=1)
     track: tuple[Literal["tensorboard", "mlflow"], ...] = ()
     profile: bool = False
+    watch_gradients: bool = False
 
 
 class Recipe(Section):

@@ -117,6 +117,32 @@ class EvaluationReport(Report):
     findings: tuple[Finding, ...] = ()
 
 
+class RateReport(Report):
+    """What `find-lr` saw: the loss at learning rates that grow from step to step.
+
+    Attributes:
+        learning_rates: of each step that was made.
+        losses: of those steps.
+        smoothed: the losses, each the mean of those around it.
+        steepest: the learning rate at which the smoothed loss fell the fastest; null where it never fell.
+        lowest: the learning rate at which it was lowest.
+        suggestion: a tenth of that.
+        stopped: why no higher ones were tried.
+    """
+
+    task: str
+    model: str
+    strategy: str
+    data: str
+    learning_rates: tuple[float, ...]
+    losses: tuple[float, ...]
+    smoothed: tuple[float, ...]
+    steepest: float | None
+    lowest: float | None
+    suggestion: float | None
+    stopped: str
+
+
 class Reproduction(Report):
     """What came of making a run again.
 

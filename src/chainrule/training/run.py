@@ -78,7 +78,7 @@ def train_recipe(recipe: Recipe, source: Any, out: Path, display: Display, began
     refuse_existing(out)
     require_trackers(recipe.training.track)
     with PeakMemory() as memory:
-        job, prepared, recipe = _prepare(recipe, source, display)
+        job, prepared, recipe = prepare_job(recipe, source, display)
         resolved = resolve(job, _with_options(recipe, job.strategy), display)
         _begin(out, asked, job, resolved, prepared)
         with only_one(out):
@@ -104,7 +104,7 @@ def resume_run(out: Path, source: Any, display: Display, began: float) -> Run:
             return Run(out)
         recipe = read_recipe(out / "resolved.yaml")
         require_trackers(recipe.training.track)
-        job, prepared, recipe = _prepare(recipe, recipe.data.source if source is None else source, display)
+        job, prepared, recipe = prepare_job(recipe, recipe.data.source if source is None else source, display)
         refuse_changes(out, recipe, prepared)
         tell_changes(out, job, recipe, display)
         clear(out)
@@ -136,7 +136,7 @@ def reproduce_run(run: Path, source: Any, out: Path, display: Display, began: fl
         raise OutputError("There is nothing yet to compare with.", [problem])
     recipe = read_recipe(run / "resolved.yaml")
     with PeakMemory() as memory:
-        job, prepared, resolved = _prepare(recipe, recipe.data.source if source is None else source, display)
+        job, prepared, resolved = prepare_job(recipe, recipe.data.source if source is None else source, display)
         refuse_changes(run, resolved, prepared)
         changed = tell_changes(run, job, resolved, display)
         _begin(out, recipe, job, resolved, prepared)
@@ -163,7 +163,7 @@ def _begin(out: Path, asked: Recipe, job: Job, resolved: Recipe, prepared: Prepa
         record_inputs(folder, job, resolved, prepared)
 
 
-def _prepare(recipe: Recipe, source: Any, display: Display) -> tuple[Job, Prepared, Recipe]:
+def prepare_job(recipe: Recipe, source: Any, display: Display) -> tuple[Job, Prepared, Recipe]:
     """Data, model and kernels, ready for step one."""
     require_address_space()
     task, strategy = find_task(recipe.task.name), make_strategy(recipe.strategy)
