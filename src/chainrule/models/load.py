@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from chainrule.core.recipe import Structure
 from chainrule.core.task import Head
-from chainrule.errors import Problem, RecipeError, ShortageError, Where
+from chainrule.errors import ChainruleError, Problem, RecipeError, ShortageError, Where
 from chainrule.models.adapters import ADAPTERS, add_saved, check_adapters, head_modules
 from chainrule.models.catalog import MODELS, model_folder
 from chainrule.models.classifier import PooledClassifier, choose_form, is_own
@@ -302,6 +302,8 @@ def _loading(place: _Place) -> Iterator[None]:
     transformers_logging.disable_progress_bar()
     try:
         yield
+    except ChainruleError:
+        raise
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # what Rust code raises
             raise
