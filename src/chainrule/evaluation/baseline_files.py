@@ -56,6 +56,7 @@ def read_text(path: Path) -> dict[str, Any]:
         raise _broken(path, "UTF-8 JSON", str(error)[:200]) from error
     if not isinstance(text, dict):
         raise _broken(path, "a JSON object", type(text).__name__)
+    text.setdefault("sample", None)  # older files are of all rows
     for key, (fits, expected) in _FIELDS.items():
         if key not in text or not fits(text[key]):
             raise _broken(path, expected, "nothing" if key not in text else repr(text[key])[:80], key)
@@ -72,6 +73,10 @@ def _finite(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def _sample(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(type(item) is int for item in value)
+
+
 def _size(value: Any) -> bool:
     return type(value) is int and 1 <= value <= 1_000_000
 
@@ -83,6 +88,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "best": (lambda value: isinstance(value, str), "the name of a baseline"),
     "strength": (_finite, "a number"),
     "scores": (lambda value: isinstance(value, dict) and all(map(_finite, value.values())), "numbers by name"),
+    "sample": (lambda value: value is None or _sample(value), "a number of rows and that of all rows"),
     "outputs": (_size, "a number of outputs"),
     "constants": (_size, "a number of constants"),
     "words": (_names, "a list of different texts"),
