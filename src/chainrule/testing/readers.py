@@ -140,6 +140,15 @@ def _artifacts(folder: Path) -> list[Target]:
         assert all(np.isin(wanted, known).shape == (9,) for known in seen.values())
         assert cut is None or len(cut.apply(wanted))
 
+    return [
+        Target("manifest", (good,), read_manifest),
+        Target("row-hashes", (hashes,), read_hashes),
+        *_baselines(folder),
+        Target("archive", _archives(), _unpacking(folder)),
+    ]
+
+
+def _baselines(folder: Path) -> list[Target]:
     fitted = _put(folder / "baselines" / TEXT, b"").parent
     rows = sentences(20)
     inputs, values = (
@@ -159,11 +168,8 @@ def _artifacts(folder: Path) -> list[Target]:
         return read
 
     return [
-        Target("manifest", (good,), read_manifest),
-        Target("row-hashes", (hashes,), read_hashes),
         Target("baselines", (files[TEXT],), baselines(TEXT), cost=3),
         Target("baseline-arrays", (files[ARRAYS],), baselines(ARRAYS), cost=3),
-        Target("archive", _archives(), _unpacking(folder)),
     ]
 
 
