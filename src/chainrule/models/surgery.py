@@ -200,7 +200,7 @@ def _states(model: Any) -> torch.Tensor:
     ids = torch.arange(8, device=next(model.parameters()).device).remainder(model.get_input_embeddings().num_embeddings)
     was_training = model.training
     model.eval()
-    with torch.inference_mode():
+    with torch.no_grad():
         states: torch.Tensor = model.base_model(input_ids=ids[None]).last_hidden_state
     model.train(was_training)
     return states
