@@ -14,7 +14,7 @@ MAX_ROWS = 50
 MAX_PROBLEMS = 1_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Flaw:
     """A row that was noticed. One with a `problem` cannot be used; one without is only worth telling.
 
