@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be a million of them
 class Where:
     """A place in the user's input. `row` is the 1-based data row, `line` the 1-based line of the file."""
 
@@ -42,7 +42,7 @@ class Where:
         return ", ".join(parts)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Problem:
     """One thing wrong with the input: where it is, what was expected, what was got, what to do."""
 

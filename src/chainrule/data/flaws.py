@@ -16,7 +16,7 @@ MAX_COLUMNS = 10_000
 MAX_PROBLEMS = 1_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Flaw:
     """A row that was noticed. One with a `problem` cannot be used; one without is only worth telling.
 

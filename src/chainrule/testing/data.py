@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,4 +78,20 @@ def write_csv(path: Path, rows: Sequence[dict[str, str]]) -> Path:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+    return path
+
+
+def write_many(path: Path, rows: int) -> Path:
+    """Write rows of about 100 bytes as CSV or JSON Lines, no two texts alike and four labels, and return the path."""
+    texts = [row["text"] for row in sentences(1000)]
+    with path.open("w", encoding="utf-8") as file:
+        file.write("text,label\n" if path.suffix == ".csv" else "")
+        for row in range(rows):
+            text, label = (
+                f"{texts[row % 1000]} {texts[row // 1000 % 1000]} {row}",
+                ("dull", "fair", "fine", "grand")[row % 4],
+            )
+            file.write(
+                f"{text},{label}\n" if path.suffix == ".csv" else json.dumps({"text": text, "label": label}) + "\n"
+            )
     return path
