@@ -53,6 +53,9 @@ def check_model(
         UserError: there is no such model, or a batch is needed.
     """
     whole = model if isinstance(model, nn.Module) else _load(model)
+    if kernels and not hasattr(whole, "config"):
+        problem = Problem("a transformers model", type(whole).__name__, "Leave them out.", Where(field="kernels"))
+        raise UserError("The kernels are for transformers models.", [problem])
     given = tiny_batch(whole, seed) if batch is None else batch
     found = compare_gradients(whole, given, seed=seed, display=display)
     tolerances = {FLOAT64.name: FLOAT64.tolerance}
@@ -152,10 +155,13 @@ def _verdict(report: GradientReport) -> str:
         errors = ", ".join(
             f"{error:.1e} in {name} (allowed {report.tolerances[name]:g})" for name, error in greatest.items()
         )
+        judged = report.derivatives - len(report.undecided)
         return (
-            f"Backward is right: {report.derivatives:,} derivatives of {report.modules:,} modules are those of the "
+            f"Backward is right: {judged:,} derivatives of {report.modules:,} modules are those of the "
             f"forward. Greatest error: {errors}.{undecided}"
         )
+    if not report.wrong:
+        return f"Nothing could be judged. The first: {report.undecided[0].text}."
     others = dict.fromkeys(d.module or "the model itself" for d in report.wrong if d.module != report.wrong[0].module)
     also = f" Wrong too: {', '.join(others)}." if others else ""
     outer = f" Modules around that are wrong for this reason: {len(report.around):,}." if report.around else ""
