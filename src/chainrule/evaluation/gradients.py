@@ -15,7 +15,6 @@ from chainrule.core.artifact import MANIFEST, Artifact, Run
 from chainrule.core.report import Derivative, GradientReport, KindErrors
 from chainrule.errors import Problem, UserError, Where
 from chainrule.inference.predict import base_name
-from chainrule.kernels import native
 from chainrule.models.adapters import has_adapters, let_learn
 from chainrule.models.gradcheck import (
     BFLOAT16,
@@ -60,8 +59,6 @@ def check_model(
     found = compare_gradients(whole, given, seed=seed, display=display)
     tolerances = {FLOAT64.name: FLOAT64.tolerance}
     if kernels:
-        if not native.available():
-            display.say("warning: there are no compiled kernels here, so what stands in for them is looked at.")
         found += compare_kernels(whole, given, seed=seed, display=display)
         tolerances |= {format.name: format.tolerance for format in (FLOAT32, BFLOAT16)}
     if not found:
