@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,7 +27,7 @@ from chainrule.models.load import load_classifier, load_tokenizer
 from chainrule.strategies import make_strategy
 from chainrule.system.progress import Quiet
 from chainrule.testing.catalog import fetched
-from chainrule.testing.models import tiny_language_model, tiny_model
+from chainrule.testing.models import tiny_chat_model, tiny_model
 
 pytestmark = pytest.mark.unit
 
@@ -76,8 +77,10 @@ def test_the_kernels_on_them_are_right(family: str, tmp_path: Path) -> None:
     assert {derivative.format for derivative in report.worst} == set(report.tolerances)
 
 
-def test_a_language_model_whose_head_is_its_embeddings() -> None:
-    assert chainrule.check_gradients(tiny_language_model(), kernels=True).ok
+def test_a_language_model_whose_head_is_its_embeddings(tmp_path: Path) -> None:
+    report = chainrule.check_gradients(tiny_chat_model(tmp_path / "model"), kernels=True)
+    assert report.ok, report.text
+    assert "LlamaForCausalLM" in {kind.kind for kind in report.kinds}
 
 
 @pytest.mark.slow
@@ -355,9 +358,32 @@ def test_what_cannot_be_judged_is_told_and_is_not_wrong() -> None:
         (zero, nn.ReLU(), "its outputs have a jump or a corner here"),
         (zero, Counts(), "it cannot be called alone: only once"),
     ):
-        found = compared(nn.Sequential(below, module), torch.randn(2, 3))
+        model, values = nn.Sequential(below, module), torch.randn(2, 3)
+        assert chainrule.check_gradients(copy.deepcopy(model), (values,)).text.endswith(" could not be judged.")
+        found = compared(model, values)
         assert [(d.outcome, d.reason, d.error) for d in found if d.module == "1"] == [("undecided", reason, None)]
         assert not [d for d in found if d.outcome == "wrong"]
+
+
+def test_a_model_of_which_nothing_can_be_judged_is_not_right() -> None:
+    report = chainrule.check_gradients(nn.PReLU(), (torch.zeros(2),))
+    assert (report.ok, report.derivatives) == (True, 1)  # its parameter has the derivative zero there
+
+    class Corner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.height = nn.Parameter(torch.zeros(3))
+
+        def forward(self) -> torch.Tensor:
+            return torch.abs(self.height)
+
+    report = chainrule.check_gradients(Corner(), ())
+    assert not report.ok
+    reason = "its outputs have a jump or a corner here"
+    assert (
+        report.text
+        == f"Nothing could be judged. The first: the model itself (Corner), with respect to height: {reason} (float64)."
+    )
 
 
 def test_float32_inside_a_module_is_no_error() -> None:
@@ -402,6 +428,8 @@ def test_wrong_input_is_told() -> None:
     with pytest.raises(UserError, match="A batch cannot be made up for a Linear") as told:
         chainrule.check_gradients(linear)
     assert told.value.problems[0].todo == "Give them as `batch`."
+    with pytest.raises(UserError, match="The kernels are for transformers models"):
+        chainrule.check_gradients(linear, (torch.randn(3, 2),), kernels=True)
     with pytest.raises(ModelError, match="The Linear cannot be run"):
         chainrule.check_gradients(linear, (torch.randn(3, 5),))
     for parameter in linear.parameters():

@@ -211,7 +211,7 @@ class KindErrors(Report):
 
 
 class GradientReport(Report):
-    """What `check_gradients` found.
+    """What `check_gradients` found. It is all right where nothing is wrong and something could be judged.
 
     Attributes:
         tolerances: the error that is allowed, for each number format that was looked at.
@@ -234,7 +234,7 @@ class GradientReport(Report):
 
     @property
     def ok(self) -> bool:
-        return not self.wrong
+        return not self.wrong and len(self.undecided) < self.derivatives
 
     def as_dict(self) -> dict[str, Any]:
         return super().as_dict() | {"ok": self.ok}

@@ -15,7 +15,6 @@ from chainrule.core.artifact import MANIFEST, Artifact, Run
 from chainrule.core.report import Derivative, GradientReport, KindErrors
 from chainrule.errors import Problem, UserError, Where
 from chainrule.inference.predict import base_name
-from chainrule.kernels import native
 from chainrule.models.adapters import has_adapters, let_learn
 from chainrule.models.gradcheck import (
     BFLOAT16,
@@ -53,12 +52,13 @@ def check_model(
         UserError: there is no such model, or a batch is needed.
     """
     whole = model if isinstance(model, nn.Module) else _load(model)
+    if kernels and not hasattr(whole, "config"):
+        problem = Problem("a transformers model", type(whole).__name__, "Leave them out.", Where(field="kernels"))
+        raise UserError("The kernels are for transformers models.", [problem])
     given = tiny_batch(whole, seed) if batch is None else batch
     found = compare_gradients(whole, given, seed=seed, display=display)
     tolerances = {FLOAT64.name: FLOAT64.tolerance}
     if kernels:
-        if not native.available():
-            display.say("warning: there are no compiled kernels here, so what stands in for them is looked at.")
         found += compare_kernels(whole, given, seed=seed, display=display)
         tolerances |= {format.name: format.tolerance for format in (FLOAT32, BFLOAT16)}
     if not found:
@@ -152,10 +152,13 @@ def _verdict(report: GradientReport) -> str:
         errors = ", ".join(
             f"{error:.1e} in {name} (allowed {report.tolerances[name]:g})" for name, error in greatest.items()
         )
+        judged = report.derivatives - len(report.undecided)
         return (
-            f"Backward is right: {report.derivatives:,} derivatives of {report.modules:,} modules are those of the "
+            f"Backward is right: {judged:,} derivatives of {report.modules:,} modules are those of the "
             f"forward. Greatest error: {errors}.{undecided}"
         )
+    if not report.wrong:
+        return f"Nothing could be judged. The first: {report.undecided[0].text}."
     others = dict.fromkeys(d.module or "the model itself" for d in report.wrong if d.module != report.wrong[0].module)
     also = f" Wrong too: {', '.join(others)}." if others else ""
     outer = f" Modules around that are wrong for this reason: {len(report.around):,}." if report.around else ""

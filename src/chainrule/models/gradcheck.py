@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from chainrule.core.report import Derivative
+from chainrule.kernels import native
 from chainrule.models.accelerate import accelerate
 from chainrule.models.adapters import plain_model
 from chainrule.models.replay import Call, Replay, first_line, record
@@ -109,6 +110,8 @@ def compare_kernels(model: nn.Module, batch: Batch, *, seed: int, display: Displ
 
     The differences are of the same modules in float64, where the kernels are plain torch.
     """
+    if not native.available():
+        display.say("warning: there are no compiled kernels here; what stands in for them is checked.")
     reference, fast = _copy(model, torch.float64).eval(), _copy(model, torch.float32).eval()
     for accelerated in (reference, fast):
         accelerate(plain_model(accelerated), torch.device("cpu"))

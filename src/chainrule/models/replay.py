@@ -74,7 +74,7 @@ def record(model: nn.Module, batch: Mapping[str, Any] | Sequence[Any], seed: int
         for name, module in model.named_modules()
         for handle in (
             module.register_forward_pre_hook(partial(begin, name), with_kwargs=True),
-            module.register_forward_hook(end),
+            module.register_forward_hook(end, always_call=True),
         )
     ]
     given = ((), dict(batch)) if isinstance(batch, Mapping) else (tuple(batch), {})
@@ -182,11 +182,13 @@ def _copy(leaf: Any, *, detached: bool = True) -> Any:
 
 
 def _cast(leaf: Any, dtype: torch.dtype) -> Any:
-    if not isinstance(leaf, torch.Tensor) or not leaf.is_floating_point():
+    if not isinstance(leaf, torch.Tensor):
         return leaf
+    if not leaf.is_floating_point():
+        return leaf.cpu()
     limits = torch.finfo(dtype)
     # the least number of float64, which stands in masks, would be minus infinity
-    return leaf.double().clamp(limits.min, limits.max).to(dtype, copy=True)
+    return leaf.cpu().double().clamp(limits.min, limits.max).to(dtype, copy=True)
 
 
 def _divide(call: Call, inner: Sequence[Call]) -> None:
