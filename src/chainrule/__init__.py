@@ -1,6 +1,6 @@
 """Chainrule: fine-tune pretrained models on an ordinary computer, and know whether it helped."""
 
-from chainrule.api import check, evaluate, predict, reproduce, resume, show, train
+from chainrule.api import check, evaluate, find_learning_rate, predict, reproduce, resume, show, train
 from chainrule.core.artifact import Artifact, Run
 from chainrule.core.recipe import Recipe, read_recipe
 from chainrule.errors import ChainruleError
@@ -14,6 +14,7 @@ __all__ = [
     "__version__",
     "check",
     "evaluate",
+    "find_learning_rate",
     "predict",
     "read_recipe",
     "reproduce",

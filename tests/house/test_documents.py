@@ -12,6 +12,7 @@ import yaml
 import chainrule
 from chainrule.core.recipe import Recipe, parse_recipe
 from chainrule.data.flaws import KINDS
+from chainrule.evaluation.diagnosis import DETECTORS
 from chainrule.strategies import STRATEGIES, describe
 from chainrule.tasks import TASKS
 
@@ -22,6 +23,7 @@ Commands = Callable[[str], list[list[str]]]
 TWINS = {
     "README.md": "README.zh-CN.md",
     "docs/data.md": "docs/zh/data.md",
+    "docs/gradients.md": "docs/zh/gradients.md",
     "docs/recipe.md": "docs/zh/recipe.md",
     "docs/strategies.md": "docs/zh/strategies.md",
     "docs/tasks.md": "docs/zh/tasks.md",
@@ -122,6 +124,12 @@ def test_shelves_are_documented(folder: str, repository: Path) -> None:
         assert re.search(rf"\| `{task.name}` \|[^|]*\|[^|]*\| {task.primary_metric} \|", tasks)
         for field in task.fields:
             assert [alias for alias in field.aliases if not re.search(rf"\b{alias}\b", data)] == []
+
+
+@pytest.mark.parametrize("folder", ["docs", "docs/zh"])
+def test_detectors_are_documented(folder: str, repository: Path) -> None:
+    text = (repository / folder / "gradients.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `([a-z-]+)` \|", text, re.MULTILINE) == [detector.kind for detector in DETECTORS]
 
 
 @pytest.mark.parametrize("folder", ["docs", "docs/zh"])

@@ -168,8 +168,9 @@ def _too_high(case: Case, threshold: float) -> Facts | None:
 
 
 def _too_low(case: Case, threshold: float) -> Facts | None:
-    ratio, fall = typical(typical(table["update_ratio"]) for table in case.layers.values()), _fall(case.losses)
-    if ratio is None or ratio > threshold or fall is None or fall > LITTLE:
+    ratios = [ratio for table in case.layers.values() if (ratio := typical(table["update_ratio"])) is not None]
+    ratio, fall = max(ratios, default=1.0), _fall(case.losses)
+    if ratio > threshold or fall is None or fall > LITTLE:
         return None
     return {"ratio": _percent(ratio), "rate": _rate(case), "fall": _percent(max(fall, 0.0))}
 
@@ -180,8 +181,8 @@ def _rate(case: Case) -> str:
 
 
 def _fall(losses: Sequence[float]) -> float | None:
-    """By which share of the first losses the last ones are lower; None where there are too few."""
-    part = len(losses) // 10
+    """By which share of those of the first quarter the losses of the last are lower; None where there are too few."""
+    part = len(losses) // 4
     return 1 - fmean(losses[-part:]) / fmean(losses[:part]) if len(losses) >= FEWEST else None
 
 
@@ -231,11 +232,12 @@ DETECTORS: tuple[Detector, ...] = (
     Detector(
         kind="learning-rate-too-low",
         severity="warning",
-        measures="update over weight, the median of layers and looks, where the loss falls by less than 5 %",
+        measures="update over weight, the median of the looks, of the layer where it is largest; where the loss falls "
+        "by less than 5 %",
         threshold=1e-5,
         reason="healthy runs have 0.01 % and more; at 0.0003 % nothing was learned",
-        message="A step moved the layers by {ratio} of their length, at learning rates up to {rate}; the loss fell by "
-        "{fall}.",
+        message="A step moved no layer by more than {ratio} of its length, at learning rates up to {rate}; the loss "
+        "fell by {fall}.",
         todo="Raise the learning rate, first tenfold; `chainrule find-lr` shows which suit.",
         find=_too_low,
     ),
@@ -274,8 +276,9 @@ DETECTORS: tuple[Detector, ...] = (
         kind="dead-units",
         severity="warning",
         measures="the share of a layer's gradient that is exactly zero, the median of the second half of the looks",
-        threshold=0.5,
-        reason="healthy layers have next to none; embeddings are left out, as most words do not occur in a batch",
+        threshold=0.8,
+        reason="healthy layers have none with GELU and SiLU, at most half with ReLU; embeddings are left out, as most "
+        "words do not occur in a batch",
         message="Up to {share} of the gradient is exactly zero in {layers}.",
         todo="Units that give zero for every row, as ReLU does below zero, learn no more: lower the learning rate, or "
         "take another activation or other first weights.",
