@@ -1,6 +1,16 @@
 """Chainrule: fine-tune pretrained models on an ordinary computer, and know whether it helped."""
 
-from chainrule.api import check, evaluate, find_learning_rate, predict, reproduce, resume, show, train
+from chainrule.api import (
+    check,
+    check_gradients,
+    evaluate,
+    find_learning_rate,
+    predict,
+    reproduce,
+    resume,
+    show,
+    train,
+)
 from chainrule.core.artifact import Artifact, Run
 from chainrule.core.recipe import Recipe, read_recipe
 from chainrule.errors import ChainruleError
@@ -13,6 +23,7 @@ __all__ = [
     "Run",
     "__version__",
     "check",
+    "check_gradients",
     "evaluate",
     "find_learning_rate",
     "predict",

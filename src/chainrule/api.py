@@ -11,7 +11,7 @@ from typing import Any, Literal, Unpack
 from chainrule.core.artifact import Artifact, Run
 from chainrule.core.parsing import merge
 from chainrule.core.recipe import Data, Recipe, parse_recipe, read_recipe
-from chainrule.core.report import CheckReport, EvaluationReport, RateReport, Reproduction
+from chainrule.core.report import CheckReport, EvaluationReport, GradientReport, RateReport, Reproduction
 from chainrule.core.request import Flags, WritingFlags, asked_recipe, field_changes
 from chainrule.errors import ModelError, OutputError, Problem, RecipeError, Where
 from chainrule.system.files import free_path
@@ -260,6 +260,26 @@ def predict(
         return predict_file(predictor, source, Path(out), fields or {}, display or Quiet(), how)
     chunks = predicted_chunks(predictor, open_rows(predictor, source, fields or {}), writing=how)
     return [row for _, rows in chunks for row in rows]
+
+
+def check_gradients(
+    model: Any, batch: Any = None, *, kernels: bool = False, seed: int = 0, display: Display | None = None
+) -> GradientReport:
+    """Compare the backward of every module of a model with its forward, by central differences in float64.
+
+    Args:
+        model: a catalog name, a model folder, a hub name, a run, an artifact, or a torch module.
+        batch: the arguments of a torch module, by name or in order; None makes one up for a model that reads tokens.
+        kernels: compare the CPU kernels on it as well, in float32 and bfloat16.
+        seed: of the batch and of the directions.
+
+    Raises:
+        UserError: there is no such model, none of it is trainable, or a batch is needed.
+    """
+    _set_environment()
+    from chainrule.evaluation.gradients import check_model
+
+    return check_model(model, batch, kernels=kernels, seed=seed, display=display or Quiet())
 
 
 def show(what: str | Path, run: str | Path | Run | None = None) -> dict[str, Any]:

@@ -63,9 +63,42 @@ def test_an_unknown_key_below_a_section_lists_the_keys_of_that_section() -> None
     with pytest.raises(RecipeError) as caught:
         parse_recipe(MINIMAL | {"structure": {"droput": 0.1}})
     assert messages(caught.value) == [
-        "field 'structure.droput': expected one of the keys attention_dropout, dropout, got the unknown key 'droput'. "
+        "field 'structure.droput': expected one of the keys activation, add_tokens, attention_dropout, drop_layers, "
+        "dropout, head, insert_blocks, keep_layers, pooling, reinitialise_top, got the unknown key 'droput'. "
         "Correct the spelling or remove it."
     ]
+
+
+@pytest.mark.parametrize(
+    ("value", "layers"),
+    [("0-2", (0, 1, 2)), ("0, 2,4-5", (0, 2, 4, 5)), (3, (3,)), ("3", (3,)), ([0, 2], (0, 2)), ([], ())],
+)
+def test_layers_can_be_written_as_numbers_and_ranges(value: Any, layers: tuple[int, ...]) -> None:
+    recipe = parse_recipe(MINIMAL | {"structure": {"keep_layers": value}})
+    assert recipe.structure.keep_layers == layers
+    assert parse_recipe(recipe.model_dump(mode="json")) == recipe
+
+
+def test_what_is_no_layer_number_says_what_one_is() -> None:
+    structure = {"keep_layers": "5-3", "drop_layers": [-1], "insert_blocks": "top", "pooling": "sum"}
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(MINIMAL | {"structure": structure})
+    assert messages(caught.value) == [
+        "field 'structure.keep_layers': expected layer numbers such as [0, 2, 5] or 0-3, got '5-3'. "
+        "Change 'structure.keep_layers'.",
+        "field 'structure.drop_layers.0': expected greater than or equal to 0, got -1. "
+        "Change 'structure.drop_layers.0'.",
+        "field 'structure.insert_blocks': expected layer numbers such as [0, 2, 5] or 0-3, got 'top'. "
+        "Change 'structure.insert_blocks'.",
+        "field 'structure.pooling': expected 'cls', 'last', 'mean', 'max' or 'attention', got 'sum'. "
+        "Change 'structure.pooling'.",
+    ]
+
+
+def test_only_dropout_leaves_the_model_what_it_is() -> None:
+    structures = [{"dropout": 0.2}, {"keep_layers": [0]}, {"pooling": "mean"}]
+    made = [parse_recipe(MINIMAL | {"structure": structure}).structure for structure in structures]
+    assert [structure.makes_another_model for structure in made] == [False, True, True]
 
 
 def test_a_missing_model_says_what_to_set() -> None:
@@ -212,6 +245,58 @@ def test_settings_reach_below_a_shorthand() -> None:
 def test_a_setting_cannot_go_below_a_number() -> None:
     with pytest.raises(RecipeError, match=r"Cannot set 'seed\.low'|Cannot set 'low'"):
         parse_recipe(MINIMAL | {"seed": 1}).replace({"seed.low": 2})
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["r-drop", ["r-drop"], {"r-drop": None}, {"r-drop": {}}],
+)
+def test_regularisers_are_names_with_their_options(given: Any) -> None:
+    assert parse_recipe(MINIMAL | {"regularisers": given}).regularisers == {"r-drop": {}}
+    recipe = parse_recipe(MINIMAL).replace({"regularisers.l2-sp.strength": 0.01, "regularisers.fgm": None})
+    assert recipe.regularisers == {"l2-sp": {"strength": 0.01}, "fgm": {}}
+
+
+def test_a_name_and_what_stands_below_it_are_kept_in_any_order() -> None:
+    changes = {"optimizer.learning_rate": 0.01, "optimizer": "sgd"}
+    for ordered in (changes, dict(reversed(changes.items()))):
+        optimizer = parse_recipe(merge(MINIMAL, ordered)).optimizer
+        assert (optimizer.name, optimizer.learning_rate) == ("sgd", 0.01)
+
+
+def test_options_of_the_tasks_own_loss_need_no_name() -> None:
+    recipe = parse_recipe(merge(MINIMAL, {"loss.options.gamma": 1.0}))
+    assert (recipe.loss.name, recipe.loss.options) == ("default", {"gamma": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        (
+            {"regularisers": [{"name": "fgm"}]},
+            "field 'regularisers': expected names with their options, such as {l2-sp: {strength: 0.01}}, or a list of "
+            "names, got [{'name': 'fgm'}]. Change 'regularisers'.",
+        ),
+        (
+            {"training.averaging": {"name": "ema", "decay": 0.9}},
+            "field 'training.averaging.decay': expected one of the keys name, options, got the unknown key 'decay'. "
+            "Correct the spelling or remove it.",
+        ),
+        (
+            {"training.averaging.options.decay": 0.9},
+            "field 'training.averaging.name': expected a value, got nothing. Set 'training.averaging.name' in the "
+            "recipe or by its flag.",
+        ),
+        (
+            {"training.min_delta": -0.1},
+            "field 'training.min_delta': expected greater than or equal to 0, got -0.1. Change 'training.min_delta'.",
+        ),
+    ],
+)
+def test_wrong_forms_say_what_is_right(changes: dict[str, Any], problem: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(merge(MINIMAL, changes))
+    assert messages(caught.value) == [problem]
 
 
 @given(st.dictionaries(st.text(max_size=8), st.recursive(st.none() | st.integers() | st.text(max_size=5), st.lists)))

@@ -150,20 +150,6 @@ def test_a_phase_has_a_loss_of_its_own(model: Any, rows: Encoded) -> None:
     assert losses == pytest.approx([losses[0], losses[0], 2 * losses[0], losses[0]], rel=1e-3)
 
 
-@pytest.mark.parametrize("name", ["linear", "cosine", "constant"])
-def test_schedules_warm_up_and_never_stop_before_the_end(name: str) -> None:
-    factor = make_schedule(Schedule(name=name, warmup=0.1), 100)
-    values = [factor(step) for step in range(100)]
-    assert values[:10] == sorted(values[:10])
-    assert values[10] == pytest.approx(1.0)
-    assert all(value > 0 for value in values)
-    assert values[10:] == sorted(values[10:], reverse=True)
-
-
-def test_one_step_is_a_whole_run() -> None:
-    assert make_schedule(Schedule(), 1)(0) > 0
-
-
 def test_the_masks_of_a_step_follow_from_the_seed_and_its_number(model: Any, rows: Encoded) -> None:
     """Whatever was drawn before: so a run can go on from any step."""
     for module in model.modules():

@@ -44,11 +44,14 @@ def read_yaml(path: Path) -> Any:
 
 
 def merge(values: Any, changes: Mapping[str, Any]) -> Any:
-    """Copy nested `values` with dotted-key `changes` applied; a change of None removes nothing, it sets null."""
+    """Copy nested `values` with dotted-key `changes` applied; a change of None removes nothing, it sets null.
+
+    Whole sections come first, whatever the order: {"optimizer.learning_rate": …, "optimizer": "sgd"} keeps both.
+    """
     if not changes:
         return values
     result = dict(values) if isinstance(values, Mapping) else values
-    for key, value in changes.items():
+    for key, value in sorted(changes.items(), key=lambda change: change[0].count(".")):
         head, _, rest = key.partition(".")
         if not isinstance(result, dict) or key.count(".") > MAX_DEPTH:
             problem = Problem(

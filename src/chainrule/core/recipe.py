@@ -6,6 +6,7 @@ and holds names and numbers only: nothing in it can be executed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -37,11 +38,37 @@ def _named(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
+def _with_options(value: Any) -> Any:
+    """Names alone, or names with nothing beside them, mean no options."""
+    names = [value] if isinstance(value, str) else value
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        return {name: {} for name in names}
+    if isinstance(value, Mapping) and all(item is None or isinstance(item, Mapping) for item in value.values()):
+        return {name: item or {} for name, item in value.items()}
+    raise ValueError("names with their options, such as {l2-sp: {strength: 0.01}}, or a list of names")
+
+
 def _sourced(value: Any) -> Any:
     return {"source": value} if isinstance(value, str) else value
 
 
+def _layer_numbers(value: Any) -> Any:
+    """3, "0-3" and "0, 2, 4-5" as lists of numbers."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return [value]
+    if not isinstance(value, str):
+        return value
+    numbers: list[int] = []
+    for part in value.split(","):
+        found = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", part.strip())
+        if found is None or int(found[1]) > int(found[2] or found[1]):
+            raise ValueError("layer numbers such as [0, 2, 5] or 0-3")
+        numbers += range(int(found[1]), int(found[2] or found[1]) + 1)
+    return numbers
+
+
 NamedSpec = Annotated[Spec, BeforeValidator(_named)]
+Layers = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_layer_numbers)]
 
 
 class Clean(Section):
@@ -72,10 +99,26 @@ class Model(Section):
 
 
 class Structure(Section):
-    """Changes to the model before training. Null keeps what the pretrained model has."""
+    """Changes to the model before training, made in this order. Null keeps what the pretrained model has.
+
+    Layers go by their number in the pretrained model, 0 at the bottom.
+    """
 
     dropout: float | None = Field(default=None, ge=0, lt=1)
     attention_dropout: float | None = Field(default=None, ge=0, lt=1)
+    activation: Literal["gelu", "gelu_new", "relu", "relu2", "silu", "mish", "tanh"] | None = None
+    add_tokens: tuple[str, ...] = ()
+    keep_layers: Layers | None = None
+    drop_layers: Layers = ()
+    reinitialise_top: int = Field(default=0, ge=0)
+    insert_blocks: Layers = ()
+    pooling: Literal["cls", "last", "mean", "max", "attention"] | None = None
+    head: Literal["linear", "mlp", "cnn"] | None = None
+
+    @property
+    def makes_another_model(self) -> bool:
+        """Whether the weights, or what is computed with them, are no longer those of the pretrained model."""
+        return self.model_copy(update={"dropout": None, "attention_dropout": None}) != Structure()
 
 
 class Optimizer(Section):
@@ -98,6 +141,12 @@ class Schedule(Section):
     name: str = "linear"
     warmup: float = Field(default=0.1, ge=0, lt=1)
     options: dict[str, Any] = Field(default_factory=dict)
+
+
+class Loss(Spec):
+    """What is to be made small; "default" is the task's own."""
+
+    name: str = "default"
 
 
 class Training(Section):
@@ -138,8 +187,8 @@ class Recipe(Section):
     structure: Structure = Field(default_factory=Structure)
     optimizer: Annotated[Optimizer, BeforeValidator(_named)] = Field(default_factory=Optimizer)
     schedule: Annotated[Schedule, BeforeValidator(_named)] = Field(default_factory=Schedule)
-    loss: NamedSpec = Field(default_factory=lambda: Spec(name="default"))
-    regularisers: tuple[NamedSpec, ...] = ()
+    loss: Annotated[Loss, BeforeValidator(_named)] = Field(default_factory=Loss)
+    regularisers: Annotated[dict[str, dict[str, Any]], BeforeValidator(_with_options)] = Field(default_factory=dict)
     training: Training = Field(default_factory=Training)
     seed: int = Field(default=0, ge=0, lt=2**32)
 
@@ -184,24 +233,24 @@ def parse_recipe(values: Any, file: str | None = None) -> Recipe:
     raise RecipeError(f"The recipe has {_count(len(problems), 'problem')}.", problems)
 
 
-def parse_options(options_class: type[SectionType], spec: Spec, kind: str, key: str | None = None) -> SectionType:
+def parse_options(options_class: type[SectionType], spec: Spec, kind: str, field: str | None = None) -> SectionType:
     """Turn a Spec's options into the part's own typed options, refusing unknown keys.
 
     Args:
         kind: what the part is, used in messages ("strategy", "loss", …).
-        key: the recipe key the Spec came from, where that is not `kind`.
+        field: where in the recipe the options are, if not at `kind`.options.
     """
     try:
         return options_class.model_validate(spec.options)
     except ValidationError as error:
-        problems = validation_problems(error, options_class, None, prefix=f"{key or kind}.options")
+        problems = validation_problems(error, options_class, None, prefix=field or f"{kind}.options")
         raise RecipeError(f"The options of {kind} {spec.name!r} are wrong.", problems) from None
 
 
-def unknown_name(kind: str, name: str, known: Sequence[str], key: str | None = None) -> RecipeError:
-    """The error for a Spec whose name is on no shelf. `kind` and `key` as in `parse_options`."""
+def unknown_name(kind: str, name: str, known: Sequence[str], field: str | None = None) -> RecipeError:
+    """The error for a name that is on no shelf, at `kind`.name unless `field` says otherwise."""
     problem = Problem(
-        where=Where(field=f"{key or kind}.name"),
+        where=Where(field=field or f"{kind}.name"),
         expected=f"one of {', '.join(known)}",
         got=repr(name),
         todo=f"Choose one of the names; `chainrule show {_plural(kind)}` describes them.",

@@ -28,20 +28,23 @@ class Entry:
     summary: str
 
 
-def take(shelf: Mapping[str, Entry], spec: Spec, kind: str, key: str | None = None) -> Callable[..., Any]:
+def take(
+    shelf: Mapping[str, Entry], spec: Spec, kind: str, fields: tuple[str, str] | None = None
+) -> Callable[..., Any]:
     """What makes the part that a recipe names, with its options in place.
 
     Args:
         kind: what the shelf holds, in the singular, used in messages ("optimizer", "loss", …).
-        key: the recipe key the Spec came from, where that is not `kind`.
+        fields: where in the recipe the name and the options are, if not at `kind`.name and `kind`.options.
 
     Raises:
         RecipeError: no such part, or options it does not have; the message lists what there is.
     """
+    named, optioned = fields or (f"{kind}.name", f"{kind}.options")
     if spec.name not in shelf:
-        raise unknown_name(kind, spec.name, tuple(shelf), key)
+        raise unknown_name(kind, spec.name, tuple(shelf), named)
     entry = shelf[spec.name]
-    return partial(entry.make, parse_options(entry.options, spec, kind, key))
+    return partial(entry.make, parse_options(entry.options, spec, kind, optioned))
 
 
 def describe(shelf: Mapping[str, Entry]) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from chainrule.models.adapters import plain_model
+from chainrule.models.adapters import owner, plain_model
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,12 @@ def depths_below_head(model: Any) -> dict[str, int]:
 
 
 def matching(model: nn.Module, pattern: str) -> list[str]:
-    """The parameters whose name, from its beginning or from any dot on, matches a pattern of *, ? and [letters]."""
-    names = [name for name, _ in model.named_parameters()]
-    return [name for name in names if fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")]
+    """The parameters whose name, from its beginning or from any dot on, matches a pattern of *, ? and [letters].
+
+    Adapters go by the name of the weight that they are put on.
+    """
+    names = {name: owner(name) for name, _ in model.named_parameters()}
+    return [name for name, plain in names.items() if fnmatchcase(f".{plain}", f"*.{pattern}")]
 
 
 def outline(model: nn.Module) -> list[str]:
@@ -133,7 +136,7 @@ def output_layer(model: nn.Module) -> nn.Linear:
 
 def layer_stack(model: Any) -> nn.ModuleList:
     """The layers of the base model, bottom first."""
-    return _layer_stack(model.base_model)[1]
+    return _layer_stack(plain_model(model).base_model)[1]
 
 
 def _layer_stack(base: nn.Module) -> tuple[str, nn.ModuleList]:

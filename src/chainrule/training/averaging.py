@@ -58,7 +58,8 @@ def average_share(averaging: Spec, steps: int) -> Share:
     Raises:
         RecipeError: no such average, or options it does not have.
     """
-    made: Share = take(AVERAGES, averaging, "average", "training.averaging")(steps)
+    fields = ("training.averaging.name", "training.averaging.options")
+    made: Share = take(AVERAGES, averaging, "average", fields)(steps)
     return made
 
 

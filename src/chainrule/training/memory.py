@@ -16,6 +16,7 @@ from chainrule.system.seed import kept_generators
 SHARE = 0.8  # of what is free; the rest is for validation and what is not counted
 # Float32 for each trained number: its gradient, AdamW's two moments, a copy of the best so far and one of the start.
 TRAINED_BYTES = 20
+AVERAGED_BYTES = 4  # one more, where weights are averaged
 
 
 # The tokenizer, the threads and the libraries' own tables reserve about half of this, and some end the process where

@@ -27,7 +27,7 @@ from chainrule.training.job import (
     trained_count,
 )
 from chainrule.training.loop import activate
-from chainrule.training.memory import free_bytes, rows_that_fit
+from chainrule.training.memory import AVERAGED_BYTES, free_bytes, rows_that_fit
 from chainrule.training.regularisers import reads_embeddings
 
 PROBE_BATCHES = 3
@@ -99,7 +99,8 @@ def _within_memory(job: Job, recipe: Recipe, trained: int, display: Display) -> 
     longest = int(job.train.lengths.max())
     row = batch_loader(job, recipe)(np.array([int(job.train.lengths.argmax())]))
     autocast = forward_for(job, recipe).autocast
-    fit = rows_that_fit(job.model, job.objective, row, autocast, trained, free_bytes(row.device))
+    free = free_bytes(row.device) - (AVERAGED_BYTES * trained if recipe.training.averaging else 0)
+    fit = rows_that_fit(job.model, job.objective, row, autocast, trained, free)
     if fit * longest >= (recipe.training.micro_batch_tokens or 0):
         return recipe
     display.say(f"Memory: {fit} of the longest rows fit at once, so batches are worked through in pieces.")

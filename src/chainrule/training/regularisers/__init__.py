@@ -7,13 +7,12 @@ is the same however its batch is cut into micro-batches, random masks aside.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from chainrule.core.recipe import Spec
 from chainrule.core.shelf import Entry, take
 from chainrule.core.task import Objective
-from chainrule.errors import Problem, RecipeError, Where
 from chainrule.training.regularisers import fgm, mixout, penalties, r_drop
 
 KEY = "regularisers"
@@ -30,22 +29,22 @@ REGULARISERS: dict[str, Entry] = {
 }
 
 
-def regulariser_makers(specs: Sequence[Spec]) -> list[Callable[..., Objective]]:
-    """What makes each regulariser of a recipe, the innermost first, with its options in place.
+def regulariser_makers(asked: Mapping[str, Mapping[str, Any]]) -> list[Callable[..., Objective]]:
+    """What makes each regulariser of a recipe (name -> options), the innermost first, with its options in place.
 
     Raises:
-        RecipeError: no such regulariser, options it does not have, or one named twice.
+        RecipeError: no such regulariser, or options it does not have.
     """
-    makers = {spec.name: take(REGULARISERS, spec, "regulariser", f"{KEY}.{spec.name}") for spec in specs}
-    if len(makers) < len(specs):
-        names = [spec.name for spec in specs]
-        twice = ", ".join(sorted({name for name in names if names.count(name) > 1}))
-        problem = Problem("each regulariser once", f"{twice} more than once", "Leave one.", Where(field=KEY))
-        raise RecipeError("A regulariser is named twice.", [problem])
+    makers = {
+        name: take(REGULARISERS, Spec(name=name, options=dict(options)), "regulariser", (KEY, f"{KEY}.{name}"))
+        for name, options in asked.items()
+    }
     return [makers[name] for name in REGULARISERS if name in makers]
 
 
-def regularised(objective: Objective, specs: Sequence[Spec], model: Any, trained: Collection[str]) -> Objective:
+def regularised(
+    objective: Objective, asked: Mapping[str, Mapping[str, Any]], model: Any, trained: Collection[str]
+) -> Objective:
     """An objective with the regularisers of a recipe around it.
 
     Args:
@@ -55,11 +54,11 @@ def regularised(objective: Objective, specs: Sequence[Spec], model: Any, trained
     Raises:
         RecipeError: as `regulariser_makers`, or one that this task or model cannot use.
     """
-    for make in regulariser_makers(specs):
+    for make in regulariser_makers(asked):
         objective = make(objective, model, trained)
     return objective
 
 
-def reads_embeddings(specs: Sequence[Spec]) -> bool:
-    """Whether a regulariser of the recipe works on the word embeddings of every batch."""
-    return any(spec.name == "fgm" for spec in specs)
+def reads_embeddings(asked: Collection[str]) -> bool:
+    """Whether one of the regularisers works on the word embeddings of every batch."""
+    return "fgm" in asked
