@@ -1,6 +1,16 @@
 """Chainrule: fine-tune pretrained models on an ordinary computer, and know whether it helped."""
 
-from chainrule.api import check, check_gradients, evaluate, predict, reproduce, resume, show, train
+from chainrule.api import (
+    check,
+    check_gradients,
+    evaluate,
+    find_learning_rate,
+    predict,
+    reproduce,
+    resume,
+    show,
+    train,
+)
 from chainrule.core.artifact import Artifact, Run
 from chainrule.core.recipe import Recipe, read_recipe
 from chainrule.errors import ChainruleError
@@ -15,6 +25,7 @@ __all__ = [
     "check",
     "check_gradients",
     "evaluate",
+    "find_learning_rate",
     "predict",
     "read_recipe",
     "reproduce",

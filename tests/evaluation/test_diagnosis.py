@@ -12,6 +12,7 @@ from torch import nn
 
 from chainrule.core.report import Finding
 from chainrule.evaluation.diagnosis import DETECTORS, Case, diagnose
+from chainrule.evaluation.languages import texts
 from chainrule.testing.chains import ROWS, Chain, case_of, watch_training
 
 pytestmark = pytest.mark.unit
@@ -25,7 +26,7 @@ def found(model: Chain, strategy: str = "full", **options: Any) -> dict[str, Fin
 @pytest.mark.parametrize("activation", [torch.tanh, torch.relu, nn.functional.gelu])
 @pytest.mark.parametrize("depth", [2, 8, 16])
 def test_a_sound_chain_is_left_alone(activation: Callable[[torch.Tensor], torch.Tensor], depth: int) -> None:
-    assert found(Chain(activation, depth=depth)) == {}
+    assert found(Chain(activation, depth=depth), steps=80) == {}
 
 
 def test_a_run_that_was_hardly_begun_is_left_alone() -> None:
@@ -61,6 +62,22 @@ def test_a_learning_rate_far_too_high(activation: Callable[[torch.Tensor], torch
     assert "learning-rate-too-high" in faults
     assert f"learning rates up to {rate:.1e}" in faults["learning-rate-too-high"].message
     assert "learning-rate-too-low" not in faults
+
+
+def test_whole_layers_that_are_moved_far_and_learn_nothing() -> None:
+    """Of targets that follow from nothing, by steps of half a per cent."""
+
+    class Noise:
+        def accumulate(self, model: Any, batch: Any) -> tuple[torch.Tensor, int]:
+            wanted = torch.randint(2, (len(batch),))
+            loss = nn.functional.cross_entropy(model(**batch.inputs).logits, wanted, reduction="sum")
+            loss.backward()  # type: ignore[no-untyped-call]
+            return loss.detach(), len(batch)
+
+    model = Chain()
+    nn.init.zeros_(model.head.weight)
+    finding = found(model, steps=80, objective=Noise())["learning-rate-too-high"]
+    assert re.search(r"by up to 0\.\d+ % of their length, .*; the loss fell by \d(\.\d+)? %\.$", finding.message)
 
 
 def test_a_learning_rate_far_too_low() -> None:
@@ -131,6 +148,7 @@ def test_every_detector_says_what_it_measures_and_why() -> None:
         assert detector.measures
         assert detector.reason
         assert detector.severity in ("error", "warning", "info")
+        assert f"finding.{detector.kind}" in texts()
 
 
 def test_events_of_the_wrong_kind_do_no_harm() -> None:

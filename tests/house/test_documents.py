@@ -15,6 +15,7 @@ import yaml
 import chainrule
 from chainrule.core.recipe import Recipe, parse_recipe
 from chainrule.data.flaws import KINDS
+from chainrule.evaluation.diagnosis import DETECTORS
 from chainrule.strategies import STRATEGIES, describe
 from chainrule.tasks import TASKS
 from chainrule.training.averaging import AVERAGES
@@ -30,6 +31,7 @@ TWINS = {
     "README.md": "README.zh-CN.md",
     "docs/chain-rule.md": "docs/zh/chain-rule.md",
     "docs/data.md": "docs/zh/data.md",
+    "docs/gradients.md": "docs/zh/gradients.md",
     "docs/recipe.md": "docs/zh/recipe.md",
     "docs/strategies.md": "docs/zh/strategies.md",
     "docs/tasks.md": "docs/zh/tasks.md",
@@ -135,6 +137,13 @@ def test_shelves_are_documented(folder: str, repository: Path) -> None:
         assert re.search(rf"\| `{task.name}` \|[^|]*\|[^|]*\| {task.primary_metric} \|", tasks)
         for field in task.fields:
             assert [alias for alias in field.aliases if not re.search(rf"\b{alias}\b", data)] == []
+
+
+@pytest.mark.parametrize("folder", ["docs", "docs/zh"])
+def test_detectors_are_documented(folder: str, repository: Path) -> None:
+    text = (repository / folder / "gradients.md").read_text(encoding="utf-8")
+    told = [kind for kind in re.findall(r"^\| `([a-z-]+)` \|", text, re.MULTILINE) if "-" in kind]
+    assert told == [detector.kind for detector in DETECTORS]
 
 
 @pytest.mark.parametrize("folder", ["docs", "docs/zh"])
