@@ -50,7 +50,7 @@ def backward(total: torch.Tensor) -> torch.Tensor:
 
 
 class ClassWeights(Section):
-    """ "balanced" weighs each class by 1 / its frequency, with mean weight 1 over rows."""
+    """With `balanced` each class weighs 1 / its frequency, 1 in the mean over rows."""
 
     class_weights: Literal["none", "balanced"] = "none"
 
