@@ -63,9 +63,42 @@ def test_an_unknown_key_below_a_section_lists_the_keys_of_that_section() -> None
     with pytest.raises(RecipeError) as caught:
         parse_recipe(MINIMAL | {"structure": {"droput": 0.1}})
     assert messages(caught.value) == [
-        "field 'structure.droput': expected one of the keys attention_dropout, dropout, got the unknown key 'droput'. "
+        "field 'structure.droput': expected one of the keys activation, add_tokens, attention_dropout, drop_layers, "
+        "dropout, head, insert_blocks, keep_layers, pooling, reinitialise_top, got the unknown key 'droput'. "
         "Correct the spelling or remove it."
     ]
+
+
+@pytest.mark.parametrize(
+    ("value", "layers"),
+    [("0-2", (0, 1, 2)), ("0, 2,4-5", (0, 2, 4, 5)), (3, (3,)), ("3", (3,)), ([0, 2], (0, 2)), ([], ())],
+)
+def test_layers_can_be_written_as_numbers_and_ranges(value: Any, layers: tuple[int, ...]) -> None:
+    recipe = parse_recipe(MINIMAL | {"structure": {"keep_layers": value}})
+    assert recipe.structure.keep_layers == layers
+    assert parse_recipe(recipe.model_dump(mode="json")) == recipe
+
+
+def test_what_is_no_layer_number_says_what_one_is() -> None:
+    structure = {"keep_layers": "5-3", "drop_layers": [-1], "insert_blocks": "top", "pooling": "sum"}
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(MINIMAL | {"structure": structure})
+    assert messages(caught.value) == [
+        "field 'structure.keep_layers': expected layer numbers such as [0, 2, 5] or 0-3, got '5-3'. "
+        "Change 'structure.keep_layers'.",
+        "field 'structure.drop_layers.0': expected greater than or equal to 0, got -1. "
+        "Change 'structure.drop_layers.0'.",
+        "field 'structure.insert_blocks': expected layer numbers such as [0, 2, 5] or 0-3, got 'top'. "
+        "Change 'structure.insert_blocks'.",
+        "field 'structure.pooling': expected 'cls', 'last', 'mean', 'max' or 'attention', got 'sum'. "
+        "Change 'structure.pooling'.",
+    ]
+
+
+def test_only_dropout_leaves_the_model_what_it_is() -> None:
+    structures = [{"dropout": 0.2}, {"keep_layers": [0]}, {"pooling": "mean"}]
+    made = [parse_recipe(MINIMAL | {"structure": structure}).structure for structure in structures]
+    assert [structure.makes_another_model for structure in made] == [False, True, True]
 
 
 def test_a_missing_model_says_what_to_set() -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from chainrule.data.read import Reading, read
 from chainrule.data.stream import stream
+from chainrule.data.texts import Texts
 from chainrule.errors import DataError
 
 pytestmark = pytest.mark.unit
@@ -40,7 +41,7 @@ def flaws(reading: Reading) -> dict[str, tuple[int, ...]]:
     return {found.kind: found.rows for found in reading.findings}
 
 
-def cells(source: Any, column: str = "text") -> list[str | None]:
+def cells(source: Any, column: str = "text") -> Texts:
     return read(source, on_bad_row="stop").tables["all"].texts(column)
 
 

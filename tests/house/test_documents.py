@@ -28,11 +28,13 @@ Commands = Callable[[str], list[list[str]]]
 
 TWINS = {
     "README.md": "README.zh-CN.md",
+    "docs/chain-rule.md": "docs/zh/chain-rule.md",
     "docs/data.md": "docs/zh/data.md",
     "docs/recipe.md": "docs/zh/recipe.md",
     "docs/strategies.md": "docs/zh/strategies.md",
     "docs/tasks.md": "docs/zh/tasks.md",
     "docs/verdict.md": "docs/zh/verdict.md",
+    "SECURITY.md": "docs/zh/security.md",
 }
 DOCUMENTS = [*TWINS, *TWINS.values(), "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "LOG.md"]
 MAP_LINE = re.compile(r"^(?:  )?([a-z_]+(?:/|\.py)) {2,}\S", re.MULTILINE)

@@ -30,8 +30,13 @@ pytestmark = pytest.mark.unit
 TEXTS = ["a good film", "bad book and a dull room", "we had it"]
 
 
-METHODS = ("lora", "dora", "ia3")
-OWN = {"lora": ("lora_A", "lora_B"), "dora": ("lora_A", "lora_B", "lora_magnitude_vector"), "ia3": ("ia3_l",)}
+OWN = {
+    "lora": ("lora_A", "lora_B"),
+    "dora": ("lora_A", "lora_B", "lora_magnitude_vector"),
+    "ia3": ("ia3_l",),
+    "prompt": ("prompt_embeddings",),
+}
+MERGED = ("lora", "dora", "ia3")
 
 
 def train(base: Path, data: Path, out: Path, **more: Any) -> Run:
@@ -52,7 +57,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_csv(tmp_path_factory.mktemp("labelled") / "data.csv", sentences(120))
 
 
-@pytest.fixture(scope="module", params=METHODS)
+@pytest.fixture(scope="module", params=OWN)
 def method(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -60,7 +65,8 @@ def method(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path, labelled: Path, method: str) -> Run:
     out = tmp_path_factory.mktemp(method) / "run"
-    return train(tiny_bert, labelled, out, **{"strategy.name": method, "strategy.options.merge": False})
+    options = {"merge": False} if method in MERGED else {}
+    return train(tiny_bert, labelled, out, **{"strategy.name": method, "strategy.options": options})
 
 
 def test_a_folder_of_adapters_holds_what_was_trained_and_names_its_base(
@@ -78,7 +84,6 @@ def test_a_folder_of_adapters_holds_what_was_trained_and_names_its_base(
     assert adapters.artifact.manifest.loads_in == ("peft",)
     text = "".join(file.read_text(errors="replace") for file in folder.iterdir() if file.suffix in (".json", ".md"))
     assert str(tiny_bert) not in text
-    assert adapters.artifact.manifest.recipe["strategy"]["options"]["merge"] is False
 
 
 def test_adapters_load_in_plain_peft(adapters: Run, tiny_bert: Path) -> None:
@@ -93,17 +98,20 @@ def test_adapters_load_in_plain_peft(adapters: Run, tiny_bert: Path) -> None:
     assert model.config.id2label == {0: "negative", 1: "positive"}
 
 
-def test_merged_and_not_give_the_same_logits(
-    adapters: Run, method: str, tiny_bert: Path, labelled: Path, tmp_path: Path
-) -> None:
-    merged = train(tiny_bert, labelled, tmp_path / "merged", **{"strategy.name": method})
-    assert merged.artifact.manifest.loads_in == ("transformers",)
-    assert merged.artifact.manifest.recipe["strategy"]["options"]["merge"] is True
-    apart, together = (logits(load_predictor(run.artifact), TEXTS) for run in (adapters, merged))
-    np.testing.assert_allclose(together, apart, atol=1e-5)
-    assert np.abs(apart - apart.mean()).max() > 0.01
-    assert merged.summary["metrics"] == adapters.summary["metrics"]
-    (checked,) = [event for event in merged.events() if event["event"] == "merged"]
+@pytest.mark.parametrize("name", MERGED)
+def test_merged_and_not_give_the_same_logits(name: str, tiny_bert: Path, labelled: Path, tmp_path: Path) -> None:
+    apart, together = (
+        train(
+            tiny_bert, labelled, tmp_path / word, **{"strategy.name": name, "strategy.options.merge": word == "merged"}
+        )
+        for word in ("apart", "merged")
+    )
+    assert together.artifact.manifest.loads_in == ("transformers",)
+    found, wanted = (logits(load_predictor(run.artifact), TEXTS) for run in (together, apart))
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert np.abs(wanted - wanted.mean()).max() > 0.01
+    assert together.summary["metrics"] == apart.summary["metrics"]
+    (checked,) = [event for event in together.events() if event["event"] == "merged"]
     assert checked["rows"] == 8
     assert checked["largest_difference_of_losses"] < 1e-5
 
@@ -116,12 +124,11 @@ def test_evaluate_and_predict_with_adapters(adapters: Run, labelled: Path) -> No
     assert {row["predicted_label"] for row in rows} <= {"negative", "positive"}
 
 
-def test_what_lora_leaves_open_is_written_out(adapters: Run, method: str) -> None:
+def test_what_is_left_open_is_written_out(adapters: Run, method: str) -> None:
     options = adapters.artifact.manifest.recipe["strategy"]["options"]
-    if method != "ia3":
-        assert options == {"rank": 16, "alpha": 32.0, "dropout": 0.0, "targets": "all-linear", "merge": False}
-    else:
-        assert options == {"targets": None, "merge": False}
+    low_rank = {"rank": 16, "alpha": 32.0, "dropout": 0.0, "targets": "all-linear", "merge": False}
+    others = {"ia3": {"targets": None, "merge": False}, "prompt": {"tokens": 20}}
+    assert options == others.get(method, low_rank)
 
 
 def test_a_merge_that_changes_the_model_is_noticed(
@@ -157,10 +164,10 @@ def test_another_base_of_the_same_name_is_refused(tmp_path: Path, labelled: Path
         chainrule.predict(run, text="a film")
 
 
-@pytest.mark.parametrize(("name", "merge"), [("lora", True), ("lora", False), ("ia3", True), ("dora", False)])
-def test_a_regression_keeps_its_scale(name: str, merge: bool, tiny_bert: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "merge"), [("lora", True), ("lora", False), ("ia3", True), ("prompt", None)])
+def test_a_regression_keeps_its_scale(name: str, merge: bool | None, tiny_bert: Path, tmp_path: Path) -> None:
     data = write_csv(tmp_path / "data.csv", rated(80, mean=1000.0, scale=50.0))
-    settings = {"strategy.name": name, "strategy.options.merge": merge}
+    settings = {"strategy.name": name, **({} if merge is None else {"strategy.options.merge": merge})}
     run = train(tiny_bert, data, tmp_path / "run", task="regression", **settings)
     rows = chainrule.predict(run, text=TEXTS)
     assert isinstance(rows, list)
@@ -170,7 +177,7 @@ def test_a_regression_keeps_its_scale(name: str, merge: bool, tiny_bert: Path, t
 
 
 @pytest.mark.parametrize("family", ["roberta", "distilbert", "llama"])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", MERGED)
 def test_other_families(family: str, name: str, tmp_path: Path, labelled: Path) -> None:
     base = tiny_model(tmp_path / "base", family)
     run = train(base, labelled, tmp_path / "run", **{"training.steps": 2, "strategy.name": name})

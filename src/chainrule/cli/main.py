@@ -10,11 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
-from chainrule.cli import check, evaluate, predict, reproduce, show, train
+from chainrule.cli import check, check_gradients, evaluate, find_lr, predict, reproduce, show, train
 from chainrule.cli.output import print_json
 from chainrule.errors import ChainruleError, Problem, ShortageError, UserError, Where
 from chainrule.system.memory import is_shortage
-from chainrule.system.progress import console
+from chainrule.system.progress import console, visible
 from chainrule.version import __version__
 
 app = typer.Typer(
@@ -48,7 +48,17 @@ def _options(
     """Options before the verb."""
 
 
-for _verb in (check.check, train.train, evaluate.evaluate, predict.predict, reproduce.reproduce, show.show):
+_VERBS = (
+    check.check,
+    find_lr.find_lr,
+    train.train,
+    evaluate.evaluate,
+    predict.predict,
+    reproduce.reproduce,
+    check_gradients.check_gradients,
+    show.show,
+)
+for _verb in _VERBS:
     app.command()(_verb)
 
 
@@ -83,7 +93,7 @@ def _report(error: ChainruleError, words: list[str], code: int | None = None) ->
     if "--json" in words:
         print_json(error.as_dict())
     else:
-        console().print(f"Error: {error}", markup=False, style="red" if console().is_terminal else None)
+        console().print(visible(f"Error: {error}"), markup=False, style="red" if console().is_terminal else None)
     return error.exit_code if code is None else code
 
 

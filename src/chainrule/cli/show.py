@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,14 +12,26 @@ from chainrule import api
 from chainrule.cli.output import Json, print_json, print_line, print_table
 
 _TOLD_APART = ("name", "purpose", "summary", "kind", "fields", "tasks")
+# What is printed of a layer, and its column.
+GRADIENTS = {
+    "gradient_norm": "gradient norm",
+    "update_ratio": "update / weight",
+    "noise_scale": "noise scale, rows",
+    "zeros": "zeros",
+    "moved": "moved",
+    "activation_rms": "output, rms",
+}
 
 
 def show(
-    what: Annotated[str, typer.Argument(help=f"A run or artifact folder, or: {', '.join(api.SHOWN)}.")],
+    what: Annotated[
+        str, typer.Argument(help=f"A run or artifact folder, gradients, or one of: {', '.join(api.SHOWN)}.")
+    ],
+    run: Annotated[Path | None, typer.Argument(help="The run whose gradients are shown.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Look at a run, an artifact, or at what there is to choose from."""
-    result = api.show(what)
+    """Look at a run, an artifact, the gradients of a run, or at what there is to choose from."""
+    result = api.show(what, run)
     if as_json:
         print_json(result)
     elif what in api.SHOWN:
@@ -26,6 +39,8 @@ def show(
             _print_rows(title, rows)
         if what == "strategies":
             _print_fit(result["strategies"])
+    elif what == "gradients":
+        _print_gradients(result)
     else:
         _print_folder(result)
 
@@ -80,3 +95,21 @@ def _print_folder(result: dict[str, Any]) -> None:
         print_line(f"{split}: {verdict.get('text') if isinstance(verdict, dict) else verdict}")
     if result["report"]:
         print_line(f"report: {result['report']}")
+
+
+def _print_gradients(result: dict[str, Any]) -> None:
+    if result["steps"]:
+        title = f"{result['run']}: {len(result['steps'])} of {max(result['steps']):,} steps looked at, medians"
+        rows = [[name, *(_number(row.get(key)) for key in GRADIENTS)] for name, row in result["middle"].items()]
+        print_table(title, ["", *GRADIENTS.values()], rows)
+    for number, group in enumerate(result["groups"], start=1):
+        rates = [rate for rate in group["learning_rate"] if rate is not None]
+        print_line(f"group {number}: learning rate up to {max(rates):.1e}, weight decay {group['weight_decay'][-1]}")
+    for finding in result["findings"]:
+        print_line(f"{finding['severity']}: {finding['message']} {finding['todo']}".rstrip())
+    if not result["findings"]:
+        print_line("Nothing is wrong with the gradients as far as was looked at.")
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"

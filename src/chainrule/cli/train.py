@@ -49,6 +49,9 @@ def train(
     deterministic: Annotated[
         bool | None, typer.Option(help="The same bits every time; on a CPU that is so anyway.", show_default=False)
     ] = None,
+    watch_gradients: Annotated[
+        bool | None, typer.Option("--watch-gradients", help="Look at every layer's gradients; see `show gradients`.")
+    ] = None,
     assignments: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -63,6 +66,7 @@ def train(
         "training.minutes": minutes,
         "training.track": track or None,
         "training.profile": profile,
+        "training.watch_gradients": watch_gradients,
         "training.deterministic": deterministic,
         "data.on_bad_row": on_bad_row,
         "seed": seed,

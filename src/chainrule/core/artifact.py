@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from chainrule.core.parsing import validation_problems
-from chainrule.core.recipe import Clean
+from chainrule.core.recipe import Clean, Structure
 from chainrule.errors import ModelError, Problem, Where
 from chainrule.system.files import read_json
 
@@ -50,8 +50,11 @@ class Manifest(BaseModel):
         """What is read of the recipe later must be there in its form."""
         for name in ("data", "training"):
             if not isinstance(recipe.get(name, {}), dict):
-                raise ValueError(f"{name} is no mapping")
-        Clean.model_validate(recipe.get("data", {}).get("clean", {}))
+                raise ValueError(f"a mapping under {name}")
+        try:
+            Clean.model_validate(recipe.get("data", {}).get("clean", {}))
+        except ValidationError:
+            raise ValueError(f"true or false for {', '.join(Clean.model_fields)} under data.clean") from None
         return recipe
 
 
@@ -78,7 +81,7 @@ class Artifact:
         problems = []
         if values.get("format_version") != FORMAT_VERSION:
             where = Where(file=str(file), field="format_version")
-            got = repr(values.get("format_version"))[:80]
+            got = f"format {values.get('format_version')!r}"[:80]
             todo = "Use the Chainrule version that wrote it, or train again."
             problems = [Problem(f"a manifest of format {FORMAT_VERSION}", got, todo, where)]
         else:
@@ -92,6 +95,11 @@ class Artifact:
     def clean(self) -> Clean:
         """The changes that were made to the texts before training, and must be made to every other text."""
         return Clean.model_validate(self.manifest.recipe.get("data", {}).get("clean", {}))
+
+    @property
+    def structure(self) -> Structure:
+        """The changes that were made to the pretrained model before training."""
+        return Structure.model_validate(self.manifest.recipe.get("structure", {}))
 
     @property
     def run_folder(self) -> Path | None:

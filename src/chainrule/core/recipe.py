@@ -6,6 +6,7 @@ and holds names and numbers only: nothing in it can be executed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -51,7 +52,23 @@ def _sourced(value: Any) -> Any:
     return {"source": value} if isinstance(value, str) else value
 
 
+def _layer_numbers(value: Any) -> Any:
+    """3, "0-3" and "0, 2, 4-5" as lists of numbers."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return [value]
+    if not isinstance(value, str):
+        return value
+    numbers: list[int] = []
+    for part in value.split(","):
+        found = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", part.strip())
+        if found is None or int(found[1]) > int(found[2] or found[1]):
+            raise ValueError("layer numbers such as [0, 2, 5] or 0-3")
+        numbers += range(int(found[1]), int(found[2] or found[1]) + 1)
+    return numbers
+
+
 NamedSpec = Annotated[Spec, BeforeValidator(_named)]
+Layers = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_layer_numbers)]
 
 
 class Clean(Section):
@@ -82,10 +99,26 @@ class Model(Section):
 
 
 class Structure(Section):
-    """Changes to the model before training. Null keeps what the pretrained model has."""
+    """Changes to the model before training, made in this order. Null keeps what the pretrained model has.
+
+    Layers go by their number in the pretrained model, 0 at the bottom.
+    """
 
     dropout: float | None = Field(default=None, ge=0, lt=1)
     attention_dropout: float | None = Field(default=None, ge=0, lt=1)
+    activation: Literal["gelu", "gelu_new", "relu", "relu2", "silu", "mish", "tanh"] | None = None
+    add_tokens: tuple[str, ...] = ()
+    keep_layers: Layers | None = None
+    drop_layers: Layers = ()
+    reinitialise_top: int = Field(default=0, ge=0)
+    insert_blocks: Layers = ()
+    pooling: Literal["cls", "last", "mean", "max", "attention"] | None = None
+    head: Literal["linear", "mlp", "cnn"] | None = None
+
+    @property
+    def makes_another_model(self) -> bool:
+        """Whether the weights, or what is computed with them, are no longer those of the pretrained model."""
+        return self.model_copy(update={"dropout": None, "attention_dropout": None}) != Structure()
 
 
 class Optimizer(Section):
@@ -141,6 +174,7 @@ class Training(Section):
     keep_checkpoints: int = Field(default=2, ge=1)
     track: tuple[Literal["tensorboard", "mlflow"], ...] = ()
     profile: bool = False
+    watch_gradients: bool = False
 
 
 class Recipe(Section):

@@ -68,11 +68,12 @@ class Objective(Protocol):
 
 
 class Encode(Protocol):
-    """Inputs (field -> texts) and targets to token ids, at most `max_length` a row: a `data.encode.Encoded`."""
+    """Inputs (field -> texts) and targets (those of a split, or None) to token ids, at most `max_length` a row.
 
-    def __call__(
-        self, tokenizer: Any, inputs: Mapping[str, Sequence[str]], targets: np.ndarray | None, max_length: int
-    ) -> Any: ...
+    Gives a `data.encode.Encoded`.
+    """
+
+    def __call__(self, tokenizer: Any, inputs: Mapping[str, Sequence[str]], targets: Any, max_length: int) -> Any: ...
 
 
 class Read(Protocol):

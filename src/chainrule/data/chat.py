@@ -7,7 +7,7 @@ conversation stay in the input, and are learned too.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from chainrule.data.clean import clean_text
 from chainrule.data.flaws import Flaw, shorten
 from chainrule.data.jsontext import surrogate_problem, unfit
 from chainrule.data.table import Table
+from chainrule.data.texts import Texts, text_columns
 from chainrule.errors import Problem, Where
 
 MESSAGES = "messages"
@@ -43,8 +44,8 @@ class Conversations:
         cleaned: numbers of the rows that cleaning changed.
     """
 
-    contexts: list[str]
-    replies: list[str | None]
+    contexts: Texts
+    replies: Texts
     flaws: list[Flaw]
     cleaned: list[int]
 
@@ -58,32 +59,32 @@ def read_conversations(table: Table, fields: Mapping[str, str], clean: Clean, *,
             conversation that ends in a reply is read up to that reply: it is what is to be written anew.
     """
     cells = {name: table.texts(column) for name, column in fields.items()}
-    contexts: list[str] = []
-    replies: list[str | None] = []
     flaws: list[Flaw] = []
     cleaned: list[int] = []
-    for index, number in enumerate(table.rows.tolist()):
-        row = {name: texts[index] for name, texts in cells.items()}
-        try:
-            before = _turns(row, with_reply)
-            turns = [{**turn, "content": clean_text(turn["content"], clean)} for turn in before]
-            context, reply, left = _split(turns, with_reply)
-            _refuse_empty(turns[: len(context) + (reply is not None)], MESSAGES in row)
-        except _UnusableError as wrong:
-            problem = Problem(wrong.expected, wrong.got, wrong.todo, table.where(index, wrong.field))
-            flaws.append(Flaw(wrong.kind, number, problem))
-            contexts.append("")
-            replies.append(None)
-            continue
-        if turns != before:
-            cleaned.append(number)
-        if left:
-            flaws.append(Flaw("unanswered-turn", number))
-        if any("\ufffd" in turn["content"] for turn in turns):
-            flaws.append(Flaw("replacement-character", number))
-        contexts.append(as_text(context))
-        replies.append(reply)
-    return Conversations(contexts, replies, flaws, cleaned)
+
+    def rows() -> Iterator[tuple[str, str | None]]:
+        for index, values in enumerate(zip(*cells.values(), strict=True)):
+            row, number = dict(zip(cells, values, strict=True)), int(table.rows[index])
+            try:
+                before = _turns(row, with_reply)
+                turns = [{**turn, "content": clean_text(turn["content"], clean)} for turn in before]
+                context, reply, left = _split(turns, with_reply)
+                _refuse_empty(turns[: len(context) + (reply is not None)], MESSAGES in row)
+            except _UnusableError as wrong:
+                problem = Problem(wrong.expected, wrong.got, wrong.todo, table.where(index, wrong.field))
+                flaws.append(Flaw(wrong.kind, number, problem))
+                yield "", None
+                continue
+            if turns != before:
+                cleaned.append(number)
+            if left:
+                flaws.append(Flaw("unanswered-turn", number))
+            if any("\ufffd" in turn["content"] for turn in turns):
+                flaws.append(Flaw("replacement-character", number))
+            yield as_text(context), reply
+
+    columns = text_columns(rows(), ["contexts", "replies"])
+    return Conversations(columns["contexts"], columns["replies"], flaws, cleaned)
 
 
 def as_text(turns: Sequence[Turn]) -> str:

@@ -35,8 +35,8 @@ def read_parquet(path: Path, shown: str, chunk_rows: int) -> Iterator[Chunk]:
                 row += len(batch)
             if row == 0:
                 yield Table(shown, plain(file.schema_arrow.empty_table()), np.arange(0)), []
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0][:200]
+    except (pa.ArrowException, OSError, ValueError) as error:  # a name of a column may be no text
+        reason = str(error).partition("\n")[0][:200]
         problem = Problem(
             where=Where(file=shown),
             expected="a Parquet file",

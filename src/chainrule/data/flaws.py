@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from chainrule.core.report import Finding
 from chainrule.errors import DataError, Problem, Where
 
@@ -136,7 +138,7 @@ def finding(
     rows: Iterable[int] = (),
 ) -> Finding:
     """A Finding about `rows`: counted in full, the first `MAX_ROWS` listed in order."""
-    distinct = sorted({int(row) for row in rows})
+    distinct = np.unique(np.fromiter(rows, dtype=np.int64))
     return Finding(
         kind=kind,
         severity=severity,
@@ -145,7 +147,7 @@ def finding(
         split=split,
         file=file,
         count=len(distinct),
-        rows=tuple(distinct[:MAX_ROWS]),
+        rows=tuple(distinct[:MAX_ROWS].tolist()),
     )
 
 

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ _SPLIT_NAMES = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 _SHARD = re.compile(r"-\d+-of-\d+$")
-_CHUNK = 1 << 16
+_CHUNK = 1 << 13  # rows that are Python objects at once while a file is read
 
 
 @dataclass(frozen=True)
@@ -165,16 +166,19 @@ _Piece = tuple[Table, list[Flaw], str]
 
 
 def _read_file(path: Path, shown: str) -> _Piece:
-    # Objects are gathered before they become columns, so that one odd row does not change a column's type midway.
-    whole = _file_ending(path) in (".jsonl", ".json")
-    tables, flaws = [], []
-    for table, found in chunks(path, shown, 1 << 40 if whole else _CHUNK):
-        tables.append(table)
-        flaws += found
-    if not tables:
+    flaws: list[Flaw] = []
+
+    def tables() -> Iterator[Table]:
+        for table, found in chunks(path, shown, _CHUNK):
+            refuse_names(table.names, Where(file=shown), "Rename the columns.")
+            flaws.extend(found)
+            yield table
+
+    pieces = tables()
+    first = next(pieces, None)
+    if first is None:
         raise _failure(shown, "rows", "an empty file", "Check that the file was written completely.")
-    table = concatenate(tables)
-    refuse_names(table.names, Where(file=shown), "Rename the columns.")
+    table = concatenate(chain([first], pieces))
     if len(table) == 0 and not any(flaw.problem for flaw in flaws):
         got = f"only a header ({some(table.names)})" if table.names else "no rows"
         raise _failure(shown, "at least one row", got, "Check that the file was written completely.")
@@ -186,11 +190,7 @@ def _read_shards(files: Sequence[str]) -> _Piece:
     if len(pieces) == 1:
         return pieces[0]
     digest = hashlib.sha256("".join(piece[2] for piece in pieces).encode()).hexdigest()
-    try:
-        table = concatenate([piece[0] for piece in pieces])
-    except pa.ArrowException as error:
-        got = str(error).partition("\n")[0]
-        raise _failure(files[0], "columns of the same types in all shards", got, "Write the shards alike.") from None
+    table = concatenate([piece[0] for piece in pieces])
     return table, [flaw for piece in pieces for flaw in piece[1]], digest
 
 

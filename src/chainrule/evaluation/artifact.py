@@ -142,10 +142,12 @@ def _read(artifact: Artifact, predictor: Predictor, source: Any, spec: Data, spl
 def _compared_with(
     predictor: Predictor, rows: EncodedSplit, display: Display
 ) -> tuple[dict[str, Predictions], str | None, list[Finding]]:
-    """Baselines' predictions of the same rows, the one the verdict is about, and why there are none."""
+    """Baselines' predictions of the same rows, the one the verdict is about, and what to know of them."""
     if predictor.task.baseline == "fitted":
         baselines = _baselines(predictor.artifact)
-        return (baselines.predict(rows.split.inputs), baselines.best, []) if baselines else ({}, None, [])
+        if baselines is None:
+            return {}, None, []
+        return baselines.predict(rows.split.inputs), baselines.best, [*baselines.findings()]
     try:
         with untuned(predictor) as forward, display.bar("evaluating the untuned model", len(rows.encoded)) as bar:
             return {UNTUNED: predict_encoded(forward, rows.encoded, predictor.task.read, bar)}, UNTUNED, []

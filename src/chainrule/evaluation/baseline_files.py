@@ -46,7 +46,7 @@ def read_text(path: Path) -> dict[str, Any]:
     Raises:
         ModelError: it is missing, too large, not JSON, or a value is not what it should be.
     """
-    text = read_json(path)
+    text = {"sample": None, **read_json(path)}  # older files are of all rows
     for key, (fits, expected) in _FIELDS.items():
         if key not in text or not fits(text[key]):
             raise _broken(path, expected, "nothing" if key not in text else repr(text[key])[:80], key)
@@ -66,6 +66,10 @@ def _finite(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
 
 
+def _sample(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(type(item) is int for item in value)
+
+
 def _size(value: Any) -> bool:
     return type(value) is int and 1 <= value <= 1_000_000
 
@@ -77,6 +81,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "best": (lambda value: isinstance(value, str), "the name of a baseline"),
     "strength": (_finite, "a number"),
     "scores": (lambda value: isinstance(value, dict) and all(map(_finite, value.values())), "numbers by name"),
+    "sample": (lambda value: value is None or _sample(value), "a number of rows and that of all rows"),
     "outputs": (_size, "a number of outputs"),
     "constants": (_size, "a number of constants"),
     "words": (_names, "a list of different texts"),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from chainrule.core.task import LOWER_IS_BETTER
-from chainrule.evaluation.charts import Line, line_chart, smooth, thin
+from chainrule.evaluation.charts import Axis, Line, line_chart, smooth, thin
 from chainrule.evaluation.languages import Words, both, named, say
 from chainrule.evaluation.quantities import SHARES, count_text, finite, metric_text
 from chainrule.evaluation.record import Curve, Record
@@ -87,7 +87,7 @@ def _loss(record: Record, unit: str, x_range: Range) -> dict[str, Any]:
         lines.append(Line(valid.x(unit), valid.value, "valid", dots=len(valid.value) <= 60))
         legend.append(("valid", say("chart.valid")))
     about = say("alt.loss", first=f"{trend[0]:.3g}", last=f"{trend[-1]:.3g}", steps=count_text(loss.step[-1]))
-    chart = line_chart(lines, about=about, x_name=say(f"chart.{unit}"), x_range=x_range, from_zero=True)
+    chart = line_chart(lines, about=about, axis=Axis(say(f"chart.{unit}"), x_range), from_zero=True)
     return {"title": say("chart.loss"), "chart": chart, "legend": legend}
 
 
@@ -99,8 +99,7 @@ def _validation(record: Record, metric: Curve, unit: str, x_range: Range) -> dic
     chart = line_chart(
         [Line(metric.x(unit), metric.value, "smooth", dots=len(metric.value) <= 60)],
         about=say("alt.metric", metric=named("metric", name), list=values),
-        x_name=say(f"chart.{unit}"),
-        x_range=x_range,
+        axis=Axis(say(f"chart.{unit}"), x_range),
         scale=100.0 if share else 1.0,
         mark=(metric.x(unit)[best], metric.value[best], both(metric_text(name, metric.value[best]))),
     )
@@ -113,7 +112,7 @@ def _rate(record: Record, unit: str, x_range: Range) -> dict[str, Any]:
     x, y = thin(rate.x(unit), rate.value, TREND_POINTS)
     about = say("alt.rate", high=f"{max(rate.value):.3g}", last=f"{rate.value[-1]:.3g}")
     line = Line(x, y, "smooth")
-    chart = line_chart([line], about=about, x_name=say(f"chart.{unit}"), x_range=x_range, from_zero=True)
+    chart = line_chart([line], about=about, axis=Axis(say(f"chart.{unit}"), x_range), from_zero=True)
     return {"title": say("chart.rate"), "chart": chart, "legend": []}
 
 

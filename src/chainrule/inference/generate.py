@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from chainrule.data.batch import by_length, collate
 from chainrule.data.chat import MESSAGES
 from chainrule.errors import Problem, RecipeError, Where
 from chainrule.inference.predict import Predictor
+from chainrule.models.adapters import plain_model, virtual_tokens, with_prompt
 from chainrule.tasks.conversation import ends_of
 
 NEW_TOKENS = 256
@@ -83,8 +85,7 @@ def write_replies(predictor: Predictor, contexts: Sequence[str], writing: Writin
         batch = collate(encoded, rows, pad_id=forward.pad_id, left=True, device=forward.device)
         inputs = {"attention_mask": torch.ones_like(batch.inputs["input_ids"]), **batch.inputs}
         with torch.inference_mode():
-            output = model.generate(**inputs, generation_config=config)
-        written = output[:, inputs["input_ids"].shape[1] :].cpu().numpy()
+            written = _written(model, inputs, config).cpu().numpy()
         for row, ids in zip(rows, written, strict=True):
             stops = np.flatnonzero(np.isin(ids, ends))
             finished[row] = len(stops) > 0
@@ -93,9 +94,20 @@ def write_replies(predictor: Predictor, contexts: Sequence[str], writing: Writin
     return Replies(texts, finished, encoded.full_lengths > encoded.lengths)
 
 
+def _written(model: Any, inputs: dict[str, torch.Tensor], config: GenerationConfig) -> torch.Tensor:
+    """The ids of new tokens (b, t)."""
+    if virtual_tokens(model):  # given embeddings, the model gives back new tokens alone
+        ids: torch.Tensor = plain_model(model).generate(**with_prompt(model, inputs), generation_config=config)
+        return ids
+    ids = model.generate(**inputs, generation_config=config)
+    return ids[:, inputs["input_ids"].shape[1] :]
+
+
 def _lengths(predictor: Predictor, writing: Writing) -> tuple[int, int]:
     """The longest reply, and how many tokens a prompt may have so that it still fits."""
-    positions = getattr(predictor.forward.model.config.get_text_config(), "max_position_embeddings", None) or 2**20
+    model = predictor.forward.model
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**20
+    positions -= virtual_tokens(model)
     longest = writing.max_new_tokens or min(NEW_TOKENS, positions // 2)
     if longest >= positions:
         where = Where(field="max_new_tokens")

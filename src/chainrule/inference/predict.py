@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from chainrule.core.artifact import MANIFEST, Artifact
-from chainrule.core.recipe import Structure, read_recipe
+from chainrule.core.recipe import read_recipe
 from chainrule.core.task import Predictions, Read, Task
 from chainrule.data.batch import by_length, collate
 from chainrule.data.encode import Encoded
@@ -110,19 +110,21 @@ def base_name(artifact: Artifact) -> str:
 
 @contextmanager
 def untuned(predictor: Predictor) -> Iterator[Forward]:
-    """Inside, the Forward of the language model as it was before it was trained.
+    """Inside, the Forward of the language model as it was before step one.
 
     Raises:
         ModelError: the base model cannot be found, or it is not the one that was trained.
     """
     forward = predictor.forward
     if has_adapters(forward.model):
-        with without_adapters(forward.model):
-            yield forward
+        with without_adapters(forward.model) as base:
+            yield replace(forward, model=base)
         return
-    _same_base(predictor.artifact)
-    model = load_language_model(base_name(predictor.artifact), Structure()).to(forward.device).eval()
-    yield replace(forward, model=model)
+    artifact = predictor.artifact
+    _same_base(artifact)
+    seed = int(artifact.manifest.recipe.get("seed", 0))
+    model = load_language_model(base_name(artifact), predictor.tokenizer, artifact.structure, seed=seed)
+    yield replace(forward, model=model.to(forward.device).eval())
 
 
 def _same_base(artifact: Artifact) -> None:
@@ -140,7 +142,16 @@ def _same_base(artifact: Artifact) -> None:
 
 
 def forward_of(model: Any, tokenizer: Any, device: torch.device, precision: str) -> Forward:
-    """The Forward of a model and the tokenizer it was loaded with."""
+    """The Forward of a model and the tokenizer it was loaded with.
+
+    Raises:
+        ModelError: the tokenizer has tokens that the model has not.
+    """
+    highest, rows = max(tokenizer.get_vocab().values(), default=0), len(model.get_input_embeddings().weight)
+    if highest >= rows:
+        where, todo = Where(file=str(model.name_or_path), field="model.name"), "Take both from the same model."
+        problem = Problem(f"tokens with numbers below {rows:,}, as the model has", f"{highest:,}", todo, where)
+        raise ModelError("The tokenizer is not of this model.", [problem])
     return Forward(model, int(tokenizer.pad_token_id or 0), tokenizer.padding_side == "left", device, precision)
 
 

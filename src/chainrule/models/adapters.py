@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from chainrule.errors import ModelError, Problem, Where
+from chainrule.errors import ModelError, Problem, RecipeError, Where
 from chainrule.models.folder import refused, stored_shapes
 from chainrule.system.extras import require
 from chainrule.system.files import read_json
@@ -20,7 +21,7 @@ from chainrule.system.files import read_json
 ADAPTERS = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _POOLERS = ("pooler",)
-_OWN = (".lora_A.", ".lora_B.", ".lora_magnitude_vector.", ".ia3_l.", ".modules_to_save.")
+_OWN = (".lora_A.", ".lora_B.", ".lora_magnitude_vector.", ".ia3_l.", ".modules_to_save.", "prompt_encoder.")
 # What the strategies set; everything else in an adapter_config.json has to be as PEFT has it by default.
 _ALWAYS = {
     *("target_modules", "modules_to_save", "fan_in_fan_out", "task_type", "base_model_name_or_path"),
@@ -49,13 +50,18 @@ def peft_library(purpose: str) -> Any:
 
 
 def has_adapters(model: Any) -> bool:
-    """Whether the model carries adapters."""
-    return hasattr(model, "peft_config")
+    """Whether the model is one of PEFT's, around a transformers model."""
+    return hasattr(model, "get_base_model")
 
 
 def plain_model(model: Any) -> Any:
     """The transformers model itself, with adapters in its layers where it has some: PEFT's wrapper is left off."""
     return model.get_base_model() if has_adapters(model) else model
+
+
+def kind_of(model: Any) -> str:
+    """PEFT's name for what a model does: SEQ_CLS, or CAUSAL_LM where its output layer is one over the vocabulary."""
+    return "SEQ_CLS" if model.get_output_embeddings() is None else "CAUSAL_LM"
 
 
 def linear_modules(model: Any) -> dict[str, nn.Module]:
@@ -74,7 +80,7 @@ def head_modules(model: Any) -> tuple[str, ...]:
 
     They are the pooler and what stands outside the pretrained trunk. A language model has none.
     """
-    if model.get_output_embeddings() is not None:
+    if kind_of(model) == "CAUSAL_LM":
         return ()
     prefix = model.base_model_prefix
     outside = [name for name, child in model.named_children() if name != prefix and list(child.parameters())]
@@ -104,14 +110,30 @@ def check_adapters(folder: Path) -> None:
     if strange:
         todo = "Merge the adapters into their model with PEFT, if you trust where they come from, and use that."
         raise refused(name, f"plain adapters of the kind {kind}", ", ".join(strange), todo, ADAPTERS)
-    if kind != "LORA":
-        return
     shapes = stored_shapes([folder / ADAPTER_WEIGHTS], name)
+    if kind == "LORA":
+        _check_rank(values, shapes, name)
+    elif kind == "PROMPT_TUNING":
+        _check_prompt(values, shapes, name)
+
+
+def _check_rank(values: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], name: str) -> None:
     ranks = {shape[0] if shape else None for key, shape in shapes.items() if ".lora_A." in key}
-    targets = values.get("target_modules")
-    if ranks != {values.get("r")} or not isinstance(targets, list):
+    if ranks != {values.get("r")} or not isinstance(values.get("target_modules"), list):
         got = f"r = {values.get('r')!r} with weights of rank {', '.join(map(str, ranks)) or 'none'}"
         raise refused(name, "a list of target_modules, and their rank as stored", got, "Train them again.", ADAPTERS)
+
+
+def _check_prompt(values: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], name: str) -> None:
+    shape = shapes.get("prompt_embeddings")
+    count = values.get("num_virtual_tokens")
+    if values.get("prompt_tuning_init") not in ("RANDOM", "SAMPLE_VOCAB"):
+        got = f"prompt_tuning_init {values.get('prompt_tuning_init')!r}"
+        raise refused(name, "virtual tokens that begin as RANDOM or SAMPLE_VOCAB", got, "Train them again.", ADAPTERS)
+    if shape is None or shape[:1] != (count,) or values.get("num_transformer_submodules") not in (None, 1):
+        shown = f"{count:,}" if isinstance(count, int) else repr(count)
+        got = f"{shown} virtual tokens, stored are {f'{shape[0]:,}' if shape else 'none'}"
+        raise refused(name, "as many virtual tokens as stored", got, "Train them again.", ADAPTERS)
 
 
 def add_saved(model: Any, folder: Path) -> Any:
@@ -132,6 +154,24 @@ def add_saved(model: Any, folder: Path) -> Any:
         raise ModelError("The adapters cannot be loaded.", [problem]) from error
 
 
+def let_learn(model: Any) -> None:
+    """Let the adapters of a loaded model, and what was trained whole beside them, need a gradient again."""
+    model.set_adapter(model.active_adapter)
+
+
+def refuse_alone(model: Any) -> None:
+    """Make sure that adapters that are saved alone can be laid on a model by its name.
+
+    Raises:
+        RecipeError: the model was changed after it was loaded.
+    """
+    if not model.name_or_path:
+        todo = "Set strategy.options.merge to true, or leave structure out."
+        where = Where(field="strategy.options.merge")
+        problem = Problem("true, as structure makes another model than the one that has a name", "false", todo, where)
+        raise RecipeError("Adapters alone could not be loaded again.", [problem])
+
+
 def put_on(model: Any, config: Any) -> Any:
     """A model with fresh adapters, by a PEFT configuration."""
     with _quiet():
@@ -141,6 +181,12 @@ def put_on(model: Any, config: Any) -> Any:
 def adapter_parameters(model: Any) -> list[str]:
     """What is trained of a model with adapters, by name: theirs, and the modules that are saved whole beside them."""
     return [name for name, _ in model.named_parameters() if any(part in name for part in _OWN)]
+
+
+def owner(name: str) -> str:
+    """The parameter of the plain model that a parameter of a model with low-rank adapters belongs to."""
+    plain, is_adapter, _ = name.removeprefix("base_model.model.").replace(".base_layer.", ".").partition(".lora_")
+    return f"{plain}.weight" if is_adapter else plain
 
 
 def merged(model: Any) -> Any:
@@ -157,10 +203,37 @@ def merged(model: Any) -> Any:
     return model.merge_and_unload()
 
 
-def without_adapters(model: Any) -> AbstractContextManager[Any]:
-    """Inside, the model is its own base model."""
-    context: AbstractContextManager[Any] = model.disable_adapter()
-    return context
+def virtual_tokens(model: Any) -> int:
+    """How many trained vectors stand before every row; 0 for a model without a trained prompt."""
+    config = model.active_peft_config if has_adapters(model) else None
+    return int(config.num_virtual_tokens) if config is not None and config.is_prompt_learning else 0
+
+
+def with_prompt(model: Any, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A batch for the plain model: the prompt before each row, as PEFT puts it; the batch itself where there is none.
+
+    Positions are counted without the padding, so that a row is the same on whichever side it is padded.
+    """
+    count = virtual_tokens(model)
+    if not count:
+        return inputs
+    ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+    vectors = model.word_embeddings(ids)
+    made = {"inputs_embeds": torch.cat([model.get_prompt(len(ids)).to(vectors.dtype), vectors], 1)}
+    if mask is not None:
+        made["attention_mask"] = torch.cat([mask.new_ones(len(ids), count), mask], 1)
+        made["position_ids"] = (made["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    return made
+
+
+@contextmanager
+def without_adapters(model: Any) -> Iterator[Any]:
+    """Gives the base model, inside."""
+    if virtual_tokens(model):
+        yield plain_model(model)
+        return
+    with model.disable_adapter():
+        yield model
 
 
 def endings(names: Sequence[str]) -> tuple[str, ...]:

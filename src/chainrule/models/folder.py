@@ -22,6 +22,7 @@ from chainrule.system.files import read_json
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 MAX_PARTS = 4_096  # layers, heads, experts: each may be an object of its own before its size is known
 MAX_LABELS = 1_000_000
+FEW_LAYERS = 64  # that may share their weights
 SPARE = 2**24  # numbers that a model may compute beside those it has stored, such as tables of positions
 
 Shapes = dict[str, tuple[int, ...]]
@@ -29,7 +30,8 @@ Shapes = dict[str, tuple[int, ...]]
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _OTHERS = (".h5", ".msgpack", ".onnx", ".gguf", ".ot")
 _DISTRIBUTED = re.compile(r"shard-\d+-model-\d+-of-\d+\.safetensors")
-_PARTS = re.compile(r"(layers?|blocks|depths?|stages|experts|heads?|groups)$")
+_LAYERS = re.compile(r"(layers?|blocks|depths?|stages)$")
+_PARTS = re.compile(rf"{_LAYERS.pattern}|(experts|heads?|groups)$")
 _IMPLEMENTATIONS = re.compile(r"_?(attn|experts)_implementation(_internal)?$")
 
 
@@ -114,6 +116,19 @@ def stored_shapes(files: Collection[Path], name: str) -> Shapes:
             todo = "Take a copy of the model that is whole."
             raise refused(name, "a whole safetensors file", str(error)[:200], todo, path.name) from error
     return shapes
+
+
+def check_depth(folder: Path, shapes: Shapes, name: str) -> None:
+    """Refuse a config.json with far more layers than there are tensors: each would be made before its size is known.
+
+    Raises:
+        ModelError: it has.
+    """
+    most = max(FEW_LAYERS, len(shapes))
+    for key, value in _numbers_and_texts(read_json(folder / CONFIG), ""):
+        if not isinstance(value, str) and _LAYERS.search(key) and value > most:
+            got = f"{key} = {_cut(value)}"
+            raise refused(name, f"at most {most:,} layers for {len(shapes):,} stored tensors", got, _UNFIT, CONFIG)
 
 
 def check_fit(model: Any, shapes: Shapes, fresh: Collection[str], name: str) -> None:

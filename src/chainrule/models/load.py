@@ -15,13 +15,15 @@ from transformers.utils import logging as transformers_logging
 
 from chainrule.core.recipe import Structure
 from chainrule.core.task import Head
-from chainrule.errors import Problem, ShortageError, Where
+from chainrule.errors import ChainruleError, Problem, RecipeError, ShortageError, Where
 from chainrule.models.adapters import ADAPTERS, add_saved, check_adapters, head_modules
 from chainrule.models.catalog import MODELS, model_folder
+from chainrule.models.classifier import PooledClassifier, choose_form, is_own
 from chainrule.models.folder import (
     CONFIG,
     INDEX,
     WEIGHTS,
+    check_depth,
     check_files,
     check_fit,
     check_loaded,
@@ -30,6 +32,8 @@ from chainrule.models.folder import (
     stored_shapes,
     weight_files,
 )
+from chainrule.models.surgery import change_layers
+from chainrule.models.vocabulary import extend_embeddings, extend_tokenizer, pieces_of
 from chainrule.system.files import sha256
 from chainrule.system.hub import fetch, hub_error, unreachable
 from chainrule.system.memory import is_shortage
@@ -40,9 +44,10 @@ _FACTORIES: dict[Head, Any] = {
     "language-model": AutoModelForCausalLM,
 }
 
-# What the families call the same two probabilities.
+# What the families call the same two probabilities and the same function.
 _DROPOUT = ("hidden_dropout_prob", "dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop")
 _ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
+_ACTIVATION = ("hidden_act", "hidden_activation", "activation", "activation_function")
 
 
 def locate(name: str) -> str:
@@ -66,24 +71,34 @@ def locate(name: str) -> str:
     return name
 
 
-def load_tokenizer(name: str) -> Any:
+def load_tokenizer(name: str, add_tokens: Sequence[str] = ()) -> Any:
     """The tokenizer that belongs to a model; it always has a padding token.
+
+    Args:
+        add_tokens: what it is to read as one token each from now on.
 
     Raises:
         ModelError: there is none, or it cannot be reached.
+        RecipeError: tokens that cannot be added.
     """
     place = _place(name)
     with _loading(place):
         tokenizer = AutoTokenizer.from_pretrained(place.path, **place.options)
         if not isinstance(tokenizer.model_max_length, int | float) or not tokenizer.model_max_length >= FEWEST:
             raise ValueError(f"model_max_length is {tokenizer.model_max_length!r}")
+        tokenizer(["a b"], ["c"], truncation=True, max_length=FEWEST)  # a template may name what the vocabulary lacks
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if add_tokens:
+        extend_tokenizer(tokenizer, add_tokens)
     return tokenizer
 
 
-def token_limit(name: str, tokenizer: Any, wanted: int | None) -> int:
+def token_limit(name: str, tokenizer: Any, wanted: int | None, reserved: int = 0) -> int:
     """The number of tokens a row may have: what the recipe says, else what the model allows, at most 512.
+
+    Args:
+        reserved: positions that something else takes.
 
     Raises:
         ModelError: the recipe wants more than the model has positions.
@@ -95,6 +110,7 @@ def token_limit(name: str, tokenizer: Any, wanted: int | None) -> int:
     if positions < FEWEST:
         todo = "Correct max_position_embeddings, or choose another model."
         raise refused(name, f"positions for at least {FEWEST} tokens", str(positions), todo, CONFIG)
+    positions -= reserved
     if wanted is not None and wanted > positions:
         todo = f"Set model.max_length to {positions}."
         raise refused(name, f"max_length of at most {positions}", str(wanted), todo)
@@ -106,11 +122,16 @@ def load_classifier(
 ) -> Any:
     """A pretrained model with a sequence-classification head for `labels`, in float32.
 
-    The head is fresh unless the model already has one for as many labels; `seed` decides its values.
+    The head is fresh unless the model already has one for as many labels; `seed` decides its values, and those of
+    layers that are initialised anew.
+
+    Args:
+        tokenizer: with the tokens that the structure adds.
 
     Raises:
         ModelError: the model cannot be found, is not in safetensors, has other weights than its configuration says, or
             has no such head.
+        RecipeError: the structure asks for what this model does not have.
     """
     place = _place(name)
     config = _config(place)
@@ -118,26 +139,50 @@ def load_classifier(
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: index for index, label in enumerate(labels)}
     config.problem_type = problem_type
-    _set_first(config, _DROPOUT, structure.dropout)
-    _set_first(config, _ATTENTION_DROPOUT, structure.attention_dropout)
+    _set_numbers(config, structure)
+    choose_form(config, structure)
     if config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id
     torch.manual_seed(seed)
-    return _load(AutoModelForSequenceClassification, place, config, fresh_head=True)
+    model = _load(_factory("classifier", config), place, config, fresh_head=True)
+    return _changed(model, name, tokenizer, structure, seed)
 
 
-def load_language_model(name: str, structure: Structure) -> Any:
+def load_language_model(name: str, tokenizer: Any, structure: Structure, *, seed: int) -> Any:
     """A pretrained causal language model in float32.
+
+    Args:
+        tokenizer: with the tokens that the structure adds.
+        seed: decides the values of layers that are initialised anew.
 
     Raises:
         ModelError: the model cannot be found, is not in safetensors, has other weights than its configuration says, or
             is of a family that writes no text.
+        RecipeError: the structure asks for what this model does not have.
     """
+    for key, value in (("pooling", structure.pooling), ("head", structure.head)):
+        if value is not None:
+            where, todo = Where(field=f"structure.{key}"), "Leave it out."
+            problem = Problem("a task whose head gives a few numbers a row", "a language model", todo, where)
+            raise RecipeError(f"A language model has no {key} to replace.", [problem])
     place = _place(name)
     config = _config(place)
-    _set_first(config, _DROPOUT, structure.dropout)
-    _set_first(config, _ATTENTION_DROPOUT, structure.attention_dropout)
-    return _load(AutoModelForCausalLM, place, config)
+    _set_numbers(config, structure)
+    model = _load(AutoModelForCausalLM, place, config)
+    return _changed(model, name, tokenizer, structure, seed)
+
+
+def load_untuned(name: str) -> Any:
+    """A pretrained model as training would begin with it: a language model, or else a classifier, in float32.
+
+    Raises:
+        ModelError: as `load_classifier`.
+    """
+    config, tokenizer = _config(_place(name)), load_tokenizer(name)
+    if any(kind.endswith("ForCausalLM") for kind in config.architectures or ()):
+        return load_language_model(name, tokenizer, Structure(), seed=0)
+    labels = [str(label) for label in range(config.num_labels)]
+    return load_classifier(name, tokenizer, labels, "single_label_classification", Structure(), seed=0)
 
 
 def load_saved(folder: Path, head: Head, base: str) -> Any:
@@ -149,8 +194,9 @@ def load_saved(folder: Path, head: Head, base: str) -> Any:
     Raises:
         ModelError: the files are damaged or do not fit one another, or the base model cannot be found.
     """
-    factory, place = _FACTORIES[head], _place(str(folder))
+    place = _place(str(folder))
     config = _config(place)
+    factory = _factory(head, config)
     if not (folder / ADAPTERS).is_file():
         return _load(factory, place, config)
     check_adapters(folder)
@@ -208,6 +254,7 @@ def _load(factory: Any, place: _Place, config: Any, *, fresh_head: bool = False)
     """
     _fetch_weights(place)
     shapes = stored_shapes(weight_files(place.folder, place.name), place.name)
+    check_depth(place.folder, shapes, place.name)
     with _loading(place), torch.device("meta"):
         outline = factory.from_config(config, trust_remote_code=False)
     fresh = head_modules(outline) if fresh_head else ()
@@ -255,7 +302,11 @@ def _loading(place: _Place) -> Iterator[None]:
     transformers_logging.disable_progress_bar()
     try:
         yield
-    except Exception as error:
+    except ChainruleError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # what Rust code raises
+            raise
         if is_shortage(error):
             problem = Problem("memory for the model", str(error)[:300], "Choose a smaller model.", Where(place.name))
             raise ShortageError(f"There is not enough memory to load {place.name!r}.", [problem]) from error
@@ -274,7 +325,28 @@ def is_pretrained(parameter: torch.Tensor) -> bool:
     return getattr(parameter, "pretrained", False)
 
 
-def _set_first(config: Any, names: Sequence[str], value: float | None) -> None:
+def _factory(head: Head, config: Any) -> Any:
+    return PooledClassifier if head == "classifier" and is_own(config) else _FACTORIES[head]
+
+
+def _set_numbers(config: Any, structure: Structure) -> None:
+    """Write into the config what needs nothing else to change."""
+    _set_first(config, _DROPOUT, structure.dropout)
+    _set_first(config, _ATTENTION_DROPOUT, structure.attention_dropout)
+    _set_first(config, _ACTIVATION, structure.activation)
+
+
+def _changed(model: Any, name: str, tokenizer: Any, structure: Structure, seed: int) -> Any:
+    """The loaded model with the tokens and layers that the structure asks for."""
+    if structure.add_tokens:
+        extend_embeddings(model, pieces_of(load_tokenizer(name), tokenizer, structure.add_tokens))
+    change_layers(model, structure, seed)
+    if structure.makes_another_model:
+        model.name_or_path = ""  # adapters alone could not be laid on what has that name
+    return model
+
+
+def _set_first(config: Any, names: Sequence[str], value: float | str | None) -> None:
     if value is None:
         return
     found = [name for name in names if hasattr(config, name)]

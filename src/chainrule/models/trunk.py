@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from chainrule.models.accelerate import FIRST_TOKEN_FAMILIES
+from chainrule.models.adapters import plain_model, virtual_tokens
+from chainrule.models.classifier import FAMILIES, reads_first_token
 from chainrule.models.inspect import anatomy, layer_stack
 
-# Encoders that take `inputs_embeds` through a module `embeddings`, and whose classifier reads the first token.
-FAMILIES = (*FIRST_TOKEN_FAMILIES, "distilbert")
 _NOT_BELOW = ("id2label", "label2id", "problem_type", "num_labels", "transformers_version", "_name_or_path", "dtype")
 
 
@@ -27,24 +26,24 @@ def frozen_depth(model: Any, trained: Collection[str]) -> int:
     Returns:
         0 where the embeddings are trained, or where the model is of a family that cannot start above them.
     """
-    parts = anatomy(model)
-    plain = not hasattr(model, "peft_config") and not hasattr(model.base_model, "embeddings_project")
-    if model.config.model_type not in FAMILIES or not plain or any(name in trained for name in parts.embeddings):
+    parts, base = anatomy(model), plain_model(model).base_model
+    other = virtual_tokens(model) or hasattr(base, "embeddings_project") or model.config.model_type not in FAMILIES
+    if other or any(name in trained for name in parts.embeddings):
         return 0
     touched = [any(name in trained for name in layer) for layer in parts.layers]
     return touched.index(True) if True in touched else len(touched)
 
 
 def is_whole(model: Any, depth: int) -> bool:
-    """Whether `depth` layers are all of them, so that only the first token's state is ever read."""
-    return depth == len(layer_stack(model))
+    """Whether only the first token's state is ever read: `depth` layers are all of them, and the head reads no more."""
+    return depth == len(layer_stack(model)) and reads_first_token(model)
 
 
 def trunk_states(model: Any, depth: int, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """What the `depth`-th layer gives for a batch; the layers above are not run.
 
     Returns:
-        (b, t, hidden), or (b, 1, hidden) of the first token where `depth` is all layers.
+        (b, t, hidden), or (b, 1, hidden) of the first token where only that is read.
     """
     caught: list[torch.Tensor] = []
 
@@ -64,18 +63,19 @@ def trunk_states(model: Any, depth: int, inputs: dict[str, torch.Tensor]) -> tor
 
 def start_above(model: Any, depth: int) -> None:
     """Let the model take the states of the `depth`-th layer as `inputs_embeds`, until `accelerate.restore`."""
-    model.base_model.embeddings.forward = _given
+    plain_model(model).base_model.embeddings.forward = _given
     for layer in layer_stack(model)[:depth]:
         layer.forward = _same
 
 
 def trunk_digest(model: Any, depth: int) -> str:
     """A hash of all that the states follow from on the model's side."""
-    parts = anatomy(model)
+    plain = plain_model(model)
+    parts = anatomy(plain)
     below = {*parts.embeddings, *(name for layer in parts.layers[:depth] for name in layer)}
     settings = {key: value for key, value in model.config.to_dict().items() if key not in _NOT_BELOW}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-    for name, parameter in model.named_parameters():
+    for name, parameter in plain.named_parameters():
         if name in below:
             digest.update(name.encode())
             digest.update(parameter.detach().cpu().contiguous().numpy().data)

@@ -10,7 +10,7 @@ from chainrule.core import shelf
 from chainrule.core.recipe import Spec
 from chainrule.core.task import Task
 from chainrule.errors import Problem, RecipeError, Where
-from chainrule.strategies import bitfit, dora, full, gradual, head, ia3, lora, partial
+from chainrule.strategies import bitfit, dora, full, gradual, head, hybrid, ia3, lora, partial, prompt
 from chainrule.strategies.adapted import LowRank
 from chainrule.strategies.base import Strategy
 
@@ -60,6 +60,14 @@ STRATEGIES: dict[str, Entry] = {
         ia3.Ia3,
         "trains vectors that scale keys, values and feed-forward parts, and a head (options: targets, merge)",
     ),
+    "hybrid": Entry(
+        hybrid.Options, hybrid.Hybrid, "trains each group of layers in its own way (options: groups, rank, alpha)"
+    ),
+    "prompt": Entry(
+        prompt.Options,
+        prompt.Prompt,
+        "trains a few vectors before every text, and a classifier's head (option: tokens)",
+    ),
 }
 
 
@@ -89,6 +97,11 @@ def refuse_misfit(name: str, task: Task) -> None:
         todo="Choose one of these; `chainrule show strategies` tells what goes together.",
     )
     raise RecipeError(f"The strategy {name!r} does not go together with {task.name}.", [problem])
+
+
+def reserved_tokens(strategy: Strategy) -> int:
+    """Positions that a strategy takes before every row."""
+    return strategy.options.tokens if isinstance(strategy, prompt.Prompt) else 0
 
 
 def describe(tasks: Mapping[str, Task]) -> list[dict[str, Any]]:

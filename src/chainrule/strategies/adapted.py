@@ -11,7 +11,16 @@ from transformers.pytorch_utils import Conv1D
 
 from chainrule.core.recipe import Optimizer, Section
 from chainrule.errors import Problem, RecipeError, Where
-from chainrule.models.adapters import adapter_parameters, endings, head_modules, linear_modules, peft_library, put_on
+from chainrule.models.adapters import (
+    adapter_parameters,
+    endings,
+    head_modules,
+    kind_of,
+    linear_modules,
+    peft_library,
+    put_on,
+    refuse_alone,
+)
 from chainrule.strategies.base import Phase, decayed_groups
 
 Tell = Callable[[str], None]
@@ -69,7 +78,7 @@ def adapter_settings(model: Any, names: Collection[str]) -> dict[str, Any]:
         "target_modules": list(names),
         "modules_to_save": list(head_modules(model)) or None,
         "fan_in_fan_out": any(isinstance(modules[name], Conv1D) for name in names),
-        "task_type": "CAUSAL_LM" if model.get_output_embeddings() is not None else "SEQ_CLS",
+        "task_type": kind_of(model),
     }
 
 
@@ -96,9 +105,13 @@ def targets_of(modules: Collection[str], wanted: str | Sequence[str]) -> list[st
 
 def choose_merge(model: Any, asked: bool | None, tell: Tell) -> bool:
     """Whether the adapters are merged in the end: as asked, else where the base model has no name on the hub."""
-    is_local = Path(model.name_or_path).exists()
+    is_changed = not model.name_or_path
+    is_local = is_changed or Path(model.name_or_path).exists()
     merge = is_local if asked is None else asked
-    tell(_what_is_saved(merge, is_local, asked=asked is not None))
+    if not merge:
+        refuse_alone(model)
+    told = "The adapters will be merged into the changed model."
+    tell(told if is_changed else _what_is_saved(merge, is_local, asked=asked is not None))
     return merge
 
 

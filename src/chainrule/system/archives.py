@@ -32,6 +32,7 @@ _DAMAGE = (  # what the standard library raises for archives that are none, encr
     lzma.LZMAError,
     struct.error,
     EOFError,
+    LookupError,
     RuntimeError,
     ValueError,
     OverflowError,

@@ -18,6 +18,13 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def seed_processor(seed: int) -> None:
+    """The same without the other devices, for which torch keeps a call and its stack each time until they are used."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
+
+
 def seed_step(seed: int, step: int) -> None:
     """Seed torch for one optimizer step, so that its random numbers are a function of (seed, step) alone.
 

@@ -22,7 +22,7 @@ from chainrule.core.task import Objective, Predictions
 from chainrule.data.batch import IGNORED
 from chainrule.errors import ModelError, Problem, Where
 from chainrule.kernels.cross_entropy import cross_entropy_gradient
-from chainrule.models.adapters import plain_model
+from chainrule.models.adapters import plain_model, virtual_tokens, with_prompt
 from chainrule.tasks.objectives import take_loss
 
 CHUNK = 512  # positions whose logits are in memory at once: 50 MB in bfloat16 for 50,000 words
@@ -36,17 +36,19 @@ class CausalModel:
     """A causal language model in two parts, with or without adapters.
 
     Attributes:
+        model: all of it.
         trunk: token ids to hidden states, everything below the head.
         logits: hidden states (n, d) to logits (n, vocabulary), scaling and capping included.
     """
 
+    model: Any
     trunk: Any
     logits: Logits
 
     def hidden(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The last hidden states (b, t, d)."""
-        states: torch.Tensor = self.trunk(**inputs, use_cache=False).last_hidden_state
-        return states
+        """The last hidden states (b, t, d), those of a trained prompt left off."""
+        states: torch.Tensor = self.trunk(**with_prompt(self.model, inputs), use_cache=False).last_hidden_state
+        return states[:, virtual_tokens(self.model) :]
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ def parts_of(model: Any) -> CausalModel:
             values = values * (scale / divisor)
         return values if cap is None else torch.tanh(values / cap) * cap
 
-    return CausalModel(plain.base_model, logits)
+    return CausalModel(model, plain.base_model, logits)
 
 
 def check_model(model: Any) -> None:
@@ -188,7 +190,7 @@ def packs(model: Any) -> bool:
     rows = ids[:5], ids[5:]
     places = torch.cat([torch.arange(len(row), device=ids.device) for row in rows])
     parts, was_training = parts_of(model), model.training
-    if "position_ids" not in inspect.signature(parts.trunk.forward).parameters:
+    if virtual_tokens(model) or "position_ids" not in inspect.signature(parts.trunk.forward).parameters:
         return False
     model.eval()
     with torch.inference_mode():

@@ -28,6 +28,7 @@ ALWAYS = {
     "training.evaluate_every_steps": 3,
     "seed": 5,
 }
+GROUPS = [{"layers": "0", "method": "lora", "start": 0.3}, {"layers": "1", "method": "full", "start": 0.6}]
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,19 @@ CASES = {
                 "training.averaging": {"name": "swa", "options": {"start": 0.3}},
             },
         ),
+        Case("hybrid", {"strategy.name": "hybrid", "strategy.options.groups": GROUPS, "training.epochs": 3}),
         Case("patience", {"training.epochs": 8, "training.patience": 1, "optimizer.learning_rate": 1e-6}),
+        Case(
+            "structure",
+            {
+                "training.steps": 9,
+                "structure.reinitialise_top": 1,
+                "structure.insert_blocks": [1],
+                "structure.add_tokens": ["filmgood"],
+                "structure.pooling": "attention",
+                "structure.head": "cnn",
+            },
+        ),
         Case("lora-chat", {"strategy": "lora", "training.steps": 9, "training.batch_size": 8}, chat=True),
     )
 }

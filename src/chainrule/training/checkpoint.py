@@ -10,7 +10,6 @@ state.json holds the SHA-256 of every other file and of itself.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import shutil
@@ -30,7 +29,8 @@ from chainrule.core.artifact import EVENTS
 from chainrule.core.task import Predictions
 from chainrule.errors import ModelError, Problem, Where
 from chainrule.kernels.adamw import catch_up, checked_state
-from chainrule.system.files import atomic_folder, flush, sha256
+from chainrule.system.files import atomic_folder, flush
+from chainrule.system.seals import BrokenSealError, seal, unsealed
 from chainrule.training.decisions import Decision, checkpoint_wanted
 from chainrule.training.divergence import Losses
 from chainrule.training.loop import Progress
@@ -345,10 +345,7 @@ def _write(path: Path, state: dict[str, Any], files: Mapping[str, Tensors]) -> N
     with atomic_folder(path) as folder:
         for name, tensors in files.items():
             save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, folder / name)
-        hashes = {name: sha256(folder / name) for name in files}
-        document = {"format_version": FORMAT_VERSION, "files": hashes, **state}
-        text = json.dumps(document | {"sha256": _digest(document)}, allow_nan=True)
-        (folder / STATE).write_text(text, encoding="utf-8")
+        seal(folder, STATE, {"format_version": FORMAT_VERSION, **state})
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -358,18 +355,12 @@ def read_state(path: Path) -> dict[str, Any]:
         CheckpointError: they are not.
     """
     try:
-        document = json.loads((path / STATE).read_text(encoding="utf-8"))
-        claimed = document.pop("sha256")
-        if document.get("format_version") != FORMAT_VERSION:
-            raise CheckpointError(f"it is of format {document.get('format_version')!r}")
-        if claimed != _digest(document):
-            raise CheckpointError(f"{path.name}/{STATE} was altered")
-        for name, wanted in document["files"].items():
-            if sha256(path / name) != wanted:
-                raise CheckpointError(f"{path.name}/{name} is damaged")
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path.name} is incomplete: {error}") from error
-    return dict(document)
+        state = unsealed(path, STATE)
+    except BrokenSealError as error:
+        raise CheckpointError(str(error)) from error
+    if state.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(f"it is of format {state.get('format_version')!r}")
+    return state
 
 
 def _is_whole(path: Path) -> bool:
@@ -386,7 +377,3 @@ def _load(path: Path) -> Tensors:
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path.parent.name}/{path.name} cannot be read: {error}") from error
     return tensors
-
-
-def _digest(document: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()

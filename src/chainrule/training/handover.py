@@ -9,7 +9,8 @@ import numpy as np
 
 from chainrule.errors import ChainruleError, Problem
 from chainrule.inference.predict import predict_encoded
-from chainrule.models.adapters import has_adapters
+from chainrule.models.accelerate import restore
+from chainrule.models.adapters import has_adapters, plain_model
 from chainrule.models.heads import settle
 from chainrule.training.events import Sink
 from chainrule.training.job import Job
@@ -19,11 +20,12 @@ TOLERANCE = 1e-3  # of the mean loss; float32 leaves about a hundredth of it
 
 
 def finished(job: Job, record: Sink) -> Any:
-    """The model to save. Where adapters were merged, rows of validation are read with both and compared.
+    """The model to save, without our kernels. Where adapters were merged, rows are read with both and compared.
 
     Raises:
         ChainruleError: the merged model gives other losses than the model with adapters.
     """
+    restore(plain_model(job.model))
     before = _losses(job, job.model) if has_adapters(job.model) else None
     model = job.strategy.finish(job.model)
     settle(model)

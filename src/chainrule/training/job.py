@@ -19,6 +19,7 @@ from chainrule.strategies.base import Phase, Strategy
 from chainrule.training.averaging import Averaged, take_average
 from chainrule.training.loop import MakeOptimizer
 from chainrule.training.optimizers import make_optimizer
+from chainrule.training.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Job:
 
     Attributes:
         row_numbers: (n,) of the training rows, 1-based, in the file they come from.
+        watch: what is looked at while it is trained.
     """
 
     model: Any
@@ -37,6 +39,7 @@ class Job:
     validation: Encoded
     row_numbers: np.ndarray
     forward: Forward
+    watch: Watch | None = None
 
 
 def steps_per_epoch(recipe: Recipe, rows: int) -> int:

@@ -65,7 +65,7 @@ def resolve(job: Job, recipe: Recipe, display: Display) -> Recipe:
         recipe = _within_memory(job, recipe, trained, display)
     minutes = recipe.training.minutes
     if minutes is not None:
-        steps = min(planned, _affordable(job, recipe, groups, precision))
+        steps = min(planned, _affordable(job, recipe, groups))
         recipe = recipe.replace({"training.steps": steps, "training.minutes": None})
         if steps < planned:
             display.say(f"{minutes:g} minutes are enough for {steps} of {planned} planned steps.")
@@ -128,13 +128,28 @@ def _spread(job: Job, recipe: Recipe, count: int) -> list[np.ndarray]:
     return [batches[place] for place in places]
 
 
-def _affordable(job: Job, recipe: Recipe, groups: Sequence[dict[str, Any]], precision: str) -> int:
+def planned_seconds(job: Job, recipe: Recipe) -> float:
+    """About how long the steps of a recipe with all choices made would take, by a few of them made now."""
+    steps = planned_steps(recipe, len(job.train))
+    phase = largest_phase(job, recipe, steps)
+    groups, job = activate(job.model, phase), replace(job, objective=phase.wrap(job.objective))
+    token_seconds, step_seconds = _pace(job, recipe, groups)
+    tokens = sum(map(padded_tokens(job, recipe), planned_batches(recipe, job.train.lengths, steps)))
+    return tokens * token_seconds + steps * step_seconds
+
+
+def _affordable(job: Job, recipe: Recipe, groups: Sequence[dict[str, Any]]) -> int:
+    token_seconds, step_seconds = _pace(job, recipe, groups)
+    planned = planned_batches(recipe, job.train.lengths, planned_steps(recipe, len(job.train)))
+    budget = (recipe.training.minutes or 0.0) * 60 / RESERVE_FOR_THE_REST
+    return probe.steps_that_fit(budget, planned, padded_tokens(job, recipe), token_seconds, step_seconds)
+
+
+def _pace(job: Job, recipe: Recipe, groups: Sequence[dict[str, Any]]) -> tuple[float, float]:
+    """Seconds per padded token, and per optimizer step."""
     batches = _spread(job, recipe, PROBE_BATCHES)
     autocast = forward_for(job, recipe).autocast
     token_seconds = probe.seconds_per_token(
         job.model, job.objective, batches, piece_maker(job, recipe), batch_loader(job, recipe), autocast
     )
-    step_seconds = probe.optimizer_seconds(list(groups), optimizer_maker(job, recipe))
-    planned = planned_batches(recipe, job.train.lengths, planned_steps(recipe, len(job.train)))
-    budget = (recipe.training.minutes or 0.0) * 60 / RESERVE_FOR_THE_REST
-    return probe.steps_that_fit(budget, planned, padded_tokens(job, recipe), token_seconds, step_seconds)
+    return token_seconds, probe.optimizer_seconds(list(groups), optimizer_maker(job, recipe))

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from chainrule.core.artifact import MANIFEST, ROWS, Manifest
 from chainrule.core.recipe import Recipe
-from chainrule.core.report import EvaluationReport
+from chainrule.core.report import EvaluationReport, Finding
 from chainrule.core.task import Predictions, Task
 from chainrule.data.load import Dataset
 from chainrule.data.split import Cut
@@ -20,8 +20,6 @@ from chainrule.errors import DataError
 from chainrule.evaluation.baselines import UNTUNED, fit_baselines
 from chainrule.evaluation.compare import judge
 from chainrule.evaluation.report import model_card
-from chainrule.models.accelerate import restore
-from chainrule.models.adapters import plain_model
 from chainrule.models.inspect import count_parameters
 from chainrule.models.load import weights_hash
 from chainrule.models.save import save_model, weights_file
@@ -55,7 +53,6 @@ def clear(out: Path) -> None:
 
 def save_artifact(out: Path, job: Job, recipe: Recipe, prepared: Prepared, outcome: Outcome) -> Manifest:
     """Put the tuned model with its manifest into the run folder, as plain libraries load it."""
-    restore(plain_model(outcome.model))
     base = _base_name(recipe.model.name) or ""
     limit = prepared.max_length if job.task.head == "classifier" else None
     with atomic_folder(out / "artifact") as folder:
@@ -89,7 +86,7 @@ def _manifest(
         primary_metric=task.primary_metric,
         data={
             "fingerprint": dataset.fingerprint,
-            "rows": {name: len(split.table) for name, split in dataset.splits.items()},
+            "rows": {name: len(split) for name, split in dataset.splits.items()},
             "cut_sha256": dataset.cut.sha256 if dataset.cut else None,
         },
         loads_in=loads_in,
@@ -112,7 +109,7 @@ def judge_validation(
     out: Path, task: Task, prepared: Prepared, outcome: Outcome, recipe: Recipe, display: Display
 ) -> EvaluationReport:
     """Compare the tuned model with the cheap baselines, or with the untuned model, on validation."""
-    baselines, chosen = _baselines(out, task, prepared, outcome, recipe, display)
+    baselines, chosen, findings = _baselines(out, task, prepared, outcome, recipe, display)
     targets = prepared.encoded["validation"].targets
     if targets is None:
         raise DataError("The validation rows have no targets.")
@@ -130,6 +127,7 @@ def judge_validation(
         verdict=verdict,
         rows=len(targets),
         detail=detail,
+        findings=findings,
     )
     (out / "evaluations").mkdir()
     write_json(out / "evaluations" / "validation.json", report.as_dict())
@@ -138,10 +136,10 @@ def judge_validation(
 
 def _baselines(
     out: Path, task: Task, prepared: Prepared, outcome: Outcome, recipe: Recipe, display: Display
-) -> tuple[dict[str, Predictions], str]:
-    """What the model is compared with on validation, and which of it the verdict is about."""
+) -> tuple[dict[str, Predictions], str, tuple[Finding, ...]]:
+    """What the model is compared with on validation, which of it the verdict is about, and what to know of it."""
     if outcome.untuned is not None:
-        return {UNTUNED: outcome.untuned}, UNTUNED
+        return {UNTUNED: outcome.untuned}, UNTUNED, ()
     train_split, validation = (prepared.dataset.splits[name] for name in ("train", "validation"))
     display.say("Fitting the cheap baselines on the same training rows …")
     baselines = fit_baselines(
@@ -153,7 +151,7 @@ def _baselines(
     )
     with atomic_folder(out / "baselines") as folder:
         baselines.save(folder)
-    return baselines.predict(validation.inputs), baselines.best
+    return baselines.predict(validation.inputs), baselines.best, baselines.findings()
 
 
 def summary_of(out: Path, recipe: Recipe, outcome: Outcome, task: Task, report: EvaluationReport) -> dict[str, Any]:

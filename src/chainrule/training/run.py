@@ -20,8 +20,10 @@ from chainrule.inference.predict import forward_of
 from chainrule.kernels import native
 from chainrule.models.accelerate import accelerate
 from chainrule.models.adapters import plain_model
+from chainrule.models.classifier import PooledClassifier, form_of
+from chainrule.models.inspect import count_parameters, layer_stack
 from chainrule.models.load import load_classifier, load_language_model
-from chainrule.strategies import make_strategy, refuse_misfit
+from chainrule.strategies import make_strategy, refuse_misfit, reserved_tokens
 from chainrule.strategies.base import Strategy
 from chainrule.system.device import choose_device, has_bfloat16, use_threads
 from chainrule.system.files import (
@@ -76,7 +78,7 @@ def train_recipe(recipe: Recipe, source: Any, out: Path, display: Display, began
     refuse_existing(out)
     require_trackers(recipe.training.track)
     with PeakMemory() as memory:
-        job, prepared, recipe = _prepare(recipe, source, display)
+        job, prepared, recipe = prepare_job(recipe, source, display)
         resolved = resolve(job, _with_options(recipe, job.strategy), display)
         _begin(out, asked, job, resolved, prepared)
         with only_one(out):
@@ -102,7 +104,7 @@ def resume_run(out: Path, source: Any, display: Display, began: float) -> Run:
             return Run(out)
         recipe = read_recipe(out / "resolved.yaml")
         require_trackers(recipe.training.track)
-        job, prepared, recipe = _prepare(recipe, recipe.data.source if source is None else source, display)
+        job, prepared, recipe = prepare_job(recipe, recipe.data.source if source is None else source, display)
         refuse_changes(out, recipe, prepared)
         tell_changes(out, job, recipe, display)
         clear(out)
@@ -134,7 +136,7 @@ def reproduce_run(run: Path, source: Any, out: Path, display: Display, began: fl
         raise OutputError("There is nothing yet to compare with.", [problem])
     recipe = read_recipe(run / "resolved.yaml")
     with PeakMemory() as memory:
-        job, prepared, resolved = _prepare(recipe, recipe.data.source if source is None else source, display)
+        job, prepared, resolved = prepare_job(recipe, recipe.data.source if source is None else source, display)
         refuse_changes(run, resolved, prepared)
         changed = tell_changes(run, job, resolved, display)
         _begin(out, recipe, job, resolved, prepared)
@@ -161,7 +163,7 @@ def _begin(out: Path, asked: Recipe, job: Job, resolved: Recipe, prepared: Prepa
         record_inputs(folder, job, resolved, prepared)
 
 
-def _prepare(recipe: Recipe, source: Any, display: Display) -> tuple[Job, Prepared, Recipe]:
+def prepare_job(recipe: Recipe, source: Any, display: Display) -> tuple[Job, Prepared, Recipe]:
     """Data, model and kernels, ready for step one."""
     require_address_space()
     task, strategy = find_task(recipe.task.name), make_strategy(recipe.strategy)
@@ -173,7 +175,7 @@ def _prepare(recipe: Recipe, source: Any, display: Display) -> tuple[Job, Prepar
     if task.micro_batch_tokens is None:  # where pieces keep memory low, freed memory must not stay
         keep_freed()
     display.say(f"Reading {recipe.data.source or type(source).__name__} …")
-    prepared = prepare(recipe, source, task, ("train", "validation"))
+    prepared = prepare(recipe, source, task, ("train", "validation"), reserved=reserved_tokens(strategy))
     _tell(prepared.report, prepared.max_length, display)
     rate = learning_rate(recipe.optimizer, strategy.default_learning_rate)
     known = {"model.max_length": prepared.max_length, "optimizer.learning_rate": rate}
@@ -247,6 +249,21 @@ def _tell(report: CheckReport, limit: int, display: Display) -> None:
     display.say(f"Data: {sizes} rows;{labels} at most {limit} tokens a row.")
 
 
+def _tell_structure(model: Any, recipe: Recipe, task: Task, display: Display) -> None:
+    """What has become of the model, and what will load it: before step one, not after the last."""
+    changed = recipe.structure.makes_another_model
+    if changed:
+        display.say(f"Structure: {len(layer_stack(model))} layers, {count_parameters(model):,} parameters.")
+    if isinstance(model, PooledClassifier):
+        family, form = model.config.model_type, form_of(model.config)
+        display.say(
+            f"The artifact will load in Chainrule alone, because transformers has no {form} for {family}; "
+            "what is below the head will load with transformers' AutoModel."
+        )
+    if changed and task.baseline == "untuned":
+        display.say("The verdict will compare with this changed model as it is before step one.")
+
+
 def _with_options(recipe: Recipe, strategy: Strategy) -> Recipe:
     """With every option of the strategy written out, those that it chose on seeing the model included."""
     return recipe.replace({"strategy.options": strategy.options.model_dump(mode="json")})
@@ -255,7 +272,9 @@ def _with_options(recipe: Recipe, strategy: Strategy) -> Recipe:
 def _job(
     recipe: Recipe, task: Task, strategy: Strategy, prepared: Prepared, device: torch.device, display: Display
 ) -> Job:
-    model = strategy.prepare(_load(recipe, task, prepared), display.say)
+    model = _load(recipe, task, prepared)
+    _tell_structure(model, recipe, task, display)
+    model = strategy.prepare(model, display.say)
     targets = prepared.encoded["train"].targets
     if targets is None:
         raise DataError("The training rows have no labels.")
@@ -274,7 +293,7 @@ def _job(
         strategy=strategy,
         train=prepared.encoded["train"],
         validation=prepared.encoded["validation"],
-        row_numbers=prepared.dataset.splits["train"].table.rows,
+        row_numbers=prepared.dataset.splits["train"].places.rows,
         forward=forward_of(model, prepared.tokenizer, device, fast),
     )
     trained = trained_names(job, recipe, planned_steps(recipe, len(job.train)))
@@ -283,7 +302,7 @@ def _job(
 
 def _load(recipe: Recipe, task: Task, prepared: Prepared) -> Any:
     if task.head == "language-model":
-        model = load_language_model(recipe.model.name, recipe.structure)
+        model = load_language_model(recipe.model.name, prepared.tokenizer, recipe.structure, seed=recipe.seed)
         check_model(model)
         end_replies(model, prepared.tokenizer)
         return model

@@ -25,19 +25,27 @@ from chainrule.training.job import (
 )
 from chainrule.training.loop import Step, Stepping, training_steps
 from chainrule.training.profile import Profile, profiled
-from chainrule.training.schedules import make_schedule
+from chainrule.training.schedules import Factor, make_schedule
 from chainrule.training.validation import waits
+from chainrule.training.watch import watched
 
 
-def steps_in_memory(job: Job, recipe: Recipe, standing: Standing, record: Sink, display: Display) -> Iterator[Step]:
-    """The loop, watched where the recipe asks for it; where memory runs short it goes on with smaller pieces."""
+def steps_in_memory(
+    job: Job, recipe: Recipe, standing: Standing, record: Sink, display: Display, schedule: Factor | None = None
+) -> Iterator[Step]:
+    """The loop, looked at where the recipe asks for it; where memory runs short it goes on with smaller pieces.
+
+    Args:
+        schedule: in place of the recipe's.
+    """
+    schedule = schedule or make_schedule(recipe.schedule, planned_steps(recipe, len(job.train)))
     while True:
         shrink_again(standing, record)
         tokens = standing.micro_batch_tokens or recipe.training.micro_batch_tokens
         now = recipe.replace({"training.micro_batch_tokens": tokens})
-        steps = training_steps(*_loop_parts(job, now, standing))
+        steps = training_steps(*_loop_parts(job, now, standing, schedule))
         try:
-            for step in _watched(steps, recipe, record, display):
+            for step in _looked_at(steps, job, recipe, standing, record, display):
                 yield step
                 if shrink_again(standing, record):
                     break
@@ -83,21 +91,23 @@ def halve(job: Job, recipe: Recipe, standing: Standing, record: Sink, display: D
     display.say(f"warning: memory ran short; from here on at most {tokens:,} tokens are worked through at once.")
 
 
-def _watched(steps: Iterator[Step], recipe: Recipe, record: Sink, display: Display) -> Iterator[Step]:
-    if not recipe.training.profile:
-        return steps
+def _looked_at(
+    steps: Iterator[Step], job: Job, recipe: Recipe, standing: Standing, record: Sink, display: Display
+) -> Iterator[Step]:
+    """The same steps, looked at as the recipe asks for it."""
 
     def report(seen: Profile) -> None:
         record(seen.as_event())
         for line in seen.lines():
             display.say(line)
 
-    return profiled(steps, recipe.training.precision, report)
+    if job.watch is not None:
+        steps = watched(steps, job.watch, standing.progress, record)
+    return profiled(steps, recipe.training.precision, report) if recipe.training.profile else steps
 
 
-def _loop_parts(job: Job, recipe: Recipe, standing: Standing) -> tuple[Any, ...]:
-    total = planned_steps(recipe, len(job.train))
-    schedule, least = make_schedule(recipe.schedule, total), recipe.training.min_delta
+def _loop_parts(job: Job, recipe: Recipe, standing: Standing, schedule: Factor) -> tuple[Any, ...]:
+    total, least = planned_steps(recipe, len(job.train)), recipe.training.min_delta
     stepping = Stepping(
         pieces=piece_maker(job, recipe),
         load=batch_loader(job, recipe),

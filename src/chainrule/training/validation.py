@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from chainrule.core.task import Predictions
 from chainrule.data.encode import Encoded
 from chainrule.inference.predict import predict_encoded
 from chainrule.kernels.adamw import catch_up
+from chainrule.models.adapters import has_adapters, without_adapters
 from chainrule.training.averaging import averages_in_place
 from chainrule.training.checkpoint import Standing
 from chainrule.training.divergence import DivergenceError
@@ -24,7 +27,8 @@ from chainrule.training.job import Job, forward_for, planned_steps, steps_per_ep
 def validate_untuned(job: Job, recipe: Recipe, record: Sink) -> Predictions:
     """The validation of the model as it is before step one."""
     began = time.perf_counter()
-    predictions, metrics = validate(job, recipe, 0)
+    with without_adapters(job.model) if has_adapters(job.model) else nullcontext(job.model) as base:
+        predictions, metrics = validate(replace(job, forward=replace(job.forward, model=base)), recipe, 0)
     seconds = round(time.perf_counter() - began, 3)
     record({"event": "evaluation", "step": 0, "epoch": 0.0, "metrics": metrics, "best": False, "seconds": seconds})
     return predictions
