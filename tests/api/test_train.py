@@ -80,6 +80,13 @@ def test_the_resolved_recipe_leaves_nothing_open(trained: Run) -> None:
     assert resolved.training.precision == "float32"
     assert resolved.optimizer.learning_rate == 5e-3
     assert resolved.model.max_length == 64
+    assert (resolved.optimizer.options, resolved.schedule.options) == (
+        {"betas": [0.9, 0.999], "eps": 1e-8},
+        {"end": 0.0},
+    )
+    assert resolved.loss.name == "cross-entropy"
+    assert resolved.loss.options == {"label_smoothing": 0.0, "class_weights": "none"}
+    assert resolved.training.early_stopping_metric == "accuracy"
 
 
 def test_the_artifact_names_no_absolute_path(trained: Run) -> None:

@@ -17,7 +17,7 @@ from chainrule.errors import RecipeError
 from chainrule.kernels import native
 from chainrule.kernels.adamw import NativeAdamW, catch_up
 from chainrule.kernels.embedding import embedding
-from chainrule.training.averaging import Averaged, average_share, averages_in_place
+from chainrule.training.averaging import Averaged, averages_in_place, take_average
 from chainrule.training.optimizers import make_optimizer
 from chainrule.training.validation import trained_weights
 
@@ -27,7 +27,7 @@ STEPS = 8
 
 def averaged(parameters: list[nn.Parameter], averaging: Spec, name: str = "sgd") -> Averaged:
     groups = [{"params": parameters, "lr": 0.1, "weight_decay": 0.0}]
-    return Averaged(make_optimizer(Optimizer(name=name), groups), average_share(averaging, STEPS))
+    return Averaged(make_optimizer(Optimizer(name=name), groups), take_average(averaging)(STEPS))
 
 
 def walk(averaging: Spec, name: str = "sgd") -> tuple[list[torch.Tensor], torch.Tensor]:
@@ -90,7 +90,7 @@ def test_rows_that_are_behind_catch_up_before_they_are_averaged() -> None:
     torch.manual_seed(1)
     mine = nn.Parameter(torch.randn(30, 5))
     exact = nn.Parameter(mine.detach().double())
-    share = average_share(Spec(name="ema", options={"decay": 0.9}), STEPS)
+    share = take_average(Spec(name="ema", options={"decay": 0.9}))(STEPS)
     groups = [[{"params": [parameter], "lr": 0.05, "weight_decay": 0.1}] for parameter in (mine, exact)]
     ours = Averaged(NativeAdamW(groups[0], (0.9, 0.999), 1e-8), share)
     theirs = Averaged(make_optimizer(Optimizer(name="adamw"), groups[1]), share)
@@ -189,5 +189,5 @@ def test_a_run_keeps_its_average(tiny_bert: Path, reviews: Path, tmp_path: Path)
 )
 def test_what_there_is_not_is_refused(averaging: Spec, problem: str) -> None:
     with pytest.raises(RecipeError) as caught:
-        average_share(averaging, 10)
+        take_average(averaging)
     assert [str(item) for item in caught.value.problems] == [problem]

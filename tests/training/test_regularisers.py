@@ -386,8 +386,10 @@ def test_fgm_reads_words_where_layers_are_frozen(tiny_bert: Path, reviews: Path,
         "training.steps": 16,
         "training.threads": 1,
     }
-    settings |= {"training.precision": "float32", "regularisers.fgm.epsilon": 0.1}
+    settings |= {"training.precision": "float32", "regularisers": "fgm", "training.averaging": "swa"}
     run = chainrule.train(str(reviews), out=tmp_path / "run", settings=settings)
     resolved = chainrule.read_recipe(run.path / "resolved.yaml")
     assert not resolved.training.trunk_cache
-    assert resolved.regularisers == {"fgm": {"epsilon": 0.1}}
+    assert resolved.regularisers == {"fgm": {"epsilon": 1.0}}
+    assert resolved.training.averaging is not None
+    assert resolved.training.averaging.options == {"start": 0.75}

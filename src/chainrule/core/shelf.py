@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from chainrule.core.recipe import Section, Spec, parse_options, unknown_name
@@ -28,10 +27,26 @@ class Entry:
     summary: str
 
 
-def take(
-    shelf: Mapping[str, Entry], spec: Spec, kind: str, fields: tuple[str, str] | None = None
-) -> Callable[..., Any]:
-    """What makes the part that a recipe names, with its options in place.
+@dataclass(frozen=True)
+class Part:
+    """A part that was taken from a shelf, with its options in place; to call it is to make it."""
+
+    name: str
+    options: Section
+    make: Callable[..., Any]
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Make it from whatever the shelf hands to all its parts."""
+        return self.make(self.options, *arguments)
+
+    @property
+    def written_out(self) -> dict[str, Any]:
+        """All its options as plain JSON values, the defaults among them."""
+        return self.options.model_dump(mode="json")
+
+
+def take(shelf: Mapping[str, Entry], spec: Spec, kind: str, fields: tuple[str, str] | None = None) -> Part:
+    """The part that a recipe names.
 
     Args:
         kind: what the shelf holds, in the singular, used in messages ("optimizer", "loss", …).
@@ -44,7 +59,7 @@ def take(
     if spec.name not in shelf:
         raise unknown_name(kind, spec.name, tuple(shelf), named)
     entry = shelf[spec.name]
-    return partial(entry.make, parse_options(entry.options, spec, kind, optioned))
+    return Part(spec.name, parse_options(entry.options, spec, kind, optioned), entry.make)
 
 
 def describe(shelf: Mapping[str, Entry]) -> list[dict[str, Any]]:

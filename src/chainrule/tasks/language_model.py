@@ -23,7 +23,7 @@ from chainrule.data.batch import IGNORED
 from chainrule.errors import ModelError, Problem, Where
 from chainrule.kernels.cross_entropy import cross_entropy_gradient
 from chainrule.models.adapters import plain_model, virtual_tokens, with_prompt
-from chainrule.tasks.objectives import loss_maker
+from chainrule.tasks.objectives import take_loss
 
 CHUNK = 512  # positions whose logits are in memory at once: 50 MB in bfloat16 for 50,000 words
 TOLERANCE = 1e-3
@@ -72,7 +72,7 @@ LOSSES = {"cross-entropy": Entry(NoOptions, lambda options: NextTokenObjective()
 
 def objective(loss: Spec, targets: np.ndarray) -> Objective:
     """Cross-entropy of the next token, over the tokens of the replies."""
-    made: Objective = loss_maker(LOSSES, loss)()
+    made: Objective = take_loss(LOSSES, loss)()
     return made
 
 

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch.nn import functional
 
 from chainrule.core.recipe import Section, Spec
-from chainrule.core.shelf import Entry, NoOptions, take
+from chainrule.core.shelf import Entry, NoOptions, Part, take
 
 RowLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -50,7 +50,7 @@ def backward(total: torch.Tensor) -> torch.Tensor:
 
 
 class ClassWeights(Section):
-    """ "balanced" weighs each class by 1 / its frequency, with mean weight 1 over rows."""
+    """With `balanced` each class weighs 1 / its frequency, 1 in the mean over rows."""
 
     class_weights: Literal["none", "balanced"] = "none"
 
@@ -163,21 +163,21 @@ NUMBER_LOSSES = {
 
 def class_objective(loss: Spec, targets: np.ndarray) -> LogitsObjective:
     """One class a row. Logits (b, classes), targets (b,) int64."""
-    return LogitsObjective(loss_maker(CLASS_LOSSES, loss)(targets), softmax_divergence)
+    return LogitsObjective(take_loss(CLASS_LOSSES, loss)(targets), softmax_divergence)
 
 
 def label_objective(loss: Spec, targets: np.ndarray) -> LogitsObjective:
     """Any number of labels a row. Logits and targets (b, labels)."""
-    return LogitsObjective(loss_maker(LABEL_LOSSES, loss)(targets), sigmoid_divergence)
+    return LogitsObjective(take_loss(LABEL_LOSSES, loss)(targets), sigmoid_divergence)
 
 
 def number_objective(loss: Spec, targets: np.ndarray) -> LogitsObjective:
     """A number a row. Logits (b, 1), targets (b,); in units of the training targets' spread, whatever their own."""
-    return LogitsObjective(loss_maker(NUMBER_LOSSES, loss)(targets), _scaled_distance(_variance(targets)))
+    return LogitsObjective(take_loss(NUMBER_LOSSES, loss)(targets), _scaled_distance(_variance(targets)))
 
 
-def loss_maker(losses: Mapping[str, Entry], loss: Spec) -> Callable[..., Any]:
-    """What makes the loss of a recipe; "default" is the first of the task's.
+def take_loss(losses: Mapping[str, Entry], loss: Spec) -> Part:
+    """The loss of a recipe among those of a task, whose first is "default".
 
     Raises:
         RecipeError: another loss, or options it does not have.

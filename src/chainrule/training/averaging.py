@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 
 from chainrule.core.recipe import Section, Spec
-from chainrule.core.shelf import Entry, take
+from chainrule.core.shelf import Entry, Part, take
 from chainrule.kernels.adamw import catch_up
 from chainrule.training.optimizers import Optimizer
 
@@ -52,15 +52,13 @@ AVERAGES: dict[str, Entry] = {
 }
 
 
-def average_share(averaging: Spec, steps: int) -> Share:
-    """The average a recipe names, of a run of so many steps.
+def take_average(averaging: Spec) -> Part:
+    """The average a recipe names: steps of a run -> Share.
 
     Raises:
         RecipeError: no such average, or options it does not have.
     """
-    fields = ("training.averaging.name", "training.averaging.options")
-    made: Share = take(AVERAGES, averaging, "average", fields)(steps)
-    return made
+    return take(AVERAGES, averaging, "average", ("training.averaging.name", "training.averaging.options"))
 
 
 class Averaged:

@@ -16,7 +16,7 @@ from chainrule.data.batch import Batch, collate, epoch_order, micro_batches, pac
 from chainrule.data.encode import Encoded
 from chainrule.inference.predict import Forward
 from chainrule.strategies.base import Phase, Strategy
-from chainrule.training.averaging import Averaged, average_share
+from chainrule.training.averaging import Averaged, take_average
 from chainrule.training.loop import MakeOptimizer
 from chainrule.training.optimizers import make_optimizer
 from chainrule.training.watch import Watch
@@ -106,7 +106,7 @@ def optimizer_maker(job: Job, recipe: Recipe) -> MakeOptimizer:
     averaging = recipe.training.averaging
     if averaging is None:
         return partial(make_optimizer, recipe.optimizer)
-    share = average_share(averaging, planned_steps(recipe, len(job.train)))
+    share = take_average(averaging)(planned_steps(recipe, len(job.train)))
     return lambda groups: Averaged(make_optimizer(recipe.optimizer, groups), share)
 
 

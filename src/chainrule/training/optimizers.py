@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from chainrule.core import recipe
 from chainrule.core.recipe import Section, Spec
-from chainrule.core.shelf import Entry, take
+from chainrule.core.shelf import Entry, Part, take
 from chainrule.kernels import native
 from chainrule.kernels.adamw import NativeAdamW
 
@@ -196,13 +196,14 @@ def make_optimizer(optimizer: recipe.Optimizer, groups: Groups) -> Optimizer:
     """The optimizer a recipe names over torch parameter groups ({"params", "lr", "weight_decay"}).
 
     Raises:
-        RecipeError: as `update_rule`.
+        RecipeError: as `take_optimizer`.
     """
-    return update_rule(optimizer)(groups)
+    made: Optimizer = take_optimizer(optimizer)(groups)
+    return made
 
 
-def update_rule(optimizer: recipe.Optimizer) -> Callable[[Groups], Optimizer]:
-    """What makes the optimizer a recipe names.
+def take_optimizer(optimizer: recipe.Optimizer) -> Part:
+    """The optimizer a recipe names, to be made from parameter groups.
 
     Raises:
         RecipeError: no such optimizer, or options it does not have.

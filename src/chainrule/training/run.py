@@ -41,21 +41,21 @@ from chainrule.system.seed import choose_determinism, seed_everything
 from chainrule.tasks import find_task
 from chainrule.tasks.conversation import end_replies
 from chainrule.tasks.language_model import check_model
-from chainrule.tasks.objectives import loss_maker
+from chainrule.tasks.objectives import take_loss
 from chainrule.tasks.prepare import Prepared, prepare
-from chainrule.training.averaging import average_share
+from chainrule.training.averaging import take_average
 from chainrule.training.checkpoint import Keeper
 from chainrule.training.decisions import Decision, read_decisions
 from chainrule.training.events import Sink, event_log, require_trackers, trackers
 from chainrule.training.inputs import INPUTS, record_inputs, refuse_changes, tell_changes
 from chainrule.training.job import Job, planned_steps, trained_names
 from chainrule.training.memory import require_address_space
-from chainrule.training.optimizers import learning_rate, update_rule
-from chainrule.training.regularisers import regularised, regulariser_makers
+from chainrule.training.optimizers import learning_rate, take_optimizer
+from chainrule.training.regularisers import regularised, take_regularisers
 from chainrule.training.reproduction import keep_comparison
 from chainrule.training.resolve import resolve
 from chainrule.training.results import clear, is_finished, judge_validation, save_artifact, summary_of, write_summary
-from chainrule.training.schedules import make_schedule
+from chainrule.training.schedules import take_schedule
 from chainrule.training.trainer import train
 
 STARTED = "started.json"
@@ -168,7 +168,7 @@ def prepare_job(recipe: Recipe, source: Any, display: Display) -> tuple[Job, Pre
     require_address_space()
     task, strategy = find_task(recipe.task.name), make_strategy(recipe.strategy)
     refuse_misfit(recipe.strategy.name, task)
-    _check_parts(recipe, task)
+    recipe = _with_parts(recipe, task)
     device = choose_device(recipe.training.device)
     threads = use_threads(recipe.training.threads)
     deterministic = choose_determinism(device, recipe.training.deterministic)
@@ -189,19 +189,23 @@ def _keeper(out: Path, recipe: Recipe, decided: Sequence[Decision] = ()) -> Keep
     return Keeper(out, minutes, keep, halve=_was_killed_for_memory(out), decided=decided)
 
 
-def _check_parts(recipe: Recipe, task: Task) -> None:
-    """Make sure, before any work is done, that there are the parts and options that are wanted later.
+def _with_parts(recipe: Recipe, task: Task) -> Recipe:
+    """With every part that the training is made of found on its shelf, and all its options written out.
 
     Raises:
-        RecipeError: there are not.
+        RecipeError: there is no such part, or it has no such options.
     """
-    loss_maker(task.losses, recipe.loss)
-    update_rule(recipe.optimizer)
-    make_schedule(recipe.schedule, steps=1)
-    regulariser_makers(recipe.regularisers)
-    if recipe.training.averaging is not None:
-        average_share(recipe.training.averaging, steps=1)
-    task.ranking_metric(recipe.training.early_stopping_metric)
+    loss, training = take_loss(task.losses, recipe.loss), recipe.training
+    changes = {
+        "loss": {"name": loss.name, "options": loss.written_out},
+        "optimizer.options": take_optimizer(recipe.optimizer).written_out,
+        "schedule.options": take_schedule(recipe.schedule).written_out,
+        "regularisers": {part.name: part.written_out for part in take_regularisers(recipe.regularisers)},
+        "training.early_stopping_metric": task.ranking_metric(training.early_stopping_metric),
+    }
+    if training.averaging is not None:
+        changes["training.averaging.options"] = take_average(training.averaging).written_out
+    return recipe.replace(changes)
 
 
 def _carry_out(

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from pydantic import Field
 
 from chainrule.core.recipe import Schedule, Section, Spec
-from chainrule.core.shelf import Entry, NoOptions, take
+from chainrule.core.shelf import Entry, NoOptions, Part, take
 
 
 class Factor(Protocol):
@@ -156,6 +156,15 @@ SCHEDULES: dict[str, Entry] = {
 }
 
 
+def take_schedule(schedule: Schedule) -> Part:
+    """The schedule a recipe names: a Moment -> factor.
+
+    Raises:
+        RecipeError: no such schedule, or options it does not have.
+    """
+    return take(SCHEDULES, Spec(name=schedule.name, options=schedule.options), "schedule")
+
+
 def make_schedule(schedule: Schedule, steps: int) -> Factor:
     """Warm-up over the first `schedule.warmup` of `steps`, then the named way down to the last step.
 
@@ -163,9 +172,9 @@ def make_schedule(schedule: Schedule, steps: int) -> Factor:
         factor(step, waits) for step = 0 … steps − 1, the step about to be made. It is never 0 before the end.
 
     Raises:
-        RecipeError: no such schedule, or options it does not have.
+        RecipeError: as `take_schedule`.
     """
-    shape = take(SCHEDULES, Spec(name=schedule.name, options=schedule.options), "schedule")
+    shape = take_schedule(schedule)
     warm = math.ceil(schedule.warmup * steps)
 
     def factor(step: int, waits: Sequence[int] = ()) -> float:

@@ -7,11 +7,11 @@ is the same however its batch is cut into micro-batches, random masks aside.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from chainrule.core.recipe import Spec
-from chainrule.core.shelf import Entry, take
+from chainrule.core.shelf import Entry, Part, take
 from chainrule.core.task import Objective
 from chainrule.training.regularisers import fgm, mixout, penalties, r_drop
 
@@ -29,17 +29,17 @@ REGULARISERS: dict[str, Entry] = {
 }
 
 
-def regulariser_makers(asked: Mapping[str, Mapping[str, Any]]) -> list[Callable[..., Objective]]:
-    """What makes each regulariser of a recipe (name -> options), the innermost first, with its options in place.
+def take_regularisers(asked: Mapping[str, Mapping[str, Any]]) -> list[Part]:
+    """The regularisers of a recipe (name -> options), the innermost first.
 
     Raises:
         RecipeError: no such regulariser, or options it does not have.
     """
-    makers = {
+    parts = {
         name: take(REGULARISERS, Spec(name=name, options=dict(options)), "regulariser", (KEY, f"{KEY}.{name}"))
         for name, options in asked.items()
     }
-    return [makers[name] for name in REGULARISERS if name in makers]
+    return [parts[name] for name in REGULARISERS if name in parts]
 
 
 def regularised(
@@ -52,10 +52,10 @@ def regularised(
         trained: names of the parameters that any phase trains.
 
     Raises:
-        RecipeError: as `regulariser_makers`, or one that this task or model cannot use.
+        RecipeError: as `take_regularisers`, or one that this task or model cannot use.
     """
-    for make in regulariser_makers(asked):
-        objective = make(objective, model, trained)
+    for part in take_regularisers(asked):
+        objective = part(objective, model, trained)
     return objective
 
 

@@ -42,7 +42,7 @@ class FGM:
 
         with table.register_forward_hook(watch):
             loss, count = self.inner.accumulate(model, batch)
-        gradient = seen[0].grad
+        gradient = seen[0].grad if seen else None
         if gradient is None:
             raise ValueError("a loss must depend on the word embeddings")
         shift = self.epsilon * of_length_one(gradient)

@@ -52,7 +52,8 @@ class RDrop:
 
 def _dropout_of(module: Any) -> float:
     """Its probability; some attentions keep theirs as a number."""
-    return float(module.p if isinstance(module, nn.Dropout) else getattr(module, "attention_dropout", 0.0))
+    probability = module.p if isinstance(module, nn.Dropout) else getattr(module, "attention_dropout", 0.0)
+    return float(probability) if isinstance(probability, float | int) else 0.0
 
 
 def _unusable(expected: str, got: str, todo: str) -> RecipeError:
