@@ -132,8 +132,8 @@ def test_everything_that_is_wrong_is_told_at_once(tiny_bert: Path) -> None:
 def test_something_is_trained_from_the_first_step(tiny_bert: Path) -> None:
     late = {"layers": "0-1", "method": "full", "start": 0.5}
     assert problems(tiny_bert, late, {"layers": "head", "method": "frozen"}) == [
-        "field 'strategy.options.groups': expected a group that is trained from the first step, got the first at 0.5 of "
-        "the steps. Let one start at 0."
+        "field 'strategy.options.groups': expected a group that is trained from the first step, got the first at 0.5 "
+        "of the steps. Let one start at 0."
     ]
     frozen = {"layers": "0-1", "method": "frozen"}
     (told,) = problems(tiny_bert, frozen, {"layers": "head", "method": "frozen"})

@@ -68,7 +68,9 @@ def load_predictor(artifact: Artifact, *, device: str = "auto") -> Predictor:
     tokenizer = load_tokenizer(str(artifact.path))
     place = choose_device(device)
     task = find_task(artifact.manifest.task)
-    model = load_saved(artifact.path, task.head, base_name(artifact)).to(place).eval()
+    held = artifact.manifest.recipe.get("strategy", {}).get("name") == "qlora"
+    base, held_on = base_name(artifact), place if held else None
+    model = load_saved(artifact.path, task.head, base, held_on=held_on).to(place).eval()
     if has_adapters(model):
         _same_base(artifact)
     if not native.must_build():  # compiling takes longer than a few predictions

@@ -17,6 +17,7 @@ from chainrule.core.task import Head
 from chainrule.errors import ChainruleError, ModelError, Problem, Where
 from chainrule.models.adapters import ADAPTERS, add_saved
 from chainrule.models.catalog import MODELS, model_folder
+from chainrule.models.quantized import hold
 from chainrule.models.save import WEIGHTS
 from chainrule.system.files import sha256
 from chainrule.system.hub import hub_error, unreachable
@@ -127,11 +128,12 @@ def load_language_model(name: str, structure: Structure) -> Any:
     return _load(AutoModelForCausalLM, name, place, config=config)
 
 
-def load_saved(folder: Path, head: Head, base: str) -> Any:
+def load_saved(folder: Path, head: Head, base: str, *, held_on: torch.device | None = None) -> Any:
     """A fine-tuned model from an artifact folder, in float32.
 
     Args:
         base: the model under the adapters, where the artifact is adapters.
+        held_on: where that is to be held in few bits, as it was while the adapters were trained; None for as it is.
 
     Raises:
         ModelError: the files are damaged, or the base model cannot be found.
@@ -141,6 +143,8 @@ def load_saved(folder: Path, head: Head, base: str) -> Any:
         return _load(factory, str(folder), str(folder))
     config = _config(str(folder), str(folder))
     model = _load(factory, base, locate(base), config=config, ignore_mismatched_sizes=True)
+    if held_on is not None:
+        hold(model.to(held_on))
     return add_saved(model, folder)
 
 

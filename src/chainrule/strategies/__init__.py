@@ -9,7 +9,7 @@ from typing import Any
 from chainrule.core.recipe import Section, Spec, parse_options, unknown_name
 from chainrule.core.task import Task
 from chainrule.errors import Problem, RecipeError, Where
-from chainrule.strategies import bitfit, dora, full, gradual, head, hybrid, ia3, lora, partial, prompt
+from chainrule.strategies import bitfit, dora, full, gradual, head, hybrid, ia3, lora, partial, prompt, qlora
 from chainrule.strategies.adapted import LowRank
 from chainrule.strategies.base import Strategy
 
@@ -55,6 +55,11 @@ STRATEGIES: dict[str, Entry] = {
         LowRank,
         dora.Dora,
         "as lora, with the length of each row of a weight trained apart (options: as lora)",
+    ),
+    "qlora": Entry(
+        LowRank,
+        qlora.QLora,
+        "as lora, on weights held in int8 (CPU) or nf4 (CUDA, with bitsandbytes; options: as lora)",
     ),
     "ia3": Entry(
         ia3.Options,

@@ -226,13 +226,12 @@ def _with_options(recipe: Recipe, strategy: Strategy) -> Recipe:
 def _job(
     recipe: Recipe, task: Task, strategy: Strategy, prepared: Prepared, device: torch.device, display: Display
 ) -> Job:
-    model = strategy.prepare(_load(recipe, task, prepared), display.say)
+    model = strategy.prepare(_load(recipe, task, prepared).to(device), display.say)
     targets = prepared.encoded["train"].targets
     if targets is None:
         raise DataError("The training rows have no labels.")
     if task.prepare_head is not None:
         task.prepare_head(model, targets)
-    model.to(device)
     if recipe.training.accelerate:
         if device.type == "cpu" and native.must_build():
             display.say("Compiling the CPU kernels, once: some seconds …")
