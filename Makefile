@@ -16,6 +16,7 @@ PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -n 2
 BENCH ?= banking77 mrpc long_documents alpaca_gpt4_en predict
 ROUNDS ?= 30
 KILLS ?= 30
+FUZZ ?= 100000
 
 .DEFAULT_GOAL := help
 .PHONY: help install dev quickstart test test-full faults test-house lint format bench clean
@@ -36,8 +37,9 @@ test: lint  ## lint, types, import contract and all tests but the slow ones
 test-full: lint  ## the same with the slow tests
 	$(PYTEST) -m "not bench"
 
-faults: lint  ## kill trainings at random moments and compare what they end with (minutes): KILLS=30 of each kind
-	CHAINRULE_KILLS=$(KILLS) $(PYTEST) tests/faults tests/training/test_checkpoint.py tests/api/test_resume.py
+faults: lint  ## kill trainings (KILLS=30 of each kind) and read files made to do harm (FUZZ=100000 of them); an hour
+	CHAINRULE_KILLS=$(KILLS) CHAINRULE_FUZZ=$(FUZZ) $(PYTEST) -rP \
+		tests/faults tests/training/test_checkpoint.py tests/api/test_resume.py
 
 test-house: $(VENV)/.installed-dev  ## only the tests of the project's own rules (seconds)
 	$(TEST_ENV) $(BIN)/python -m pytest -q tests/house -m unit

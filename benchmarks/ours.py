@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import chainrule
-from chainrule.core.recipe import parse_setting
+from chainrule.core.parsing import parse_setting
 from chainrule.system.progress import Quiet
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))

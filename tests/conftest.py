@@ -11,11 +11,16 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from transformers.utils import logging as transformers_logging
 
 from chainrule.core.artifact import Run
 from chainrule.testing.data import sentences, write_csv
 from chainrule.testing.models import tiny_model
+
+# How fast examples come, and how long each takes, says something of the machine alone.
+settings.register_profile("quiet", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("quiet")
 
 SHARED_DATA = Path(os.environ.get("CHAINRULE_TEST_DATA", "../shared/data"))
 

@@ -1,6 +1,6 @@
 """Chainrule: fine-tune pretrained models on an ordinary computer, and know whether it helped."""
 
-from chainrule.api import check, evaluate, predict, resume, show, train
+from chainrule.api import check, check_gradients, evaluate, predict, reproduce, resume, show, train
 from chainrule.core.artifact import Artifact, Run
 from chainrule.core.recipe import Recipe, read_recipe
 from chainrule.errors import ChainruleError
@@ -13,9 +13,11 @@ __all__ = [
     "Run",
     "__version__",
     "check",
+    "check_gradients",
     "evaluate",
     "predict",
     "read_recipe",
+    "reproduce",
     "resume",
     "show",
     "train",

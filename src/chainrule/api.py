@@ -2,54 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, Unpack
 
 from chainrule.core.artifact import Artifact, Run
-from chainrule.core.recipe import Data, Recipe, merge, parse_recipe, read_recipe
-from chainrule.core.report import CheckReport, EvaluationReport
+from chainrule.core.parsing import merge
+from chainrule.core.recipe import Data, Recipe, parse_recipe, read_recipe
+from chainrule.core.report import CheckReport, EvaluationReport, GradientReport, RateReport, Reproduction
+from chainrule.core.request import Flags, WritingFlags, asked_recipe, field_changes
 from chainrule.errors import ModelError, OutputError, Problem, RecipeError, Where
+from chainrule.system.files import free_path
 from chainrule.system.progress import Display, Quiet
 from chainrule.system.telemetry import turn_off_telemetry
 from chainrule.system.threads import wait_briefly
 
+SHOWN = ("catalog", "tasks", "strategies", "optimizers", "schedules", "losses", "regularisers", "averages")
 Rows = Any  # a path, a name, a pandas frame, a datasets.Dataset, or a dict of split -> one of these
-
-
-class Flags(TypedDict, total=False):
-    """Settings of `train` with a name of their own; the command line has the same."""
-
-    task: str
-    model: str
-    strategy: str
-    fields: Mapping[str, str]
-    max_length: int
-    epochs: float
-    minutes: float
-    seed: int
-
-
-class WritingFlags(TypedDict, total=False):
-    """How `predict` writes replies, for a model that does."""
-
-    max_new_tokens: int
-    temperature: float
-    seed: int
-
-
-_FLAG_KEYS = {
-    "task": "task",
-    "model": "model.name",
-    "strategy": "strategy",
-    "max_length": "model.max_length",
-    "epochs": "training.epochs",
-    "minutes": "training.minutes",
-    "seed": "seed",
-}
 
 
 def check(
@@ -82,7 +53,7 @@ def check(
         "data.source": _shown(source),
         "task": task,
         "model": {"name": model or known.default_model, "max_length": max_length},
-        **_field_changes(fields),
+        **field_changes(fields),
         **(settings or {}),
     }
     recipe = parse_recipe(merge({}, changes))
@@ -120,16 +91,40 @@ def train(
     """
     began = time.perf_counter()
     _set_environment()
-    unknown = sorted(set(flags) - Flags.__annotations__.keys())
-    if unknown:
-        raise TypeError(f"train() has no {', '.join(unknown)}; it has {', '.join(Flags.__annotations__)}")
-    named = {_FLAG_KEYS[name]: value for name, value in flags.items() if name in _FLAG_KEYS}
-    chosen = make_recipe(source, recipe, {**named, **_field_changes(flags.get("fields")), **(settings or {})})
+    chosen = asked_recipe("train", source, recipe, flags, settings, _default_model)
     from chainrule.training.run import train_recipe
 
     rows = chosen.data.source if source is None else source
     folder = Path(out) if out is not None else _free_folder(chosen)
     return train_recipe(chosen, rows, folder, display or Quiet(), began)
+
+
+def find_learning_rate(
+    source: Rows | None = None,
+    *,
+    recipe: Recipe | str | Path | None = None,
+    out: str | Path | None = None,
+    tried: tuple[float, float, int] = (1e-7, 1.0, 100),
+    settings: Mapping[str, Any] | None = None,
+    display: Display | None = None,
+    **flags: Unpack[Flags],
+) -> RateReport:
+    """Find out which learning rates suit a training, by a short one whose learning rate grows from step to step.
+
+    Args:
+        source, recipe, settings, flags: as in `train`.
+        out: an HTML page with the plot; by default none is written.
+        tried: the lowest learning rate, the highest, and the number of steps.
+
+    Raises:
+        UserError: the recipe, the data, the model, the range or the output path is wrong.
+    """
+    _set_environment()
+    chosen = asked_recipe("find_learning_rate", source, recipe, flags, settings, _default_model)
+    from chainrule.training.range_test import Range, find_rate
+
+    rows, page = chosen.data.source if source is None else source, None if out is None else Path(out)
+    return find_rate(chosen, rows, Range(*tried), page, display or Quiet())
 
 
 def resume(run: str | Path | Run, source: Rows | None = None, *, display: Display | None = None) -> Run:
@@ -150,6 +145,32 @@ def resume(run: str | Path | Run, source: Rows | None = None, *, display: Displa
 
     folder = run.path if isinstance(run, Run) else Path(run)
     return resume_run(folder, source, display or Quiet(), began)
+
+
+def reproduce(
+    run: str | Path | Run,
+    source: Rows | None = None,
+    *,
+    out: str | Path | None = None,
+    display: Display | None = None,
+) -> Reproduction:
+    """Make a finished run again, with every choice it made, and compare weights and events.
+
+    Args:
+        run: the run folder.
+        source: the rows again, for a run that was given an object instead of a path.
+        out: the folder of the second run; by default beside the first.
+
+    Raises:
+        UserError: there is no such run, it is not finished, or its data or its model has changed.
+    """
+    began = time.perf_counter()
+    _set_environment()
+    from chainrule.training.run import reproduce_run
+
+    first = run.path if isinstance(run, Run) else Path(run)
+    again = Path(out) if out is not None else free_path(first.with_name(f"{first.name}-again"))
+    return reproduce_run(first, source, again, display or Quiet(), began)
 
 
 def evaluate(
@@ -241,68 +262,67 @@ def predict(
     return [row for _, rows in chunks for row in rows]
 
 
-def show(what: str | Path) -> dict[str, Any]:
-    """Look at a run or artifact folder, or at "catalog", "strategies" or "tasks".
+def check_gradients(
+    model: Any, batch: Any = None, *, kernels: bool = False, seed: int = 0, display: Display | None = None
+) -> GradientReport:
+    """Compare the backward of every module of a model with its forward, by central differences in float64.
+
+    Args:
+        model: a catalog name, a model folder, a hub name, a run, an artifact, or a torch module.
+        batch: the arguments of a torch module, by name or in order; None makes one up for a model that reads tokens.
+        kernels: compare the CPU kernels on it as well, in float32 and bfloat16.
+        seed: of the batch and of the directions.
+
+    Raises:
+        UserError: there is no such model, none of it is trainable, or a batch is needed.
+    """
+    _set_environment()
+    from chainrule.evaluation.gradients import check_model
+
+    return check_model(model, batch, kernels=kernels, seed=seed, display=display or Quiet())
+
+
+def show(what: str | Path, run: str | Path | Run | None = None) -> dict[str, Any]:
+    """Look at a run or artifact folder, at the "gradients" of a run, or at what there is to choose from: one of SHOWN.
+
+    Args:
+        run: the run whose gradients are to be shown; it must have been watched.
 
     Raises:
         UserError: there is no such thing.
     """
     _set_environment()
+    if what == "gradients" or run is not None:
+        from chainrule.evaluation.layers import describe_gradients
+
+        return describe_gradients(what, run)
     if what == "catalog":
         from chainrule.data.catalog import list_datasets
         from chainrule.models.catalog import list_models
 
         return {"models": list_models(), "data": list_datasets()}
-    if what == "strategies":
-        from chainrule import strategies
-        from chainrule.tasks import TASKS
+    if what in SHOWN:
+        from chainrule.training.shelves import rows_of
 
-        return {"strategies": [strategies.describe(name, TASKS) for name in strategies.STRATEGIES]}
-    if what == "tasks":
-        from chainrule.tasks import TASKS, describe
-
-        return {"tasks": [describe(task) for task in TASKS.values()]}
+        return {str(what): rows_of(str(what))}
     if not os.path.exists(what):  # noqa: PTH110  (unlike Path.exists it takes a name too long for no file)
         problem = Problem(
             where=Where(file=str(what)),
-            expected="a run folder, an artifact folder, or one of catalog, strategies, tasks",
+            expected=f"a run folder, an artifact folder, or one of {', '.join(SHOWN)}",
             got="no such path",
             todo="Check the spelling.",
         )
         raise ModelError(f"There is nothing to show at {what}.", [problem])
-    return _show_folder(Path(what))
+    path = Path(what)
+    if (path / "recipe.yaml").is_file():
+        return Run(path).contents()
+    return {"artifact": Artifact.read(path).manifest.model_dump(mode="json")}
 
 
-def make_recipe(source: Any, recipe: Recipe | str | Path | None, settings: Mapping[str, Any]) -> Recipe:
-    """The recipe that `train` will carry out: the given one, or the defaults, with `settings` on top.
+def _default_model(task: str) -> str:
+    from chainrule.tasks import find_task
 
-    Raises:
-        RecipeError: unknown keys, values out of range, or nothing that says where the rows are.
-    """
-    changes = dict(settings)
-    if source is not None:  # rows in memory have no name that a recipe could give again
-        changes["data.source"] = str(source) if isinstance(source, str | Path) else None
-    if isinstance(recipe, Recipe):
-        chosen = recipe.replace(changes)
-    elif recipe is not None:
-        chosen = read_recipe(Path(recipe), changes)
-    else:
-        changes.setdefault("task", "text-classification")
-        if not {"model", "model.name"} & changes.keys():
-            from chainrule.tasks import find_task
-
-            task = changes.get("task.name", changes["task"])
-            changes["model.name"] = find_task(task).default_model if isinstance(task, str) else "minilm"
-        chosen = parse_recipe(merge({}, changes))
-    if chosen.data.source is None and source is None:
-        problem = Problem(
-            where=Where(field="data.source"),
-            expected="a file, a folder, or a catalog or hub name",
-            got="nothing",
-            todo="Name the data: chainrule train DATA …",
-        )
-        raise RecipeError("The recipe does not say where the rows are.", [problem])
-    return chosen
+    return find_task(task).default_model
 
 
 def _writing(artifact: Artifact, options: Mapping[str, Any]) -> Any:
@@ -323,10 +343,6 @@ def _set_environment() -> None:
     """What the libraries read when they are loaded, so it must come before their imports."""
     turn_off_telemetry()
     wait_briefly()
-
-
-def _field_changes(fields: Mapping[str, str] | None) -> dict[str, str]:
-    return {f"data.fields.{name}": column for name, column in (fields or {}).items()}
 
 
 def _shown(source: Any) -> str:
@@ -350,24 +366,4 @@ def _run_source(artifact: Artifact) -> str:
 
 def _free_folder(recipe: Recipe) -> Path:
     names = (Path(name).stem for name in (recipe.model.name, recipe.data.source or "data"))
-    base = Path("runs") / "-".join(names)
-    free, number = base, 2
-    while free.exists():
-        free, number = base.with_name(f"{base.name}-{number}"), number + 1
-    return free
-
-
-def _show_folder(path: Path) -> dict[str, Any]:
-    if (path / "recipe.yaml").is_file():
-        run = Run(path)
-        finished = (path / "artifact").is_dir()
-        evaluations = {
-            file.stem: _read_json(file) for file in sorted((path / "evaluations").glob("*.json")) if file.is_file()
-        }
-        report = str(path / "report.html") if (path / "report.html").is_file() else None
-        return {"finished": finished, "summary": run.summary, "evaluations": evaluations, "report": report}
-    return {"artifact": Artifact.read(path).manifest.model_dump(mode="json")}
-
-
-def _read_json(file: Path) -> Any:
-    return json.loads(file.read_text(encoding="utf-8"))
+    return free_path(Path("runs") / "-".join(names))

@@ -97,7 +97,7 @@ def test_a_finished_run_has_nothing_to_go_on_with(trained: Run) -> None:
 
 
 def test_no_run_there(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="There is no run to go on with") as caught:
+    with pytest.raises(OutputError, match="There is no run at") as caught:
         chainrule.resume(tmp_path / "nowhere")
     assert caught.value.problems[0].got == "no such folder"
     (tmp_path / "resolved.yaml").touch()  # of a version that wrote less
@@ -108,7 +108,7 @@ def test_no_run_there(tmp_path: Path) -> None:
 
 def test_data_that_has_changed_is_refused(stopped: Path, tmp_path: Path) -> None:
     write_csv(tmp_path / "reviews.csv", sentences(120, seed=1))
-    with pytest.raises(DataError, match="cannot go on: what it reads has changed") as caught:
+    with pytest.raises(DataError, match="has changed since it began") as caught:
         chainrule.resume(stopped)
     assert {problem.where.field for problem in caught.value.problems if problem.where} >= {"train", "validation"}
     assert caught.value.problems[0].todo == "Put the data back as it was, or train anew with --out."

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from chainrule.api import SHOWN
 from chainrule.cli import main
 from chainrule.core.artifact import Run
 from chainrule.testing.data import sentences, write_csv
@@ -108,7 +109,7 @@ def test_a_recipe_file_with_flags_on_top(call: Call, reviews: Path, tiny_bert: P
     assert json.loads(stdout)["strategy"] == "head"
 
 
-@pytest.mark.parametrize("what", ["catalog", "strategies", "tasks"])
+@pytest.mark.parametrize("what", SHOWN)
 def test_show_lists_what_there_is(call: Call, what: str) -> None:
     code, out, _ = call("show", what)
     assert code == 0
@@ -155,7 +156,7 @@ def test_wrong_settings_are_reported_together(call: Call, reviews: Path) -> None
     [
         ("none.csv", None, "Cannot read the data", "nothing at that path"),
         ("empty.csv", b"", "is empty", "empty"),
-        ("header.csv", b"text,label\n", "Cannot read the data", "only a header (text, label)"),
+        ("header.csv", b"text,label\n", "Cannot read the data", "only a header ('text', 'label')"),
         (
             "columns.csv",
             b"words,mood\nx,good\ny,bad\n",
@@ -234,7 +235,33 @@ def test_broken_weights_and_a_newer_format_are_told(call: Call, trained: Run, tm
     with (tmp_path / "model" / "model.safetensors").open("r+b") as file:
         file.truncate(1000)
     problem = error_of(call, "predict", tmp_path / "model", "--text", "good")["problems"][0]
-    assert problem["expected"] == "a Hugging Face model folder with safetensors weights"
+    assert problem["expected"] == "a whole safetensors file"
     manifest = tmp_path / "model" / "chainrule.json"
     manifest.write_text(manifest.read_text(encoding="utf-8").replace('"format_version": 1', '"format_version": 2'))
     assert error_of(call, "show", tmp_path / "model")["problems"][0]["got"] == "format 2"
+
+
+def test_check_gradients_exits_by_what_it_found(call: Call, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, out, _ = call("check-gradients", tiny_bert, "--kernels")
+    assert code == 0
+    assert out.splitlines()[0] == f"{tiny_bert}: greatest relative error"
+    assert "bfloat16" in out
+    assert out.splitlines()[-1].startswith("Backward is right: ")
+
+    def cut_off(self: Any, hidden_states: Any, input_tensor: Any) -> Any:
+        return self.LayerNorm(self.dense(hidden_states) + input_tensor.detach())
+
+    monkeypatch.setattr("transformers.models.bert.modeling_bert.BertSelfOutput.forward", cut_off)
+    code, out, _ = call("check-gradients", tiny_bert)
+    assert code == 3
+    line = "bert.encoder.layer.0.attention.output (BertSelfOutput), with respect to input_tensor: no gradient arrives"
+    assert f"wrong: {line}" in out
+    assert f"Backward is wrong. The first: {line}" in out
+    code, out, _ = call("check-gradients", tiny_bert, "--seed", "4", "--json")
+    assert code == 3
+    report = json.loads(out)
+    assert report["ok"] is False
+    assert [found["module"] for found in report["wrong"]] == [
+        "bert.encoder.layer.0.attention.output", "bert.encoder.layer.1.attention.output",
+    ]  # fmt: skip
+    assert error_of(call, "check-gradients", "./nowhere")["problems"][0]["got"] == "no such folder"

@@ -32,7 +32,7 @@ def many(row: Callable[[int], dict[str, Any]], count: int = 30) -> list[dict[str
 
 def first(dataset: Dataset) -> tuple[list[dict[str, str]], str]:
     train = dataset.splits["train"]
-    place = train.table.rows.tolist().index(min(train.table.rows.tolist()))
+    place = train.places.rows.tolist().index(min(train.places.rows.tolist()))
     return turns_of(train.inputs["messages"][place]), train.targets[place]
 
 

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from chainrule.core.recipe import Clean
 from chainrule.data.clean import clean_texts, collapse_white_space, remove_html
-from chainrule.data.table import Table
+from chainrule.data.table import Places
+from chainrule.data.texts import Texts
 
 pytestmark = pytest.mark.unit
 
 
-def table(count: int) -> Table:
-    return Table("a.csv", pa.table({"text": [""] * count}), np.arange(1, count + 1))
+def places(count: int) -> Places:
+    return Places("a.csv", np.arange(1, count + 1))
 
 
 def test_nothing_changes_unless_asked() -> None:
-    inputs = {"text": ["<b>x</b>  ", "１"]}
-    done = clean_texts(inputs, Clean(), table(2), None)
+    inputs = {"text": Texts.of(["<b>x</b>  ", "１"])}
+    done = clean_texts(inputs, Clean(), places(2), None)
     assert done.inputs == inputs
     assert done.findings == []
 
@@ -50,7 +50,7 @@ def test_white_space_collapses_also_in_chinese() -> None:
 
 def test_every_kind_of_change_is_counted_with_its_rows() -> None:
     options = Clean(unicode_nfkc=True, html=True, white_space=True)
-    done = clean_texts({"text": ["ok", "１ <i>x</i>", " y", "z"]}, options, table(4), "train")
+    done = clean_texts({"text": Texts.of(["ok", "１ <i>x</i>", " y", "z"])}, options, places(4), "train")
     assert done.inputs == {"text": ["ok", "1 x", "y", "z"]}
     assert [(found.message, found.rows) for found in done.findings] == [
         ("1 row of train was changed: HTML tags or entities removed.", (2,)),

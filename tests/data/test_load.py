@@ -75,7 +75,7 @@ def test_one_file_is_cut_in_proportion_and_the_cut_is_recorded(tmp_path: Path) -
     assert dataset.report.splits["train"].labels == {"a": 16, "b": 16}
     part = dataset.splits["test"].take(np.array([1]))
     assert part.inputs["text"] == [dataset.splits["test"].inputs["text"][1]]
-    assert part.table.where(0).row == dataset.splits["test"].table.where(1).row
+    assert part.places.where(0).row == dataset.splits["test"].places.where(1).row
 
 
 def test_validation_is_cut_from_train_where_a_folder_has_none(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_a_label_that_train_never_shows(tmp_path: Path) -> None:
     skipped = load(source, Data(on_bad_row="skip"), CLASSES)
     assert skipped.report.ok
     assert found(skipped, "skipped").message == "1 row of test was skipped: it has a label that train never shows."
-    assert skipped.splits["test"].table.rows.tolist() == [2]
+    assert skipped.splits["test"].places.rows.tolist() == [2]
 
 
 def test_one_class_only(tmp_path: Path) -> None:

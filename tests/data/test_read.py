@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from chainrule.data.read import Reading, read
 from chainrule.data.stream import stream
+from chainrule.data.texts import Texts
 from chainrule.errors import DataError
 
 pytestmark = pytest.mark.unit
@@ -40,7 +41,7 @@ def flaws(reading: Reading) -> dict[str, tuple[int, ...]]:
     return {found.kind: found.rows for found in reading.findings}
 
 
-def cells(source: Any, column: str = "text") -> list[str | None]:
+def cells(source: Any, column: str = "text") -> Texts:
     return read(source, on_bad_row="stop").tables["all"].texts(column)
 
 
@@ -54,14 +55,14 @@ def test_files_that_cannot_be_read_say_why(tmp_path: Path, monkeypatch: pytest.M
         ),
         "empty.csv": ("", "empty.csv: expected a line of column names and rows below it, got an empty file. "),
         "blank.csv": ("\n\n", "blank.csv: expected a line of column names and rows below it, got an empty file. "),
-        "header.csv": ("text,label\n", "header.csv: expected at least one row, got only a header (text, label). "),
+        "header.csv": ("text,label\n", "header.csv: expected at least one row, got only a header ('text', 'label'). "),
         "wide.csv": (text.encode("utf-16"), "wide.csv: expected UTF-8 text, got UTF-16 text. Save the file as UTF-8, "),
         "wide_no_mark.csv": (text.encode("utf-16-le"), "wide_no_mark.csv: expected UTF-8 text, got UTF-16 text. "),
         "wider.csv": (text.encode("utf-32"), "wider.csv: expected UTF-8 text, got UTF-32 text. "),
         "wide.jsonl": ('{"text": "abc"}'.encode("utf-16"), "wide.jsonl: expected UTF-8 text, got UTF-16 text. "),
         "twice.csv": (
             "text,label,text\n1,2,3\n",
-            "twice.csv, line 1: expected different column names, got 'text' more than once among text, label, text. ",
+            "twice.csv, line 1: expected different column names, got 'text' more than once among 'text', 'label', ",
         ),
         "nameless.csv": (
             ",,\n1,2,3\n",

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chainrule.data.split import Cut, cut_rows, hash_texts, keep_labels_in_train, strata_of_numbers
+from chainrule.data.targets import Labels
 
 pytestmark = pytest.mark.unit
 
@@ -70,10 +71,10 @@ def test_too_few_rows_are_not_cut() -> None:
 def test_every_label_ends_up_in_train() -> None:
     texts = hashes(4)
     parts = {"train": np.array([0, 1]), "test": np.array([2, 3])}
-    moved = keep_labels_in_train(parts, texts, [("a",), ("a",), ("b", "a"), ("a",)])
+    moved = keep_labels_in_train(parts, texts, Labels.of([("a",), ("a",), ("a", "b"), ("a",)]))
     assert moved is not None
     assert moved["train"].tolist() == [0, 1, 2]
-    assert keep_labels_in_train(parts, texts, [("a",), ("a",), ("b",), ("c",)]) is None
+    assert keep_labels_in_train(parts, texts, Labels.of([("a",), ("a",), ("b",), ("c",)])) is None
 
 
 def test_numbers_are_stratified_by_quantiles() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from chainrule.core.task import Predictions, Task
 from chainrule.errors import ModelError
-from chainrule.evaluation import ngrams
+from chainrule.evaluation import baselines, ngrams
 from chainrule.evaluation.baselines import Baselines, fit_baselines
 from chainrule.tasks import multi_label_classification, regression, text_classification
 
@@ -144,6 +144,53 @@ def test_width_is_what_transform_gives() -> None:
         assert features.shape == again.shape == (2, ngrams.width(len(grams), len(inputs)))
         assert abs(features - again).max() == 0
         assert features.dtype == np.float32
+
+
+def test_what_is_fitted_is_bounded_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train, validation = rows_of("class", 0, pairs=True), rows_of("class", 1, 60, pairs=True)
+    whole = fit_baselines(TASKS["class"], NAMES["class"], train, validation)
+    assert (whole.sample, whole.findings()) == (None, ())
+    size = sum(map(len, [*train[0]["text_a"], *train[0]["text_b"]]))
+    monkeypatch.setattr(baselines, "MOST_CHARACTERS", size // 2)
+    found = fit_baselines(TASKS["class"], NAMES["class"], train, validation)
+    assert found.sample is not None
+    assert 90 < found.sample[0] < 110
+    assert found.sample[1] == 200
+    assert found.findings()[0].message == (
+        f"TF-IDF was fitted on {found.sample[0]} of the 200 training rows, drawn at random: more would fill the memory."
+    )
+    assert np.array_equal(found.constant.shares, whole.constant.shares)
+    assert score(TASKS["class"], validation, found.predict(validation[0])["tfidf"]) > 0.9
+    found.save(tmp_path / "b")
+    assert Baselines.load(tmp_path / "b").sample == found.sample
+    text = json.loads((tmp_path / "b" / "baselines.json").read_text(encoding="utf-8"))
+    del text["sample"]  # as older versions wrote it
+    (tmp_path / "b" / "baselines.json").write_text(json.dumps(text), encoding="utf-8")
+    assert Baselines.load(tmp_path / "b").sample is None
+    monkeypatch.setattr(baselines, "MOST_CHARACTERS", 1)
+    assert fit_baselines(TASKS["class"], NAMES["class"], train, validation).sample == (1, 200)
+
+
+def test_predicting_in_pieces_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, rows = fitted("classes", pairs=True), rows_of("classes", 4, 50, pairs=True)[0]
+    whole = found.predict(rows)
+    monkeypatch.setattr(baselines, "_CHUNK_ROWS", 7)
+    for one, two in zip(whole.values(), found.predict(rows).values(), strict=True):
+        assert np.array_equal(one.values, two.values)
+        assert np.array_equal(one.scores, two.scores)
+
+
+def test_ngrams_are_chosen_from_some_of_the_texts_and_counted_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = reviews(400, 0)[0]["text"]
+    whole, _ = ngrams.fit([texts], 2)
+    monkeypatch.setattr(ngrams, "_ENOUGH", sum(map(len, texts)) // 2)
+    grams, features = ngrams.fit([texts], 2)
+    assert features.shape == (400, len(grams))
+    assert set(grams.words) < set(whole.words)
+    assert {*GOOD, *BAD} <= set(grams.words)
+    idf = dict(zip(whole.words, whole.word_idf, strict=True))
+    assert [idf[word] for word in grams.words] == grams.word_idf.tolist()
+    assert abs(features - ngrams.transform(grams, [texts])).max() == 0
 
 
 def edit(**changes: Any) -> Callable[[Path], None]:

@@ -108,3 +108,14 @@ def test_a_regression_names_its_number() -> None:
     )
     assert "the number score." in card
     assert "## Labels" not in card
+
+
+def test_a_changed_structure_and_a_head_of_our_own_are_told() -> None:
+    structure = {"dropout": None, "keep_layers": [0, 2], "pooling": "mean", "add_tokens": ["<mol>"]}
+    recipe = {"strategy": {"name": "full", "options": {}}, "structure": structure}
+    card = model_card(_manifest(loads_in=("chainrule",), recipe=recipe), None)
+    assert _front(card)["library_name"] == "chainrule"
+    assert "\nChanged before training: add\\_tokens &lt;mol&gt;; keep\\_layers 0, 2; pooling mean.\n" in card
+    assert "Its pooling and head are Chainrule's; without Chainrule" in card
+    assert "AutoModelForSequenceClassification" not in card
+    assert "Changed before" not in model_card(_manifest(), None)

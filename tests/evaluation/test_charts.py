@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chainrule.evaluation.charts import (
+    Axis,
     Interval,
     Line,
     bar,
@@ -68,7 +69,7 @@ def test_the_running_mean_leaves_a_level_line_and_calms_a_noisy_one() -> None:
 def test_charts_of_awkward_numbers_have_finite_coordinates(values: list[float]) -> None:
     x = [float(i) for i in range(len(values))]
     drawings = [
-        line_chart([Line(x, values, "smooth")], about=ABOUT, x_name=both("x"), x_range=(0.0, max(x) or 1.0)),
+        line_chart([Line(x, values, "smooth")], about=ABOUT, axis=Axis(both("x"), (0.0, max(x) or 1.0))),
         interval_chart([Interval(both("a"), v, v, v, "") for v in values], about=ABOUT, x_name=both("x")),
         scatter(values, values, about=ABOUT, names=(both("t"), both("p"))),
     ]
@@ -79,7 +80,7 @@ def test_charts_of_awkward_numbers_have_finite_coordinates(values: list[float]) 
 
 
 def test_nothing_to_draw_is_an_empty_drawing() -> None:
-    assert line_chart([], about=ABOUT, x_name=both("x"), x_range=(0, 1)) == ""
+    assert line_chart([], about=ABOUT, axis=Axis(both("x"), (0, 1))) == ""
     assert heat_map([], [], about=ABOUT, names=(both("t"), both("p"))) == ""
     assert scatter([], [], about=ABOUT, names=(both("t"), both("p"))) == ""
 

@@ -12,6 +12,7 @@ import pytest
 
 from chainrule.errors import OutputError
 from chainrule.evaluation.languages import Words, say, texts
+from chainrule.evaluation.record import read_record
 from chainrule.evaluation.report import render_report, write_report
 from chainrule.evaluation.sections import row_list
 
@@ -115,9 +116,11 @@ def test_both_languages_say_everything() -> None:
 
 def test_every_sentence_that_is_asked_for_exists_and_every_sentence_is_asked_for() -> None:
     sources = "\n".join(
-        path.read_text(encoding="utf-8") for path in (*ROOM.glob("*.py"), ROOM / "templates/report.html")
+        path.read_text(encoding="utf-8") for path in (*ROOM.glob("*.py"), *ROOM.glob("templates/*.html"))
     )
-    asked = set(re.findall(r"""say\(\s*f?"([^"]+)\"""", sources)) | set(re.findall(r'"([\w-]+\.[\w.-]+)" if ', sources))
+    asked = set(re.findall(r"""(?<![.])\bsay\(\s*f?"([^"]+)\"""", sources)) | set(
+        re.findall(r'"([\w-]+\.[\w.-]+)" if ', sources)
+    )
     asked |= set(re.findall(r' else "([\w-]+\.[\w.-]+)"', sources)) | set(
         re.findall(r'" if [\w.\[\]]+ else "([\w-]+\.[\w.-]+)"', sources)
     )
@@ -245,3 +248,24 @@ def test_a_run_being_written_is_shown_by_its_final_name(make_run: MakeRun, tmp_p
 
 def test_row_numbers_are_joined() -> None:
     assert row_list([12, 3, 4, 5, 7, 8, 20, 3]) == "3–5, 7, 8, 12, 20"
+
+
+def test_what_happened_on_the_way_is_told_and_the_curve_goes_back(make_run: MakeRun) -> None:
+    folder = make_run("three")
+    events = folder / "events.jsonl"
+    first, *rest = events.read_text(encoding="utf-8").splitlines(keepends=True)
+    told = [
+        {"event": "resumed", "step": 3},
+        {"event": "memory", "step": 5, "micro_batch_tokens": 1024},
+        {"event": "diverged", "step": 9, "back_to": 0, "rate_factor": 0.5, "reason": "a loss of nan"},
+    ]
+    before = [{"event": "step", "step": step, "loss": 1e6, "learning_rate": 1.0} for step in range(1, 9)]
+    lines = [json.dumps(event) + "\n" for event in (*before, *told)]
+    events.write_text("".join([first, *lines, *rest]), encoding="utf-8")
+    seen = Page(render_report(folder)).seen
+    assert "after step 3" in seen
+    assert "after step 5: from there 1,024 tokens at once" in seen
+    assert "in step 9: back to step 0, with a lower learning rate" in seen
+    assert "第 9 步：退回第 0 步，学习率调低" in seen
+    assert read_record(folder).progress.loss.value[0] < 1e3
+    assert "e+06" not in seen

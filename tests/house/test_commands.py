@@ -19,7 +19,10 @@ from chainrule.models.catalog import model_folder
 
 pytestmark = pytest.mark.docs
 
-DOCUMENTS = ("README.md", "docs/data.md", "docs/recipe.md", "docs/strategies.md", "docs/tasks.md", "docs/verdict.md")
+DOCUMENTS = (
+    "README.md",
+    *(f"docs/{name}.md" for name in ("data", "recipe", "reliability", "strategies", "tasks", "verdict", "chain-rule")),
+)
 
 THINGS = ("soup", "hotel", "phone", "film", "service", "garden", "book", "train ride")
 GOOD = ("delightful", "excellent", "a real pleasure", "better than I hoped", "wonderful")
@@ -73,7 +76,8 @@ def test_commands_of_the_documents(workspace: Path, shown_commands: Callable[[st
             if "--json" in command:
                 assert isinstance(json.loads(result.stdout), dict)
             done.append(command)
-    assert {command[1] for command in done} == {"check", "train", "evaluate", "predict", "show"}
+    verbs = {"check", "check-gradients", "train", "evaluate", "predict", "show"}
+    assert {command[1] for command in done} == verbs
 
     with (workspace / "labelled.csv").open(encoding="utf-8", newline="") as handle:
         labelled = list(csv.DictReader(handle))

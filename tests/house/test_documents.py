@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +17,10 @@ from chainrule.core.recipe import Recipe, parse_recipe
 from chainrule.data.flaws import KINDS
 from chainrule.strategies import STRATEGIES, describe
 from chainrule.tasks import TASKS
+from chainrule.training.averaging import AVERAGES
+from chainrule.training.optimizers import OPTIMIZERS
+from chainrule.training.regularisers import REGULARISERS
+from chainrule.training.schedules import SCHEDULES
 
 pytestmark = pytest.mark.unit
 
@@ -21,11 +28,13 @@ Commands = Callable[[str], list[list[str]]]
 
 TWINS = {
     "README.md": "README.zh-CN.md",
+    "docs/chain-rule.md": "docs/zh/chain-rule.md",
     "docs/data.md": "docs/zh/data.md",
     "docs/recipe.md": "docs/zh/recipe.md",
     "docs/strategies.md": "docs/zh/strategies.md",
     "docs/tasks.md": "docs/zh/tasks.md",
     "docs/verdict.md": "docs/zh/verdict.md",
+    "SECURITY.md": "docs/zh/security.md",
 }
 DOCUMENTS = [*TWINS, *TWINS.values(), "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "LOG.md"]
 MAP_LINE = re.compile(r"^(?:  )?([a-z_]+(?:/|\.py)) {2,}\S", re.MULTILINE)
@@ -116,6 +125,10 @@ def leaves(value: dict[str, object], prefix: str = "") -> set[str]:
 def test_shelves_are_documented(folder: str, repository: Path) -> None:
     tasks = (repository / folder / "tasks.md").read_text(encoding="utf-8")
     data = (repository / folder / "data.md").read_text(encoding="utf-8")
+    recipe = (repository / folder / "recipe.md").read_text(encoding="utf-8")
+    losses = [name for task in TASKS.values() for name in task.losses]
+    parts = [*OPTIMIZERS, *SCHEDULES, *losses, *REGULARISERS, *AVERAGES]
+    assert [name for name in parts if f"| `{name}` |" not in recipe] == []
     assert [kind for kind in KINDS if f"`{kind}`" not in data] == []
     for task in TASKS.values():
         assert f"| `{task.name}` |" in tasks
@@ -129,7 +142,7 @@ def test_strategies_are_documented(folder: str, repository: Path) -> None:
     """Each with its learning rate, and with the tasks that it goes together with."""
     text = (repository / folder / "strategies.md").read_text(encoding="utf-8")
     rates = dict(re.findall(r"^\| `([a-z0-9]+)` \|[^|]*\| ([0-9e.-]+) \|", text, re.MULTILINE))
-    shelf = {name: describe(name, TASKS) for name in STRATEGIES}
+    shelf = {row["name"]: row for row in describe(TASKS)}
     assert {name: float(rate) for name, rate in rates.items()} == {
         name: entry["default_learning_rate"] for name, entry in shelf.items()
     }
@@ -143,6 +156,13 @@ def test_strategies_are_documented(folder: str, repository: Path) -> None:
         section = re.search(rf"^### (?:[a-z0-9, ]+, )?{name}\b[^#]*", text, re.MULTILINE)
         assert (section is not None) == bool(options), name
         assert [option for option in options if section and f"`{option}`" not in section[0]] == [], name
+
+
+def test_the_picture_of_the_schedules_is_what_its_script_draws(repository: Path, tmp_path: Path) -> None:
+    script = shutil.copy(repository / "docs" / "images" / "schedules.py", tmp_path)
+    subprocess.run([sys.executable, script], check=True)
+    drawn = (tmp_path / "schedules.svg").read_text(encoding="utf-8")
+    assert drawn == (repository / "docs" / "images" / "schedules.svg").read_text(encoding="utf-8")
 
 
 def test_public_names(repository: Path) -> None:

@@ -26,7 +26,7 @@ from chainrule.models.load import load_classifier, load_tokenizer
 from chainrule.strategies import STRATEGIES, make_strategy, refuse_misfit
 from chainrule.strategies.base import Strategy
 from chainrule.tasks import TASKS
-from chainrule.tasks.objectives import cross_entropy
+from chainrule.tasks.objectives import class_objective
 from chainrule.testing.data import sentences, write_csv
 from chainrule.training.loop import Stepping, training_steps
 from chainrule.training.optimizers import make_optimizer
@@ -96,7 +96,7 @@ def test_a_phase_moves_what_it_names_and_nothing_else(name: str, numerics: str, 
     phases = strategy.phases(model, Optimizer(learning_rate=1e-2), STEPS)
     steps = training_steps(
         model,
-        cross_entropy(Spec(name="default"), np.asarray(rows.targets), 2),
+        class_objective(Spec(name="default"), np.asarray(rows.targets)),
         [np.arange(8 * place, 8 * place + 8) for place in range(STEPS)],
         phases,
         partial(make_optimizer, Optimizer()),

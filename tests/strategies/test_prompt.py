@@ -42,7 +42,7 @@ WORDS = ("good", "bad", "warm", "cold", "silly", "clever", "dull", "great", "lov
 
 @pytest.fixture(scope="module")
 def model(chat: Path) -> Any:
-    plain = load_language_model(str(chat), Structure())
+    plain = load_language_model(str(chat), load_tokenizer(str(chat)), Structure(), seed=0)
     return make_strategy(Spec(name="prompt", options={"tokens": 3})).prepare(plain, print).eval()
 
 
@@ -70,7 +70,9 @@ def test_padding_changes_nothing(left: bool, model: Any) -> None:
 def test_without_the_prompt_it_is_the_base_model(model: Any, chat: Path) -> None:
     with torch.inference_mode(), without_adapters(model) as base:
         found = parts_of(base).hidden({"input_ids": IDS})
-        wanted = parts_of(load_language_model(str(chat), Structure()).eval()).hidden({"input_ids": IDS})
+        wanted = parts_of(load_language_model(str(chat), load_tokenizer(str(chat)), Structure(), seed=0).eval()).hidden(
+            {"input_ids": IDS}
+        )
     assert torch.equal(found, wanted)
 
 

@@ -19,17 +19,18 @@ from chainrule.core.task import Predictions
 from chainrule.training import checkpoint
 from chainrule.training.checkpoint import Best, Keeper, Standing
 from chainrule.training.loop import Progress
-from chainrule.training.optimizers import TorchAdamW
+from chainrule.training.optimizers import Scaled
 
 pytestmark = pytest.mark.unit
 NAMES = ("weight", "bias")
+RANKS = [(0.5, -1.0), (0.25, -2.0)]
 
 
 def standing_at(step: int, *, best: int | None = None) -> tuple[nn.Linear, Standing]:
     """A model and its optimizer after some steps, the same every time."""
     torch.manual_seed(0)
     model = nn.Linear(3, 2)
-    optimizer = TorchAdamW(model.parameters(), lr=0.1)
+    optimizer = Scaled(torch.optim.AdamW(model.parameters(), lr=0.1))
     for _ in range(step):
         model(torch.ones(4, 3)).square().sum().backward()
         optimizer.step()
@@ -38,7 +39,7 @@ def standing_at(step: int, *, best: int | None = None) -> tuple[nn.Linear, Stand
     if best is not None:
         predictions = Predictions(np.array([1, 0]), np.array([0.5, 0.25]), np.array([0.1, 0.2]))
         weights = {name: torch.full_like(value, best) for name, value in model.state_dict().items()}
-        standing.best = Best(best, (0.5, -1.0), {"accuracy": 0.5, "f1": float("nan")}, predictions, weights, 1)
+        standing.best = Best(best, (0.5, -1.0), {"accuracy": 0.5, "f1": float("nan")}, predictions, weights, RANKS)
     return model, standing
 
 
@@ -62,7 +63,7 @@ def taken_up(run: Path, told: list[str] | None = None) -> tuple[nn.Linear, Stand
     if found is None:
         return None
     model = nn.Linear(3, 2)
-    standing = Standing(Progress(0, TorchAdamW(model.parameters(), lr=0.1)))
+    standing = Standing(Progress(0, Scaled(torch.optim.AdamW(model.parameters(), lr=0.1))))
     found.put_into(model, standing)
     return model, standing
 
@@ -79,7 +80,7 @@ def test_what_is_taken_up_is_what_was_written(tmp_path: Path) -> None:
     for mine, theirs in zip(states(standing), states(before), strict=True):
         assert mine.keys() == theirs.keys()
         assert all(torch.equal(mine[key], theirs[key]) for key in mine)
-    assert (standing.best.step, standing.best.rank, standing.best.worse_in_a_row) == (2, (0.5, -1.0), 1)
+    assert (standing.best.step, standing.best.rank, standing.best.ranks) == (2, (0.5, -1.0), RANKS)
     assert np.isnan(standing.best.metrics["f1"])
     assert standing.best.predictions is not None
     assert standing.best.predictions.scores.tolist() == [0.5, 0.25]

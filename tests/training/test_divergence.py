@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,11 @@ def test_after_three_times_it_stops_and_says_where(
         chainrule.train(str(reviews), model=str(tiny_bert), out=tmp_path / "run", settings=SETTINGS)
     got = caught.value.problems[0].got
     assert "gradient norm nan" in got
-    assert "; first in the gradient; rows of train: " in got
+    rows = re.search(r"; first in the gradient; rows of train: ([\d, ]+)$", got)
+    assert rows is not None
+    numbers = [int(number) for number in rows[1].split(", ")]
+    assert numbers == sorted(numbers)
+    assert max(numbers) > 2 * len(numbers)  # of the file, not places among the training rows of a batch
     events = [event for event in chainrule.Run(tmp_path / "run").events() if event["event"] == "diverged"]
     assert [event["rate_factor"] for event in events] == [0.5, 0.25, 0.125]
 

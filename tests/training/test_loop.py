@@ -20,7 +20,7 @@ from chainrule.data.encode import Encoded, encode
 from chainrule.models.load import load_classifier, load_tokenizer
 from chainrule.strategies import make_strategy
 from chainrule.strategies.base import ParameterGroup, Phase
-from chainrule.tasks.objectives import cross_entropy
+from chainrule.tasks.objectives import class_objective
 from chainrule.testing.data import sentences
 from chainrule.training.loop import Step, Stepping, mean_and_clip, training_steps
 from chainrule.training.optimizers import make_optimizer
@@ -61,7 +61,7 @@ def stepping(rows: Encoded, factor: Any, micro: int = 8, clip: float | None = 1.
 def run(model: Any, rows: Encoded, batches: Iterable[np.ndarray], **options: Any) -> list[Step]:
     optimizer = Optimizer(learning_rate=options.pop("learning_rate", 1e-2))
     phases = options.pop("phases", None) or make_strategy(Spec(name="full")).phases(model, optimizer, 1)
-    objective = cross_entropy(Spec(name="default"), np.asarray(rows.targets), 2)
+    objective = class_objective(Spec(name="default"), np.asarray(rows.targets))
     made = stepping(rows, options.pop("factor", lambda step: 1.0), **options)
     return list(training_steps(model, objective, batches, phases, partial(make_optimizer, optimizer), made))
 
@@ -124,7 +124,7 @@ def test_a_later_phase_trains_other_parameters_and_keeps_what_was_learned(model:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     phases = [first, second]
     seen = []
-    objective = cross_entropy(Spec(name="default"), np.asarray(rows.targets), 2)
+    objective = class_objective(Spec(name="default"), np.asarray(rows.targets))
     maker = partial(make_optimizer, Optimizer())
     made = stepping(rows, lambda step: 1.0)
     for step in training_steps(model, objective, [np.arange(8)] * 2, phases, maker, made):
@@ -148,20 +148,6 @@ def test_a_phase_has_a_loss_of_its_own(model: Any, rows: Encoded) -> None:
     phases = [Phase(0, groups), Phase(2, groups, Doubled), Phase(3, groups)]
     losses = [step.loss for step in run(model, rows, [np.arange(16)] * 4, phases=phases)]
     assert losses == pytest.approx([losses[0], losses[0], 2 * losses[0], losses[0]], rel=1e-3)
-
-
-@pytest.mark.parametrize("name", ["linear", "cosine", "constant"])
-def test_schedules_warm_up_and_never_stop_before_the_end(name: str) -> None:
-    factor = make_schedule(Schedule(name=name, warmup=0.1), 100)
-    values = [factor(step) for step in range(100)]
-    assert values[:10] == sorted(values[:10])
-    assert values[10] == pytest.approx(1.0)
-    assert all(value > 0 for value in values)
-    assert values[10:] == sorted(values[10:], reverse=True)
-
-
-def test_one_step_is_a_whole_run() -> None:
-    assert make_schedule(Schedule(), 1)(0) > 0
 
 
 def test_the_masks_of_a_step_follow_from_the_seed_and_its_number(model: Any, rows: Encoded) -> None:

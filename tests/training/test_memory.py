@@ -17,6 +17,7 @@ import torch
 import chainrule
 from chainrule.core.recipe import read_recipe
 from chainrule.data.batch import Batch
+from chainrule.errors import ShortageError
 from chainrule.system import memory
 from chainrule.training import resolve
 from chainrule.training.memory import rows_that_fit, saved_bytes
@@ -44,10 +45,21 @@ def test_what_a_forward_keeps_is_counted_and_weights_are_not() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-@pytest.mark.parametrize(("free", "rows"), [(0, 1), (5_000, 1), (40_000, 7), (2_000_000, 363)])
-def test_as_many_rows_as_fit_and_at_least_one(free: int, rows: int) -> None:
+@pytest.mark.parametrize(("free", "rows"), [(5_000, 1), (40_000, 7), (2_000_000, 363)])
+def test_as_many_rows_as_fit(free: int, rows: int) -> None:
     model = torch.nn.Linear(1000, 50, bias=False)
     assert rows_that_fit(model, Squares(), row(1000), contextlib.nullcontext, 0, free) == rows
+
+
+def test_no_room_for_one_row_is_an_error() -> None:
+    model = torch.nn.Linear(1000, 50, bias=False)
+    with pytest.raises(ShortageError, match="not enough memory") as caught:
+        rows_that_fit(model, Squares(), row(1000), contextlib.nullcontext, 10_000_000, 100 << 20)
+    (problem,) = caught.value.problems
+    assert problem.expected == (
+        "190 MB for one row of 1,000 tokens, 10,000,000 trained parameters and the optimizer's state"
+    )
+    assert problem.got == "100 MB free"
 
 
 def test_the_state_of_the_optimizer_takes_its_part() -> None:

@@ -35,10 +35,10 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "trunks"
 
 
-def made(folder: Path, family: str) -> tuple[Any, Encoded, Forward]:
-    name = str(tiny_model(folder / family, family))
-    tokenizer = load_tokenizer(name)
-    model = load_classifier(name, tokenizer, ["a", "b"], "single_label_classification", Structure(), seed=0).eval()
+def made(folder: Path, family: str, **changes: Any) -> tuple[Any, Encoded, Forward]:
+    structure, name = Structure(**changes), str(tiny_model(folder / family, family))
+    tokenizer = load_tokenizer(name, structure.add_tokens)
+    model = load_classifier(name, tokenizer, ["a", "b"], "single_label_classification", structure, seed=0).eval()
     rows = encode(tokenizer, {"text": TEXTS}, np.array([0, 1, 1, 0]), 32)
     return model, rows, Forward(model, 0, False, CPU, "float32")
 
@@ -87,6 +87,29 @@ def test_what_is_there_is_used_and_what_changed_is_made_anew(tmp_path: Path, own
     assert with_states(forward, 1, {"train": rows}, Quiet()) is not None
     restore(model)
     assert len(list(own_cache.glob("*.bin"))) == 2
+
+
+def test_states_of_a_model_with_another_structure_are_never_taken(tmp_path: Path, own_cache: Path) -> None:
+    """All but the last change what comes out of the frozen layers, or which of it is kept."""
+    variants: list[dict[str, Any]] = [
+        {},
+        {"pooling": "cls", "head": "linear"},
+        {"pooling": "mean"},
+        {"reinitialise_top": 1},
+        {"drop_layers": [0]},
+        {"drop_layers": [1]},
+        {"insert_blocks": [0]},
+        {"activation": "relu"},
+        {"add_tokens": ["filmgood"]},
+        {"dropout": None},
+    ]
+    for number, changes in enumerate(variants, start=1):
+        model, rows, forward = made(tmp_path, "bert", **changes)
+        before = logits(model, rows)
+        found = with_states(forward, model.config.num_hidden_layers, {"train": rows}, Quiet())
+        assert found is not None
+        assert torch.allclose(logits(model, found.splits["train"]), before, atol=1e-5)
+        assert len(list(own_cache.glob("*.bin"))) == min(number, len(variants) - 1)
 
 
 def test_the_cache_stays_within_its_limit(tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

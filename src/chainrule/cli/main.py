@@ -10,10 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
-from chainrule.cli import check, evaluate, predict, show, train
+from chainrule.cli import check, check_gradients, evaluate, find_lr, predict, reproduce, show, train
 from chainrule.cli.output import print_json
-from chainrule.errors import ChainruleError, Problem, UserError, Where
-from chainrule.system.progress import console
+from chainrule.errors import ChainruleError, Problem, ShortageError, UserError, Where
+from chainrule.system.memory import is_shortage
+from chainrule.system.progress import console, visible
 from chainrule.version import __version__
 
 app = typer.Typer(
@@ -47,7 +48,17 @@ def _options(
     """Options before the verb."""
 
 
-for _verb in (check.check, train.train, evaluate.evaluate, predict.predict, show.show):
+_VERBS = (
+    check.check,
+    find_lr.find_lr,
+    train.train,
+    evaluate.evaluate,
+    predict.predict,
+    reproduce.reproduce,
+    check_gradients.check_gradients,
+    show.show,
+)
+for _verb in _VERBS:
     app.command()(_verb)
 
 
@@ -72,7 +83,7 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         if "--debug" in words:
             raise
-        code = _report(_our_fault(error), words)
+        code = _report(_shortage(error) if is_shortage(error) else _our_fault(error), words)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -82,7 +93,7 @@ def _report(error: ChainruleError, words: list[str], code: int | None = None) ->
     if "--json" in words:
         print_json(error.as_dict())
     else:
-        console().print(f"Error: {error}", markup=False, style="red" if console().is_terminal else None)
+        console().print(visible(f"Error: {error}"), markup=False, style="red" if console().is_terminal else None)
     return error.exit_code if code is None else code
 
 
@@ -98,6 +109,15 @@ def _usage_error(error: Any) -> UserError:
         todo=f"See `{command} --help`.",
     )
     return UserError("The command is not understood.", [problem])
+
+
+def _shortage(error: Exception) -> ShortageError:
+    problem = Problem(
+        expected="memory for this command",
+        got=f"{type(error).__name__}: {error}".strip(": "),
+        todo="Close other programs, or give it less at once; a training that was begun goes on with --resume.",
+    )
+    return ShortageError("There is not enough memory.", [problem])
 
 
 def _our_fault(error: Exception) -> ChainruleError:

@@ -13,8 +13,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from chainrule.core.recipe import parse_setting
-from chainrule.system.progress import Display, Quiet, Terminal
+from chainrule.core.parsing import parse_setting
+from chainrule.system.progress import Display, Quiet, Terminal, visible
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
 Set = Annotated[
@@ -45,12 +45,13 @@ def settings_of(flags: Mapping[str, Any], assignments: list[str] | None) -> dict
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout; numbers that JSON does not know become null."""
-    sys.stdout.write(json.dumps(_finite(value), ensure_ascii=False, indent=2, default=str) + "\n")
+    text = json.dumps(_finite(value), ensure_ascii=False, indent=2, default=str) + "\n"
+    sys.stdout.write(text.encode("utf-8", "backslashreplace").decode("utf-8"))  # half a surrogate pair as JSON's escape
 
 
 def print_line(text: str = "") -> None:
     """A line of the result on stdout."""
-    Console(highlight=False, soft_wrap=True).print(text, markup=False)
+    Console(highlight=False, soft_wrap=True).print(visible(text), markup=False)
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
@@ -60,7 +61,7 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     for place, column in enumerate(columns):
         table.add_column(column, no_wrap=place == 0)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(visible, row))
     Console(highlight=False, markup=False).print(table, markup=False)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -10,21 +12,35 @@ from chainrule import api
 from chainrule.cli.output import Json, print_json, print_line, print_table
 
 _TOLD_APART = ("name", "purpose", "summary", "kind", "fields", "tasks")
+# What is printed of a layer, and its column.
+GRADIENTS = {
+    "gradient_norm": "gradient norm",
+    "update_ratio": "update / weight",
+    "noise_scale": "noise scale, rows",
+    "zeros": "zeros",
+    "moved": "moved",
+    "activation_rms": "output, rms",
+}
 
 
 def show(
-    what: Annotated[str, typer.Argument(help="A run or artifact folder, or: catalog, strategies, tasks.")],
+    what: Annotated[
+        str, typer.Argument(help=f"A run or artifact folder, gradients, or one of: {', '.join(api.SHOWN)}.")
+    ],
+    run: Annotated[Path | None, typer.Argument(help="The run whose gradients are shown.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Look at a run, an artifact, or at what there is to choose from."""
-    result = api.show(what)
+    """Look at a run, an artifact, the gradients of a run, or at what there is to choose from."""
+    result = api.show(what, run)
     if as_json:
         print_json(result)
-    elif what in ("catalog", "strategies", "tasks"):
+    elif what in api.SHOWN:
         for title, rows in result.items():
             _print_rows(title, rows)
         if what == "strategies":
             _print_fit(result["strategies"])
+    elif what == "gradients":
+        _print_gradients(result)
     else:
         _print_folder(result)
 
@@ -33,7 +49,7 @@ def _print_rows(title: str, rows: list[dict[str, Any]]) -> None:
     print_line(f"{title}:")
     for row in rows:
         print_line(f"  {row['name']}: {row.get('purpose') or row['summary']}")
-        told = {key: value for key, value in row.items() if key not in _TOLD_APART}
+        told = {key: value for key, value in row.items() if key not in _TOLD_APART and value not in ({}, [])}
         if told:
             print_line("      " + " · ".join(f"{key.replace('_', ' ')} {_cell(value)}" for key, value in told.items()))
         for field, about in row.get("fields", {}).items():
@@ -56,6 +72,10 @@ def _cell(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
+    if isinstance(value, dict):
+        return ", ".join(
+            f"{name}={item if isinstance(item, str) else json.dumps(item)}" for name, item in value.items()
+        )
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
@@ -71,6 +91,25 @@ def _print_folder(result: dict[str, Any]) -> None:
     for key, value in summary.items():
         print_line(f"{key}: {value}")
     for split, report in result["evaluations"].items():
-        print_line(f"{split}: {report['verdict']['text']}")
+        verdict = report.get("verdict")
+        print_line(f"{split}: {verdict.get('text') if isinstance(verdict, dict) else verdict}")
     if result["report"]:
         print_line(f"report: {result['report']}")
+
+
+def _print_gradients(result: dict[str, Any]) -> None:
+    if result["steps"]:
+        title = f"{result['run']}: {len(result['steps'])} of {max(result['steps']):,} steps looked at, medians"
+        rows = [[name, *(_number(row.get(key)) for key in GRADIENTS)] for name, row in result["middle"].items()]
+        print_table(title, ["", *GRADIENTS.values()], rows)
+    for number, group in enumerate(result["groups"], start=1):
+        rates = [rate for rate in group["learning_rate"] if rate is not None]
+        print_line(f"group {number}: learning rate up to {max(rates):.1e}, weight decay {group['weight_decay'][-1]}")
+    for finding in result["findings"]:
+        print_line(f"{finding['severity']}: {finding['message']} {finding['todo']}".rstrip())
+    if not result["findings"]:
+        print_line("Nothing is wrong with the gradients as far as was looked at.")
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"

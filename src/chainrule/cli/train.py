@@ -46,6 +46,12 @@ def train(
     on_bad_row: Annotated[str | None, typer.Option(help="stop (the default) or skip.")] = None,
     track: Annotated[list[str] | None, typer.Option(help="tensorboard or mlflow; repeatable.")] = None,
     profile: Annotated[bool | None, typer.Option("--profile", help="Tell where a step's time goes.")] = None,
+    deterministic: Annotated[
+        bool | None, typer.Option(help="The same bits every time; on a CPU that is so anyway.", show_default=False)
+    ] = None,
+    watch_gradients: Annotated[
+        bool | None, typer.Option("--watch-gradients", help="Look at every layer's gradients; see `show gradients`.")
+    ] = None,
     assignments: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -60,6 +66,8 @@ def train(
         "training.minutes": minutes,
         "training.track": track or None,
         "training.profile": profile,
+        "training.watch_gradients": watch_gradients,
+        "training.deterministic": deterministic,
         "data.on_bad_row": on_bad_row,
         "seed": seed,
         **{f"data.fields.{name}": column for name, column in columns.items()},

@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from chainrule.core.recipe import Clean
+from chainrule.core.parsing import validation_problems
+from chainrule.core.recipe import Clean, Structure
 from chainrule.errors import ModelError, Problem, Where
+from chainrule.system.files import read_json
 
 FORMAT_VERSION = 1
 MANIFEST = "chainrule.json"
+EVENTS = "events.jsonl"
 ROWS = "rows.safetensors"  # hashes of the rows it was made with, and the recorded cut
 
 
@@ -30,7 +33,7 @@ class Manifest(BaseModel):
     labels: tuple[str, ...]
     inputs: tuple[str, ...]
     fields: dict[str, str]
-    max_length: int
+    max_length: int = Field(ge=1)
     base_model: str
     base_sha256: str | None = None
     parent: str | None = None
@@ -40,6 +43,19 @@ class Manifest(BaseModel):
     data: dict[str, Any]
     loads_in: tuple[str, ...]
     weights_sha256: str
+
+    @field_validator("recipe")
+    @classmethod
+    def _sections(cls, recipe: dict[str, Any]) -> dict[str, Any]:
+        """What is read of the recipe later must be there in its form."""
+        for name in ("data", "training"):
+            if not isinstance(recipe.get(name, {}), dict):
+                raise ValueError(f"a mapping under {name}")
+        try:
+            Clean.model_validate(recipe.get("data", {}).get("clean", {}))
+        except ValidationError:
+            raise ValueError(f"true or false for {', '.join(Clean.model_fields)} under data.clean") from None
+        return recipe
 
 
 @dataclass(frozen=True)
@@ -61,25 +77,29 @@ class Artifact:
         file = path / MANIFEST
         if not os.path.isfile(file):  # noqa: PTH113  (unlike Path.is_file it takes a name too long for no file)
             raise _not_an_artifact(path)
-        try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-            if isinstance(values, dict) and values.get("format_version") != FORMAT_VERSION:
-                raise ValueError(f"format {values.get('format_version')!r}")
-            manifest = Manifest.model_validate(values)
-        except (ValidationError, ValueError) as error:
-            problem = Problem(
-                where=Where(file=str(file)),
-                expected=f"a manifest of format {FORMAT_VERSION}",
-                got=str(error).splitlines()[0],
-                todo="Use the Chainrule version that wrote it, or train again.",
-            )
-            raise ModelError(f"The manifest {file} cannot be read.", [problem]) from None
-        return cls(path, manifest)
+        values = read_json(file)
+        problems = []
+        if values.get("format_version") != FORMAT_VERSION:
+            where = Where(file=str(file), field="format_version")
+            got = f"format {values.get('format_version')!r}"[:80]
+            todo = "Use the Chainrule version that wrote it, or train again."
+            problems = [Problem(f"a manifest of format {FORMAT_VERSION}", got, todo, where)]
+        else:
+            try:
+                return cls(path, Manifest.model_validate(values))
+            except ValidationError as error:
+                problems = validation_problems(error, Manifest, str(file))
+        raise ModelError(f"The manifest {file} cannot be read.", problems)
 
     @property
     def clean(self) -> Clean:
         """The changes that were made to the texts before training, and must be made to every other text."""
         return Clean.model_validate(self.manifest.recipe.get("data", {}).get("clean", {}))
+
+    @property
+    def structure(self) -> Structure:
+        """The changes that were made to the pretrained model before training."""
+        return Structure.model_validate(self.manifest.recipe.get("structure", {}))
 
     @property
     def run_folder(self) -> Path | None:
@@ -102,17 +122,40 @@ class Run:
     def summary(self) -> dict[str, Any]:
         """The JSON document that `train` printed. Empty for a run that did not finish."""
         file = self.path / "summary.json"
-        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+        return read_json(file) if file.is_file() else {}
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """Every step and epoch in order; a torn last line (a run killed while writing) is left out."""
-        file = self.path / "events.jsonl"
+        """Every step and epoch in order; a torn last line (a run killed while writing) is left out.
+
+        Raises:
+            ModelError: another line is no JSON.
+        """
+        file = self.path / EVENTS
         if not file.is_file():
             return
-        with file.open(encoding="utf-8") as lines:
-            for line in lines:
-                if line.endswith("\n"):
+        with file.open(encoding="utf-8", errors="replace") as lines:
+            for number, line in enumerate(lines, start=1):
+                if not line.endswith("\n"):
+                    return
+                try:
                     yield json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    where = Where(file=str(file), line=number)
+                    problem = Problem("an event as JSON", str(error)[:200], "Leave this line out.", where)
+                    raise ModelError(f"The events of {self.path} cannot be read.", [problem]) from error
+
+    def contents(self) -> dict[str, Any]:
+        """What is in the folder by now: the summary, the evaluations, where the report lies."""
+        evaluations = {
+            file.stem: read_json(file) for file in sorted((self.path / "evaluations").glob("*.json")) if file.is_file()
+        }
+        report = self.path / "report.html"
+        return {
+            "finished": (self.path / "artifact").is_dir(),
+            "summary": self.summary,
+            "evaluations": evaluations,
+            "report": str(report) if report.is_file() else None,
+        }
 
 
 def _not_an_artifact(path: Path) -> ModelError:

@@ -6,6 +6,7 @@ and holds names and numbers only: nothing in it can be executed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -13,9 +14,8 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from chainrule.core.parsing import merge, read_yaml, unusual_values, validation_problems
 from chainrule.errors import Problem, RecipeError, Where
-
-MAX_RECIPE_BYTES = 1_000_000
 
 
 class Section(BaseModel):
@@ -38,11 +38,37 @@ def _named(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
+def _with_options(value: Any) -> Any:
+    """Names alone, or names with nothing beside them, mean no options."""
+    names = [value] if isinstance(value, str) else value
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        return {name: {} for name in names}
+    if isinstance(value, Mapping) and all(item is None or isinstance(item, Mapping) for item in value.values()):
+        return {name: item or {} for name, item in value.items()}
+    raise ValueError("names with their options, such as {l2-sp: {strength: 0.01}}, or a list of names")
+
+
 def _sourced(value: Any) -> Any:
     return {"source": value} if isinstance(value, str) else value
 
 
+def _layer_numbers(value: Any) -> Any:
+    """3, "0-3" and "0, 2, 4-5" as lists of numbers."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return [value]
+    if not isinstance(value, str):
+        return value
+    numbers: list[int] = []
+    for part in value.split(","):
+        found = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", part.strip())
+        if found is None or int(found[1]) > int(found[2] or found[1]):
+            raise ValueError("layer numbers such as [0, 2, 5] or 0-3")
+        numbers += range(int(found[1]), int(found[2] or found[1]) + 1)
+    return numbers
+
+
 NamedSpec = Annotated[Spec, BeforeValidator(_named)]
+Layers = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_layer_numbers)]
 
 
 class Clean(Section):
@@ -73,14 +99,30 @@ class Model(Section):
 
 
 class Structure(Section):
-    """Changes to the model before training. Null keeps what the pretrained model has."""
+    """Changes to the model before training, made in this order. Null keeps what the pretrained model has.
+
+    Layers go by their number in the pretrained model, 0 at the bottom.
+    """
 
     dropout: float | None = Field(default=None, ge=0, lt=1)
     attention_dropout: float | None = Field(default=None, ge=0, lt=1)
+    activation: Literal["gelu", "gelu_new", "relu", "relu2", "silu", "mish", "tanh"] | None = None
+    add_tokens: tuple[str, ...] = ()
+    keep_layers: Layers | None = None
+    drop_layers: Layers = ()
+    reinitialise_top: int = Field(default=0, ge=0)
+    insert_blocks: Layers = ()
+    pooling: Literal["cls", "last", "mean", "max", "attention"] | None = None
+    head: Literal["linear", "mlp", "cnn"] | None = None
+
+    @property
+    def makes_another_model(self) -> bool:
+        """Whether the weights, or what is computed with them, are no longer those of the pretrained model."""
+        return self.model_copy(update={"dropout": None, "attention_dropout": None}) != Structure()
 
 
 class Optimizer(Section):
-    """The update rule. `learning_rate: null` means the strategy's own default.
+    """The update rule. `learning_rate: null` means the strategy's own default, made to suit this rule.
 
     `layer_decay` multiplies the learning rate once more for every layer further below the head; null: the same for all.
     """
@@ -101,6 +143,12 @@ class Schedule(Section):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
+class Loss(Spec):
+    """What is to be made small; "default" is the task's own."""
+
+    name: str = "default"
+
+
 class Training(Section):
     """How long, in which portions, and in which number format."""
 
@@ -113,15 +161,20 @@ class Training(Section):
     packing: bool = False
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    threads: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1, le=4096)
+    deterministic: bool | None = None
     accelerate: bool = True
     trunk_cache: bool = True
     evaluate_every_steps: int | None = Field(default=None, ge=1)
+    early_stopping_metric: str | None = None
     patience: int | None = Field(default=None, ge=1)
+    min_delta: float = Field(default=0.0, ge=0)
+    averaging: NamedSpec | None = None
     checkpoint_minutes: float = Field(default=5, gt=0)
     keep_checkpoints: int = Field(default=2, ge=1)
     track: tuple[Literal["tensorboard", "mlflow"], ...] = ()
     profile: bool = False
+    watch_gradients: bool = False
 
 
 class Recipe(Section):
@@ -134,7 +187,8 @@ class Recipe(Section):
     structure: Structure = Field(default_factory=Structure)
     optimizer: Annotated[Optimizer, BeforeValidator(_named)] = Field(default_factory=Optimizer)
     schedule: Annotated[Schedule, BeforeValidator(_named)] = Field(default_factory=Schedule)
-    loss: NamedSpec = Field(default_factory=lambda: Spec(name="default"))
+    loss: Annotated[Loss, BeforeValidator(_named)] = Field(default_factory=Loss)
+    regularisers: Annotated[dict[str, dict[str, Any]], BeforeValidator(_with_options)] = Field(default_factory=dict)
     training: Training = Field(default_factory=Training)
     seed: int = Field(default=0, ge=0, lt=2**32)
 
@@ -153,7 +207,7 @@ def read_recipe(path: Path, changes: Mapping[str, Any] | None = None) -> Recipe:
     Raises:
         RecipeError: the file is missing, is not YAML, or holds unknown keys or values out of range.
     """
-    return parse_recipe(merge(_read_yaml(path), changes or {}), file=str(path))
+    return parse_recipe(merge(read_yaml(path), changes or {}), file=str(path))
 
 
 def parse_recipe(values: Any, file: str | None = None) -> Recipe:
@@ -170,180 +224,43 @@ def parse_recipe(values: Any, file: str | None = None) -> Recipe:
             todo="Start from a recipe.yaml in any run folder.",
         )
         raise RecipeError("The recipe is not a mapping.", [problem])
-    try:
-        return Recipe.model_validate(values)
-    except ValidationError as error:
-        problems = validation_problems(error, Recipe, file)
-        raise RecipeError(f"The recipe has {_count(len(problems), 'problem')}.", problems) from None
+    problems = list(unusual_values(values, Where(file=file)))
+    if not problems:
+        try:
+            return Recipe.model_validate(values)
+        except ValidationError as error:
+            problems = validation_problems(error, Recipe, file)
+    raise RecipeError(f"The recipe has {_count(len(problems), 'problem')}.", problems)
 
 
-def parse_options(options_class: type[SectionType], spec: Spec, shelf: str) -> SectionType:
+def parse_options(options_class: type[SectionType], spec: Spec, kind: str, field: str | None = None) -> SectionType:
     """Turn a Spec's options into the part's own typed options, refusing unknown keys.
 
     Args:
-        shelf: the recipe key the Spec came from, used in messages ("strategy", "loss", …).
+        kind: what the part is, used in messages ("strategy", "loss", …).
+        field: where in the recipe the options are, if not at `kind`.options.
     """
     try:
         return options_class.model_validate(spec.options)
     except ValidationError as error:
-        problems = validation_problems(error, options_class, None, prefix=f"{shelf}.options")
-        raise RecipeError(f"The options of {shelf} {spec.name!r} are wrong.", problems) from None
+        problems = validation_problems(error, options_class, None, prefix=field or f"{kind}.options")
+        raise RecipeError(f"The options of {kind} {spec.name!r} are wrong.", problems) from None
 
 
-def unknown_name(shelf: str, name: str, known: Sequence[str]) -> RecipeError:
-    """The error for a Spec whose name is on no shelf."""
+def unknown_name(kind: str, name: str, known: Sequence[str], field: str | None = None) -> RecipeError:
+    """The error for a name that is on no shelf, at `kind`.name unless `field` says otherwise."""
     problem = Problem(
-        where=Where(field=f"{shelf}.name"),
+        where=Where(field=field or f"{kind}.name"),
         expected=f"one of {', '.join(known)}",
         got=repr(name),
-        todo=f"Choose one of the names; `chainrule show {_plural(shelf)}` describes them."
-        if shelf in ("strategy", "task")
-        else "Choose one of the names.",
+        todo=f"Choose one of the names; `chainrule show {_plural(kind)}` describes them.",
     )
-    return RecipeError(f"There is no {shelf} {name!r}.", [problem])
-
-
-def merge(values: Any, changes: Mapping[str, Any]) -> Any:
-    """Copy nested `values` with dotted-key `changes` applied; a change of None removes nothing, it sets null."""
-    if not changes:
-        return values
-    result = dict(values) if isinstance(values, Mapping) else values
-    for key, value in changes.items():
-        head, _, rest = key.partition(".")
-        if not isinstance(result, dict):
-            problem = Problem(
-                where=Where(field=key),
-                expected=f"a mapping above {key!r}",
-                got=repr(result),
-                todo="Remove this --set, or turn the value above it into a mapping.",
-            )
-            raise RecipeError(f"Cannot set {key!r}.", [problem])
-        if not rest:
-            result[head] = value
-            continue
-        below = result.get(head)
-        if isinstance(below, str):  # shorthand: `task: NAME`, `data: SOURCE`
-            below = {"source" if head == "data" else "name": below}
-        result[head] = merge({} if below is None else below, {rest: value})
-    return result
-
-
-def parse_setting(text: str) -> tuple[str, Any]:
-    """Parse one `--set key.path=value`; the value is read as YAML, so 2, true, null and [1, 2] mean what they say."""
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        problem = Problem(
-            where=Where(field="--set"),
-            expected="key.path=value",
-            got=repr(text),
-            todo="Try --set optimizer.learning_rate=2e-5.",
-        )
-        raise RecipeError(f"Cannot read --set {text!r}.", [problem])
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
-        parsed = value
-    return key.strip(), _number(parsed)
-
-
-def validation_problems(
-    error: ValidationError, model: type[BaseModel], file: str | None, prefix: str = ""
-) -> list[Problem]:
-    """pydantic's findings in our form: where, expected, got, what to do."""
-    problems = []
-    for item in error.errors(include_url=False):
-        path = ".".join(str(part) for part in (*([prefix] if prefix else []), *item["loc"]))
-        problems.append(_problem(item, path, model, file))
-    return problems
-
-
-def _problem(item: Any, path: str, model: type[BaseModel], file: str | None) -> Problem:
-    where = Where(file=file, field=path)
-    kind, got = item["type"], item["input"]
-    if kind == "extra_forbidden":
-        known = _known_keys(model, item["loc"][:-1])
-        return Problem(
-            where=where,
-            expected=f"one of the keys {', '.join(known)}" if known else "no such key",
-            got=f"the unknown key {str(item['loc'][-1])!r}",
-            todo="Correct the spelling or remove it.",
-        )
-    if kind == "missing":
-        return Problem(
-            where=where, expected="a value", got="nothing", todo=f"Set {path!r} in the recipe or by its flag."
-        )
-    message = str(item["msg"]).removeprefix("Input should be ").removeprefix("Value error, ")
-    shown = repr(got)
-    return Problem(
-        where=where,
-        expected=message[:200],
-        got=shown if len(shown) <= 80 else shown[:80] + "…",
-        todo=f"Change {path!r}.",
-    )
-
-
-def _known_keys(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
-    current: Any = model
-    for part in location:
-        info = getattr(current, "model_fields", {}).get(part)
-        current = info.annotation if info is not None else None
-    return sorted(getattr(current, "model_fields", {}))
-
-
-class _NumberLoader(yaml.SafeLoader):
-    """Plain YAML without aliases: a recipe needs none, and nested ones can grow without bound."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()  # type: ignore[no-untyped-call]
-            raise yaml.constructor.ConstructorError(None, None, "aliases (*name) are not allowed", event.start_mark)
-        return super().compose_node(parent, index)
-
-
-def _read_yaml(path: Path) -> Any:
-    try:
-        if path.stat().st_size > MAX_RECIPE_BYTES:
-            raise _unreadable(path, f"a file of at most {MAX_RECIPE_BYTES:,} bytes", f"{path.stat().st_size:,} bytes")
-        text = path.read_text(encoding="utf-8")
-        return _number(yaml.load(text, Loader=_NumberLoader))
-    except FileNotFoundError:
-        raise _unreadable(path, "a recipe file", "no such file") from None
-    except IsADirectoryError:
-        raise _unreadable(path, "a recipe file", "a folder") from None
-    except OSError as error:  # no permission, a name too long
-        raise _unreadable(path, "a recipe file", error.strerror or str(error)) from None
-    except UnicodeDecodeError as error:
-        raise _unreadable(path, "UTF-8 text", f"undecodable bytes at {error.start}") from None
-    except (yaml.YAMLError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        reason = getattr(error, "problem", None) or str(error) or type(error).__name__
-        raise _unreadable(path, "valid YAML", reason, line=mark.line + 1 if mark else None) from None
-
-
-def _unreadable(path: Path, expected: str, got: str, line: int | None = None) -> RecipeError:
-    problem = Problem(
-        where=Where(file=str(path), line=line), expected=expected, got=got, todo="Correct the recipe file."
-    )
-    return RecipeError(f"Cannot read the recipe {path}.", [problem])
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads 2e-5 as text; people mean the number."""
-    if isinstance(value, dict):
-        return {key: _number(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_number(item) for item in value]
-    if isinstance(value, str) and "e" in value.lower():
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+    return RecipeError(f"There is no {kind} {name!r}.", [problem])
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
-def _plural(shelf: str) -> str:
-    return shelf[:-1] + "ies" if shelf.endswith("y") else shelf + "s"
+def _plural(kind: str) -> str:
+    return kind[:-1] + "ies" if kind.endswith("y") else kind + ("es" if kind.endswith("s") else "s")

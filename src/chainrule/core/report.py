@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -115,3 +115,126 @@ class EvaluationReport(Report):
     limit: int | None = None
     detail: dict[str, Any] = Field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
+
+
+class RateReport(Report):
+    """What `find-lr` saw: the loss at learning rates that grow from step to step.
+
+    Attributes:
+        learning_rates: of each step that was made.
+        losses: of those steps.
+        smoothed: the losses, each the mean of those around it.
+        steepest: the learning rate at which the smoothed loss fell the fastest; null where it never fell.
+        lowest: the learning rate at which it was lowest.
+        suggestion: a tenth of that.
+        stopped: why no higher ones were tried.
+    """
+
+    task: str
+    model: str
+    strategy: str
+    data: str
+    learning_rates: tuple[float, ...]
+    losses: tuple[float, ...]
+    smoothed: tuple[float, ...]
+    steepest: float | None
+    lowest: float | None
+    suggestion: float | None
+    stopped: str
+
+
+class Reproduction(Report):
+    """What came of making a run again.
+
+    Attributes:
+        run: the folder of the first.
+        again: the folder of the second.
+        same: weights and events are the same to the last bit.
+        same_weights: of the artifacts, by their SHA-256.
+        events: how many the first has, those of one process alone aside.
+        difference: the first event that differs: {"step", "event", "key", "first", "second"}; None where none does.
+        metrics: name -> {"first", "second"}, on validation.
+        changed: what is not as it was when the first run began, of its environment.json.
+    """
+
+    run: str
+    again: str
+    same: bool
+    same_weights: bool
+    events: int
+    difference: dict[str, Any] | None
+    metrics: dict[str, dict[str, float]]
+    changed: tuple[str, ...]
+
+
+class Derivative(Report):
+    """The derivative of one call of a module with respect to one thing, by autograd and by differences.
+
+    Attributes:
+        place: of the call among all calls of the model, and of the last call inside it.
+        module: its name in the model, "" for the model itself; `kind` is its class.
+        call: which call of this module, from 1 on.
+        format: the number format in which autograd worked.
+        wrt: an argument or a parameter by name, or all parameters of the modules inside; "" for all of it.
+        error: the greatest in any direction, in units of the derivative; None where there is none to tell.
+        outcome: "undecided" where the outputs are not smooth, or the call cannot be made again as it was.
+        reason: what is wrong or undecided, in words; "" where it is right.
+    """
+
+    place: tuple[int, int] = Field(exclude=True)
+    module: str
+    kind: str
+    call: int
+    format: str
+    wrt: str
+    error: float | None
+    outcome: Literal["right", "wrong", "undecided"]
+    reason: str = ""
+
+    @property
+    def text(self) -> str:
+        """All of it on one line."""
+        again = f", call {self.call}" if self.call > 1 else ""
+        thing = f", with respect to {self.wrt}" if self.wrt else ""
+        error = f", error {self.error:.2g}" if self.error is not None else ""
+        reason = f": {self.reason}" if self.reason else ""
+        return f"{self.module or 'the model itself'} ({self.kind}){again}{thing}{reason} ({self.format}{error})"
+
+
+class KindErrors(Report):
+    """The derivatives of all modules of one class: their number, and the greatest error in each number format."""
+
+    kind: str
+    modules: int
+    derivatives: int
+    errors: dict[str, float | None]
+
+
+class GradientReport(Report):
+    """What `check_gradients` found.
+
+    Attributes:
+        tolerances: the error that is allowed, for each number format that was looked at.
+        wrong: of modules in which no smaller part is wrong, in the order of the forward.
+        around: the modules that are wrong, and have a wrong one inside.
+        undecided: could not be judged.
+        worst: the greatest errors of those that are right, a few for each format.
+    """
+
+    model: str
+    text: str
+    modules: int
+    derivatives: int
+    tolerances: dict[str, float]
+    wrong: tuple[Derivative, ...]
+    around: tuple[str, ...]
+    undecided: tuple[Derivative, ...]
+    kinds: tuple[KindErrors, ...]
+    worst: tuple[Derivative, ...]
+
+    @property
+    def ok(self) -> bool:
+        return not self.wrong
+
+    def as_dict(self) -> dict[str, Any]:
+        return super().as_dict() | {"ok": self.ok}

@@ -9,9 +9,13 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from chainrule.core.recipe import Spec
+from chainrule.core.shelf import Entry
+from chainrule.errors import Problem, RecipeError, Where
 
 FieldKind = Literal["text", "messages", "class", "classes", "number", "reply"]
 Head = Literal["classifier", "language-model"]
+
+LOWER_IS_BETTER = frozenset({"loss", "perplexity", "rmse"})  # of all metrics there are
 
 
 @dataclass(frozen=True)
@@ -64,11 +68,12 @@ class Objective(Protocol):
 
 
 class Encode(Protocol):
-    """Inputs (field -> texts) and targets to token ids, at most `max_length` a row: a `data.encode.Encoded`."""
+    """Inputs (field -> texts) and targets (those of a split, or None) to token ids, at most `max_length` a row.
 
-    def __call__(
-        self, tokenizer: Any, inputs: Mapping[str, Sequence[str]], targets: np.ndarray | None, max_length: int
-    ) -> Any: ...
+    Gives a `data.encode.Encoded`.
+    """
+
+    def __call__(self, tokenizer: Any, inputs: Mapping[str, Sequence[str]], targets: Any, max_length: int) -> Any: ...
 
 
 class Read(Protocol):
@@ -115,6 +120,8 @@ class Task:
         problem_type: transformers' name for it, written to config.json; empty where it has none.
         head: what stands on top of the pretrained trunk.
         measure: every metric at once, used for validation and for the point estimates of `evaluate`.
+        metrics: the names of what `measure` gives where row losses are known.
+        losses: what may be trained with; the first is the default.
         best_by_loss: keep the weights with the lowest validation loss instead of the best primary metric. A
             correlation does not see a wrong level or scale, so it cannot choose the weights of a regression.
         baseline: what the verdict compares with: cheap models fitted on the same rows, or the untuned model itself.
@@ -129,6 +136,8 @@ class Task:
     primary_metric: str
     problem_type: str
     measure: Measure
+    metrics: tuple[str, ...]
+    losses: Mapping[str, Entry]
     detail: Detail
     encode: Encode
     read: Read
@@ -145,10 +154,32 @@ class Task:
     def inputs(self) -> tuple[FieldSpec, ...]:
         return tuple(field for field in self.fields if field.is_input)
 
-    def rank(self, metrics: Mapping[str, float]) -> tuple[float, float]:
-        """Sorts validation results: the larger, the better the weights."""
-        by_metric, by_loss = metrics[self.primary_metric], -metrics["loss"]
-        return (by_loss, by_metric) if self.best_by_loss else (by_metric, by_loss)
+    def ranking_metric(self, chosen: str | None = None) -> str:
+        """What tells the best weights: the metric that was chosen, else the task's own.
+
+        Raises:
+            RecipeError: the task has no such metric.
+        """
+        if chosen is not None and chosen not in self.metrics:
+            problem = Problem(
+                where=Where(field="training.early_stopping_metric"),
+                expected=f"one of {', '.join(self.metrics)}",
+                got=repr(chosen),
+                todo="Choose one of these metrics, or null for the task's own.",
+            )
+            raise RecipeError(f"The task {self.name!r} has no metric {chosen!r}.", [problem])
+        return chosen or ("loss" if self.best_by_loss else self.primary_metric)
+
+    def rank(self, metrics: Mapping[str, float], chosen: str | None = None) -> tuple[float, float]:
+        """Sorts validation results: the larger, the better the weights. The second number settles a tie.
+
+        Args:
+            chosen: the metric to go by instead of the task's own.
+        """
+        first = self.ranking_metric(chosen)
+        second = self.primary_metric if first == "loss" else "loss"
+        ordered = [-metrics[name] if name in LOWER_IS_BETTER else metrics[name] for name in (first, second)]
+        return ordered[0], ordered[1]
 
     def named(self, columns: Mapping[str, str]) -> dict[str, str]:
         """Columns by field; "label" and "text" name the target and the first input where no field is called so."""

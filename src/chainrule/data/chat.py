@@ -7,15 +7,17 @@ conversation stay in the input, and are learned too.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from chainrule.core.recipe import Clean
 from chainrule.data.clean import clean_text
 from chainrule.data.flaws import Flaw, shorten
+from chainrule.data.jsontext import surrogate_problem, unfit
 from chainrule.data.table import Table
-from chainrule.errors import Problem
+from chainrule.data.texts import Texts, text_columns
+from chainrule.errors import Problem, Where
 
 MESSAGES = "messages"
 REPLY = "assistant"
@@ -42,8 +44,8 @@ class Conversations:
         cleaned: numbers of the rows that cleaning changed.
     """
 
-    contexts: list[str]
-    replies: list[str | None]
+    contexts: Texts
+    replies: Texts
     flaws: list[Flaw]
     cleaned: list[int]
 
@@ -57,32 +59,32 @@ def read_conversations(table: Table, fields: Mapping[str, str], clean: Clean, *,
             conversation that ends in a reply is read up to that reply: it is what is to be written anew.
     """
     cells = {name: table.texts(column) for name, column in fields.items()}
-    contexts: list[str] = []
-    replies: list[str | None] = []
     flaws: list[Flaw] = []
     cleaned: list[int] = []
-    for index, number in enumerate(table.rows.tolist()):
-        row = {name: texts[index] for name, texts in cells.items()}
-        try:
-            before = _turns(row, with_reply)
-            turns = [{**turn, "content": clean_text(turn["content"], clean)} for turn in before]
-            context, reply, left = _split(turns, with_reply)
-            _refuse_empty(turns[: len(context) + (reply is not None)], MESSAGES in row)
-        except _UnusableError as wrong:
-            problem = Problem(wrong.expected, wrong.got, wrong.todo, table.where(index, wrong.field))
-            flaws.append(Flaw(wrong.kind, number, problem))
-            contexts.append("")
-            replies.append(None)
-            continue
-        if turns != before:
-            cleaned.append(number)
-        if left:
-            flaws.append(Flaw("unanswered-turn", number))
-        if any("\ufffd" in turn["content"] for turn in turns):
-            flaws.append(Flaw("replacement-character", number))
-        contexts.append(as_text(context))
-        replies.append(reply)
-    return Conversations(contexts, replies, flaws, cleaned)
+
+    def rows() -> Iterator[tuple[str, str | None]]:
+        for index, values in enumerate(zip(*cells.values(), strict=True)):
+            row, number = dict(zip(cells, values, strict=True)), int(table.rows[index])
+            try:
+                before = _turns(row, with_reply)
+                turns = [{**turn, "content": clean_text(turn["content"], clean)} for turn in before]
+                context, reply, left = _split(turns, with_reply)
+                _refuse_empty(turns[: len(context) + (reply is not None)], MESSAGES in row)
+            except _UnusableError as wrong:
+                problem = Problem(wrong.expected, wrong.got, wrong.todo, table.where(index, wrong.field))
+                flaws.append(Flaw(wrong.kind, number, problem))
+                yield "", None
+                continue
+            if turns != before:
+                cleaned.append(number)
+            if left:
+                flaws.append(Flaw("unanswered-turn", number))
+            if any("\ufffd" in turn["content"] for turn in turns):
+                flaws.append(Flaw("replacement-character", number))
+            yield as_text(context), reply
+
+    columns = text_columns(rows(), ["contexts", "replies"])
+    return Conversations(columns["contexts"], columns["replies"], flaws, cleaned)
 
 
 def as_text(turns: Sequence[Turn]) -> str:
@@ -131,7 +133,11 @@ def _list(cell: str | None) -> list[Any]:
         value = json.loads(cell)
     except (ValueError, RecursionError):
         value = None
-    if not isinstance(value, list) or not value:
+    wrong = unfit(value)
+    if wrong == "surrogate":
+        problem = surrogate_problem(Where())
+        raise _UnusableError(MESSAGES, problem.expected, problem.got, problem.todo, "wrong-encoding")
+    if wrong or not isinstance(value, list) or not value:
         raise _UnusableError(MESSAGES, f"a list of messages such as {_EXAMPLE}", shorten(cell), "Correct this row.")
     return value
 
@@ -141,7 +147,7 @@ def _turn(raw: Any, place: int) -> Turn:
     if not isinstance(raw, dict):
         raise _UnusableError(MESSAGES, f"an object as message {place}", shorten(str(raw)), "Correct this row.")
     role = raw.get("role") or raw.get("from")
-    if role not in _ROLES:
+    if not isinstance(role, str) or role not in _ROLES:
         known = ", ".join(_ROLES)
         got = f"the role {shorten(str(role))}" if role else "no role"
         raise _UnusableError(MESSAGES, f"a role of message {place}: {known}", got, "Correct the role.")

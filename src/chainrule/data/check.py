@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -12,8 +11,9 @@ from chainrule.core.task import Task
 from chainrule.data.chat import MESSAGES, turns_of
 from chainrule.data.flaws import agree, count_rows, finding, shorten
 from chainrule.data.rows import Rows
-from chainrule.data.table import Table
-from chainrule.data.targets import Value, names_of
+from chainrule.data.table import Places
+from chainrule.data.targets import Labels
+from chainrule.data.texts import Texts
 from chainrule.errors import Problem, Where
 
 IMBALANCE = 10
@@ -36,7 +36,7 @@ def check_splits(splits: Mapping[str, Rows], labels: Sequence[str], task: Task) 
     one, wrong = _one_class(splits["train"], labels, task)
     findings += one
     problems += wrong
-    if task.has_labels and not one:
+    if not one:
         findings += _class_sizes(splits["train"], labels)
     return findings, problems
 
@@ -44,9 +44,9 @@ def check_splits(splits: Mapping[str, Rows], labels: Sequence[str], task: Task) 
 def summary(rows: Rows, labels: Sequence[str], task: Task) -> SplitSummary:
     """Size and make-up of a split; lengths are in characters (all texts of a row together)."""
     counts: dict[str, int] = {}
-    if task.has_labels and rows.values:
-        seen = _count(rows.values)
-        counts = {label: seen.get(label, 0) for label in labels}
+    if isinstance(rows.values, Labels) and len(rows):
+        seen = rows.values.count()
+        counts = {label: seen[label] for label in labels}
     lengths: dict[str, float] = {}
     if len(rows):
         characters = _characters(rows)
@@ -55,24 +55,22 @@ def summary(rows: Rows, labels: Sequence[str], task: Task) -> SplitSummary:
             "characters_95_percent": float(np.quantile(characters, 0.95)),
             "characters_longest": float(characters.max()),
         }
-    return SplitSummary(rows=len(rows), file=rows.table.file, labels=counts, lengths=lengths)
+    return SplitSummary(rows=len(rows), file=rows.places.file, labels=counts, lengths=lengths)
 
 
 def _characters(rows: Rows) -> np.ndarray:
-    if MESSAGES in rows.inputs:
+    if isinstance(rows.values, Texts):
         contexts = zip(rows.inputs[MESSAGES], rows.values, strict=True)
-        return np.array(
-            [sum(len(turn["content"]) for turn in turns_of(text)) + len(str(end)) for text, end in contexts]
-        )
-    found: np.ndarray = np.sum([[len(text) for text in texts] for texts in rows.inputs.values()], axis=0)
-    return found
+        counts = (sum(len(turn["content"]) for turn in turns_of(text)) + len(end) for text, end in contexts)
+        return np.fromiter(counts, dtype=np.int64)
+    return np.fromiter((sum(map(len, texts)) for texts in zip(*rows.inputs.values(), strict=True)), dtype=np.int64)
 
 
-def length_finding(lengths: np.ndarray, max_length: int, split: str | None, table: Table) -> Finding | None:
+def length_finding(lengths: np.ndarray, max_length: int, split: str | None, places: Places) -> Finding | None:
     """A "too-long" warning if rows are longer than the model will read.
 
     Args:
-        lengths: (n,) tokens of each row of `table`, special tokens included, before any are cut off.
+        lengths: (n,) tokens of each row, special tokens included, before any are cut off.
         max_length: the limit in tokens.
     """
     over = lengths > max_length
@@ -90,7 +88,7 @@ def length_finding(lengths: np.ndarray, max_length: int, split: str | None, tabl
     todo = f"Raise --max-length if the model allows it ({longest} covers every row" + (
         f", {enough} covers 99 %)." if max_length < enough < longest else ")."
     )
-    return finding("too-long", "warning", message, todo=todo, split=split, file=table.file, rows=table.rows[over])
+    return finding("too-long", "warning", message, todo=todo, split=split, file=places.file, rows=places.rows[over])
 
 
 def shared_between(splits: Mapping[str, Rows], noun: str) -> list[Finding]:
@@ -118,8 +116,8 @@ def shared_between(splits: Mapping[str, Rows], noun: str) -> list[Finding]:
                     message,
                     todo=todo,
                     split=later,
-                    file=mine.table.file,
-                    rows=mine.table.rows[shared],
+                    file=mine.places.file,
+                    rows=mine.places.rows[shared],
                 )
             )
     return findings
@@ -154,14 +152,14 @@ def _duplicates(rows: Rows, name: str, noun: str) -> list[Finding]:
             message,
             todo=todo,
             split=name,
-            file=rows.table.file,
-            rows=rows.table.rows[again],
+            file=rows.places.file,
+            rows=rows.places.rows[again],
         )
     ]
 
 
 def _conflicts(rows: Rows, name: str, noun: str, task: Task) -> list[Finding]:
-    if not rows.values:
+    if not len(rows):
         return []
     _, inverse = np.unique(rows.hashes, return_inverse=True)
     first_of_row = np.unique(rows.row_hashes, return_index=True)[1]  # one position for each distinct (input, target)
@@ -182,20 +180,21 @@ def _conflicts(rows: Rows, name: str, noun: str, task: Task) -> list[Finding]:
             message,
             todo=todo,
             split=name,
-            file=rows.table.file,
-            rows=rows.table.rows[clash],
+            file=rows.places.file,
+            rows=rows.places.rows[clash],
         )
     ]
 
 
 def _one_class(train: Rows, labels: Sequence[str], task: Task) -> tuple[list[Finding], list[Problem]]:
-    where = Where(file=train.table.file, field=task.target.name)
+    where = Where(file=train.places.file, field=task.target.name)
     if not len(train):
         found, problem = _no_rows(train, "train")
         return [found], [problem]
-    if task.target.kind == "number" and len(set(train.values)) == 1:
-        message = f"All {len(train):,} rows of train have the same target, {train.values[0]}."
-        kind, expected, got, todo = "one-class", "different targets", f"only {train.values[0]}", "Check the column."
+    if isinstance(train.values, np.ndarray) and (train.values == train.values[0]).all():
+        only = str(float(train.values[0]))
+        message = f"All {len(train):,} rows of train have the same target, {only}."
+        kind, expected, got, todo = "one-class", "different targets", f"only {only}", "Check the column."
     elif task.has_labels and len(labels) < (2 if task.target.kind == "class" else 1):
         only = f"the one label {shorten(labels[0])}" if labels else "no label"
         message = f"All {len(train):,} rows of train have {only}."
@@ -203,28 +202,26 @@ def _one_class(train: Rows, labels: Sequence[str], task: Task) -> tuple[list[Fin
         todo = "Check that the right column is taken for the label; there is nothing to learn from one label."
     else:
         return [], []
-    found = finding(kind, "error", message, todo=todo, split="train", file=train.table.file)
+    found = finding(kind, "error", message, todo=todo, split="train", file=train.places.file)
     return [found], [Problem(expected, got, todo, where)]
 
 
 def _no_rows(rows: Rows, name: str) -> tuple[Finding, Problem]:
     todo = "Correct the rows that were named."
-    found = finding("no-rows", "error", f"No row of {name} can be used.", todo=todo, split=name, file=rows.table.file)
-    return found, Problem(f"rows of {name}", "none that can be used", todo, Where(file=rows.table.file))
+    found = finding("no-rows", "error", f"No row of {name} can be used.", todo=todo, split=name, file=rows.places.file)
+    return found, Problem(f"rows of {name}", "none that can be used", todo, Where(file=rows.places.file))
 
 
 def _class_sizes(train: Rows, labels: Sequence[str]) -> list[Finding]:
-    counts = _count(train.values)
+    if not isinstance(train.values, Labels):
+        return []
+    counts = train.values.count()
     findings = []
     rare = [label for label in labels if counts[label] < 2]
-    file = train.table.file
+    file = train.places.file
     if rare:
-        wanted = set(rare)
-        rows = [
-            row
-            for row, value in zip(train.table.rows.tolist(), train.values, strict=True)
-            if wanted.intersection(names_of(value))
-        ]
+        has_rare = np.array([not names.isdisjoint(rare) for names in map(set, train.values.sets)], dtype=bool)
+        rows = train.places.rows[has_rare[train.values.codes]]
         shown = ", ".join(shorten(label) for label in rare[:10]) + (", …" if len(rare) > 10 else "")
         message = f"{count_rows(len(rare), None, 'label')} {agree(len(rare), 'have')} a single row in train: {shown}."
         todo = "Add rows, or merge the label with another: one example teaches little."
@@ -242,7 +239,3 @@ def _class_sizes(train: Rows, labels: Sequence[str]) -> list[Finding]:
         todo = "Look at macro F1 and at the scores of each label, not at accuracy alone."
         findings.append(finding("imbalance", "warning", message, todo=todo, split="train", file=file))
     return findings
-
-
-def _count(values: Sequence[Value]) -> Counter[str]:
-    return Counter(name for value in values for name in names_of(value))

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from chainrule.data.flaws import Flaw
+from chainrule.data.flaws import Flaw, refuse_names
 from chainrule.data.jsontext import has_surrogate, surrogate_problem
 from chainrule.data.table import Table, array_of
 from chainrule.errors import DataError, Problem, Where
@@ -26,15 +26,17 @@ def read_parquet(path: Path, shown: str, chunk_rows: int) -> Iterator[Chunk]:
     """
     try:
         with pq.ParquetFile(path) as file:
+            refuse_names(file.schema_arrow.names, Where(file=shown), "Rename the columns.")
             row = 0
             for batch in file.iter_batches(batch_size=chunk_rows):
                 columns = plain(pa.Table.from_batches([batch]))
+                _refuse_unreadable(columns, shown, row + 1)
                 yield Table(shown, columns, np.arange(row + 1, row + 1 + len(batch))), []
                 row += len(batch)
             if row == 0:
                 yield Table(shown, plain(file.schema_arrow.empty_table()), np.arange(0)), []
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0][:200]
+    except (pa.ArrowException, OSError, ValueError) as error:  # a name of a column may be no text
+        reason = str(error).partition("\n")[0][:200]
         problem = Problem(
             where=Where(file=shown),
             expected="a Parquet file",
@@ -56,14 +58,56 @@ def read_frame(source: Any) -> Chunk:
         DataError: a streaming dataset, or values that Arrow cannot hold.
     """
     name = type(source).__name__
-    if _is_dataset(source):
-        columns = _dataset(source)
-        name = "Dataset"
-    elif _is_pandas(source):
-        return _pandas(source)
-    else:
-        columns = source if isinstance(source, pa.Table) else source.to_arrow()
-    return Table(name, plain(columns), np.arange(1, columns.num_rows + 1)), []
+    try:
+        if _is_pandas(source):
+            return _pandas(source)
+        if _is_dataset(source):
+            columns, name = _dataset(source), "Dataset"
+        else:
+            columns = source if isinstance(source, pa.Table) else source.to_arrow()
+        columns = plain(columns)
+    except (pa.ArrowException, UnicodeEncodeError, OverflowError, ValueError) as error:
+        todo = "Turn the columns into texts, numbers or lists of them."
+        reason = str(error).partition("\n")[0][:200]
+        problem = Problem("columns that Arrow can hold", reason, todo, Where(file=name))
+        raise DataError(f"The {name} cannot be read.", [problem]) from error
+    _refuse_unreadable(columns, name, 1)
+    return Table(name, columns, np.arange(1, columns.num_rows + 1)), []
+
+
+def _refuse_unreadable(columns: pa.Table, shown: str, first: int) -> None:
+    """Raise DataError for cells without a value of their type: bytes that are no UTF-8, days outside the calendar.
+
+    Args:
+        first: the row number of the first row.
+    """
+    for field, column in zip(columns.schema, columns.columns, strict=True):
+        try:
+            column.validate(full=True)
+            if _in_time(field.type):
+                column.to_pylist()
+        except (pa.ArrowException, OverflowError, ValueError):
+            row, reason = next((row, reason) for row, reason in _reasons(column) if reason)
+            todo = "Write the data again from its source, or leave the column out."
+            where = Where(file=shown, row=first + row, field=field.name)
+            problem = Problem(f"a value of the type {field.type}", reason[:200], todo, where)
+            raise DataError(f"{shown} has cells that cannot be read.", [problem]) from None
+
+
+def _reasons(column: pa.ChunkedArray) -> Iterator[tuple[int, str]]:
+    """Why each cell cannot be read; "" where it can."""
+    for row, cell in enumerate(column):
+        try:
+            cell.as_py()
+            yield row, ""
+        except (pa.ArrowException, OverflowError, ValueError) as error:
+            yield row, str(error).partition("\n")[0]
+    yield 0, "damaged data"
+
+
+def _in_time(kind: pa.DataType) -> bool:
+    """Whether a type is of dates or times, or holds them inside."""
+    return bool(pa.types.is_temporal(kind)) or any(_in_time(kind.field(i).type) for i in range(kind.num_fields))
 
 
 def plain(columns: pa.Table) -> pa.Table:

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from chainrule.data.encodings import decode_lines, encoding_problem
-from chainrule.data.flaws import Flaw, shorten
+from chainrule.data.flaws import Flaw, refuse_names, shorten
 from chainrule.data.table import Table
 from chainrule.errors import DataError, Problem, Where
 
@@ -157,14 +157,7 @@ def _named(cells: list[str], shown: str, line: int) -> list[str]:
         raise _bad_header(shown, line, "column names in the first line", "NUL bytes")
     # an unnamed first column is what a frame's index becomes
     names = [name or f"unnamed_{position}" for position, name in enumerate(names, start=1)]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise _bad_header(
-            shown,
-            line,
-            "different column names",
-            f"{', '.join(map(repr, twice))} more than once among {', '.join(names)}",
-        )
+    refuse_names(names, Where(file=shown, line=line), "Correct the first line of the file.")
     return names
 
 

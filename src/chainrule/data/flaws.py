@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from chainrule.core.report import Finding
-from chainrule.errors import Problem
+from chainrule.errors import DataError, Problem, Where
 
 MAX_ROWS = 50
+MAX_COLUMNS = 10_000
 MAX_PROBLEMS = 1_000
 
 
@@ -134,7 +138,7 @@ def finding(
     rows: Iterable[int] = (),
 ) -> Finding:
     """A Finding about `rows`: counted in full, the first `MAX_ROWS` listed in order."""
-    distinct = sorted({int(row) for row in rows})
+    distinct = np.unique(np.fromiter(rows, dtype=np.int64))
     return Finding(
         kind=kind,
         severity=severity,
@@ -143,8 +147,25 @@ def finding(
         split=split,
         file=file,
         count=len(distinct),
-        rows=tuple(distinct[:MAX_ROWS]),
+        rows=tuple(distinct[:MAX_ROWS].tolist()),
     )
+
+
+def refuse_names(names: Sequence[str], where: Where, todo: str) -> None:
+    """Raise DataError where there are too many columns, or two of one name."""
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        problem = Problem("different column names", f"{some(twice)} more than once among {some(names)}", todo, where)
+    elif len(names) > MAX_COLUMNS:
+        problem = Problem(f"at most {MAX_COLUMNS:,} columns", f"{len(names):,}: {some(names, 3)}", todo, where)
+    else:
+        return
+    raise DataError(f"The columns of {where.file} cannot be used.", [problem])
+
+
+def some(texts: Sequence[str], limit: int = 30) -> str:
+    """The first of the user's texts, joined by commas."""
+    return ", ".join(map(shorten, texts[:limit])) + (", …" if len(texts) > limit else "")
 
 
 def shorten(text: str, limit: int = 60) -> str:

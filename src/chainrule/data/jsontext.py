@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import codecs
+import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
 from chainrule.data.encodings import encoding_problem, refuse_wide
-from chainrule.data.flaws import Flaw, shorten
+from chainrule.data.flaws import Flaw, refuse_names, shorten
 from chainrule.data.table import Table, array_of
 from chainrule.errors import DataError, Problem, Where
 
 _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
+MAX_DEPTH = 100  # of lists and objects inside one another; what reads them further on calls itself at each level
+_MAX_EMPTY = 20_000_000  # cells without a value, and
+_MAX_EMPTY_SHARE = 50  # how many for each one with a value
 
 Item = tuple[int, int | None, "dict[str, Any] | None", "Problem | None", str]  # row, line, object, problem, kind
 
@@ -54,17 +59,42 @@ def read_json(path: Path, shown: str, chunk_rows: int | None) -> Iterator[tuple[
 def objects_table(objects: Sequence[dict[str, Any]], shown: str, rows: np.ndarray, lines: np.ndarray | None) -> Table:
     """Objects as columns: all keys in order of first appearance, missing where an object lacks one."""
     names = list(dict.fromkeys(key for item in objects for key in item))
+    _refuse_sparse(names, objects, shown)
     arrays = [array_of([item.get(name) for item in objects]) for name in names]
     return Table(shown, pa.table(arrays, names=names), rows, lines)
 
 
+def _refuse_sparse(names: Sequence[str], objects: Sequence[dict[str, Any]], shown: str) -> None:
+    """Few values under ever new keys would make a table that fills the memory with nothing."""
+    todo = "Give every object the same keys; write what varies as a list."
+    refuse_names(names, Where(file=shown), todo)
+    values = sum(map(len, objects))
+    empty = len(names) * len(objects) - values
+    if empty > max(_MAX_EMPTY, _MAX_EMPTY_SHARE * values):
+        got = f"{len(names):,} keys in {len(objects):,} objects, of which most have few"
+        problem = Problem("objects that share their keys", got, todo, Where(file=shown))
+        raise DataError(f"{shown} has too many different keys.", [problem])
+
+
 def has_surrogate(value: Any) -> bool:
     """Whether any text inside a nested value has half of a surrogate pair, which no encoding can write."""
-    if isinstance(value, str):
-        return _SURROGATE.search(value) is not None
-    if isinstance(value, dict):
-        return any(has_surrogate(key) or has_surrogate(item) for key, item in value.items())
-    return isinstance(value, list | tuple) and any(has_surrogate(item) for item in value)
+    return unfit(value) == "surrogate"
+
+
+def unfit(value: Any) -> Literal["surrogate", "depth", ""]:
+    """Why a nested value cannot be used: half of a surrogate pair in a text, or more than MAX_DEPTH levels."""
+    waiting = [(value, 0)]
+    while waiting:
+        part, depth = waiting.pop()
+        if isinstance(part, str):
+            if _SURROGATE.search(part) is not None:
+                return "surrogate"
+        elif isinstance(part, dict | list | tuple):
+            if depth == MAX_DEPTH:
+                return "depth"
+            inside = itertools.chain(part.keys(), part.values()) if isinstance(part, dict) else part
+            waiting += [(inner, depth + 1) for inner in inside]
+    return ""
 
 
 def surrogate_problem(where: Where) -> Problem:
@@ -91,7 +121,7 @@ def _lines(path: Path, shown: str) -> Iterator[Item]:
             value, problem, kind = _parse(line, where)
             if problem is not None:
                 yield row, number, None, problem, kind
-            elif _ESCAPED_SURROGATE.search(line) is None:
+            elif _ESCAPED_SURROGATE.search(line) is None and line.count(b"[") + line.count(b"{") <= MAX_DEPTH:
                 yield _checked_object(value, row, where)
             else:
                 yield _item(value, row, where)
@@ -114,15 +144,18 @@ def _parse(raw: bytes, where: Where) -> tuple[Any, Problem | None, str]:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
         raise ValueError(f"the key {twice!r} stands twice in one object")
     return result
 
 
 def _item(value: Any, row: int, where: Where) -> Item:
-    if has_surrogate(value):
+    wrong = unfit(value)
+    if wrong == "surrogate":
         return row, where.line, None, surrogate_problem(where), "wrong-encoding"
+    if wrong == "depth":
+        got = f"lists and objects more than {MAX_DEPTH} deep inside one another"
+        return row, where.line, None, Problem("a JSON object", got, "Correct or remove this row.", where), "broken-json"
     return _checked_object(value, row, where)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +17,9 @@ from chainrule.data.flaws import MAX_PROBLEMS, agree, count_rows, finding, summa
 from chainrule.data.read import SPLITS, Reading, read
 from chainrule.data.rows import Rows, prepare
 from chainrule.data.split import TRAIN, Cut, cut_rows, keep_labels_in_train, strata_of_numbers
-from chainrule.data.table import Table
-from chainrule.data.targets import encode_targets, label_names, names_of, unknown_labels
+from chainrule.data.table import Places, Table
+from chainrule.data.targets import Labels, Values, encode_targets, label_names, unknown_labels
+from chainrule.data.texts import Texts
 from chainrule.errors import DataError, Problem, Where
 
 
@@ -28,25 +28,25 @@ class Split:
     """Usable rows of one split.
 
     Attributes:
-        table: all columns of these rows, and their places in the file.
+        places: where they stand in the file.
         inputs: field -> (n,) texts.
-        targets: int64 (n,) of label indexes, float32 (n, labels) of 0 and 1, float64 (n,), or (n,) replies as texts.
+        targets: int64 (n,) of label indexes, float32 (n, labels) of 0 and 1, float64 (n,), or `Texts` (n,) of replies.
         hashes: (n,) uint64 of the inputs.
     """
 
-    table: Table
-    inputs: dict[str, list[str]]
-    targets: np.ndarray
+    places: Places
+    inputs: dict[str, Texts]
+    targets: Any
     hashes: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.table)
+        return len(self.places)
 
     def take(self, indices: np.ndarray) -> Split:
         """The rows at `indices`, in that order."""
         chosen = np.asarray(indices, dtype=np.int64)
-        inputs = {name: [texts[index] for index in chosen] for name, texts in self.inputs.items()}
-        return Split(self.table.take(chosen), inputs, self.targets[chosen], self.hashes[chosen])
+        inputs = {name: texts[chosen] for name, texts in self.inputs.items()}
+        return Split(self.places[chosen], inputs, self.targets[chosen], self.hashes[chosen])
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,8 @@ def load(source: Any, spec: Data, task: Task, *, recorded: Cut | None = None) ->
     reading = read(source, on_bad_row=spec.on_bad_row)
     tables, notes = _known_splits(reading)
     first = next(iter(tables.values()))
+    if reading.problems and not first.names:  # not one object could be read, so that there are no columns
+        raise _unusable(reading.findings, reading.problems)
     fields = find_fields(first.names, task, named=spec.fields, file=first.file)
     tables, unlabelled = _same_columns(tables, fields, task)
     findings, problems = [*reading.findings, *notes, *unlabelled], list(reading.problems)
@@ -209,7 +211,7 @@ def _recorded_part(
     message = (
         f"A file without splits that is not the one the model was trained on: all its {len(rows):,} rows are used."
     )
-    return rows, name, [finding("whole-file", "info", message, file=rows.table.file)]
+    return rows, name, [finding("whole-file", "info", message, file=rows.places.file)]
 
 
 def _seen_before(rows: Rows, name: str, known_hashes: Mapping[str, np.ndarray]) -> list[Finding]:
@@ -231,8 +233,8 @@ def _seen_before(rows: Rows, name: str, known_hashes: Mapping[str, np.ndarray]) 
                 message,
                 todo=todo,
                 split=name,
-                file=rows.table.file,
-                rows=rows.table.rows[seen],
+                file=rows.places.file,
+                rows=rows.places.rows[seen],
             )
         )
     return findings
@@ -292,15 +294,15 @@ def _cut(
     if recorded is not None and recorded.matches(fingerprint.get(source), whole.row_hashes):
         parts: dict[str, np.ndarray] | None = recorded.apply(whole.row_hashes)
     else:
-        parts = cut_rows(whole.hashes, _strata(whole, task), fractions)
-        if parts is not None and task.has_labels:
-            parts = keep_labels_in_train(parts, whole.hashes, [names_of(value) for value in whole.values])
+        parts = cut_rows(whole.hashes, _strata(whole.values), fractions)
+        if parts is not None and isinstance(whole.values, Labels):
+            parts = keep_labels_in_train(parts, whole.hashes, whole.values)
     if parts is None:
         problem = Problem(
             f"rows enough to cut {' and '.join(reversed(fractions))} from, with every label left in train",
             f"{count_rows(len(np.unique(whole.hashes)), None, 'different row')}",
             "Add rows, or give a folder with train, validation and test files.",
-            Where(file=whole.table.file),
+            Where(file=whole.places.file),
         )
         return (
             {TRAIN: whole, **{name: part for name, part in rows.items() if name not in ("all", TRAIN)}},
@@ -314,19 +316,20 @@ def _cut(
     return splits, Cut(fingerprint.get(source), hashes), []
 
 
-def _strata(rows: Rows, task: Task) -> np.ndarray:
-    if task.target.kind == "number":
-        return strata_of_numbers(np.array(rows.values, dtype=np.float64))
-    if not task.has_labels:
-        return np.zeros(len(rows), np.int64)
+def _strata(values: Values) -> np.ndarray:
+    if isinstance(values, np.ndarray):
+        return strata_of_numbers(values)
+    if isinstance(values, Texts):
+        return np.zeros(len(values), np.int64)
     # By a row's rarest label, so that rare labels are spread first, as Sechidis, Tsoumakas and Vlahavas (2011) do.
-    counts = Counter(name for value in rows.values for name in names_of(value))
+    counts = values.count()
     order = {name: code for code, name in enumerate(sorted(counts, key=lambda name: (counts[name], name)))}
-    return np.array([min((order[name] for name in names_of(value)), default=-1) for value in rows.values], np.int64)
+    rarest = np.array([min((order[name] for name in names), default=-1) for names in values.sets], np.int64)
+    return np.take(rarest, values.codes)
 
 
 def _labels(train: Rows, task: Task) -> tuple[str, ...]:
-    if task.has_labels:
+    if isinstance(train.values, Labels):
         return label_names(train.values)
     return (task.target.name,) if task.target.kind == "number" else ()
 
@@ -339,19 +342,19 @@ def _too_few(problems: Sequence[Problem]) -> Finding:
 def _drop_unknown(
     rows: Rows, labels: Sequence[str], task: Task, name: str, on_bad_row: str
 ) -> tuple[Rows, list[Finding], list[Problem]]:
-    if not task.has_labels:
+    if not isinstance(rows.values, Labels):
         return rows, [], []
-    good, flaws = unknown_labels(rows.values, labels, rows.table, task.target.name)
+    good, flaws = unknown_labels(rows.values, labels, rows.places, task.target.name)
     if not flaws:
         return rows, [], []
     split = None if name == "all" else name
-    findings, problems = summarise(flaws, split=split, file=rows.table.file, on_bad_row=on_bad_row)
+    findings, problems = summarise(flaws, split=split, file=rows.places.file, on_bad_row=on_bad_row)
     return rows.take(np.flatnonzero(good)), findings, problems
 
 
 def _finish(rows: Rows, labels: Sequence[str], task: Task) -> Split:
     targets = encode_targets(rows.values, task.target.kind, labels)
-    return Split(rows.table, rows.inputs, targets, rows.hashes)
+    return Split(rows.places, rows.inputs, targets, rows.hashes)
 
 
 def _by_severity(findings: Sequence[Finding]) -> list[Finding]:

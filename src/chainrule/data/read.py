@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from chainrule.core.report import Finding
 from chainrule.data import columns as columnar
 from chainrule.data.catalog import dataset_file
 from chainrule.data.delimited import read_delimited
-from chainrule.data.flaws import Flaw, finding, summarise
+from chainrule.data.flaws import Flaw, finding, refuse_names, some, summarise
 from chainrule.data.hub import looks_like_hub_name, read_hub, read_saved
 from chainrule.data.jsontext import read_json, read_json_lines
 from chainrule.data.table import Table, concatenate
@@ -32,7 +33,7 @@ _SPLIT_NAMES = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 _SHARD = re.compile(r"-\d+-of-\d+$")
-_CHUNK = 1 << 16
+_CHUNK = 1 << 13  # rows that are Python objects at once while a file is read
 
 
 @dataclass(frozen=True)
@@ -165,18 +166,21 @@ _Piece = tuple[Table, list[Flaw], str]
 
 
 def _read_file(path: Path, shown: str) -> _Piece:
-    # Objects are gathered before they become columns, so that one odd row does not change a column's type midway.
-    whole = _file_ending(path) in (".jsonl", ".json")
-    tables, flaws = [], []
-    for table, found in chunks(path, shown, 1 << 40 if whole else _CHUNK):
-        tables.append(table)
-        flaws += found
-    if not tables:
+    flaws: list[Flaw] = []
+
+    def tables() -> Iterator[Table]:
+        for table, found in chunks(path, shown, _CHUNK):
+            refuse_names(table.names, Where(file=shown), "Rename the columns.")
+            flaws.extend(found)
+            yield table
+
+    pieces = tables()
+    first = next(pieces, None)
+    if first is None:
         raise _failure(shown, "rows", "an empty file", "Check that the file was written completely.")
-    table = concatenate(tables)
-    _refuse_twice(table)
+    table = concatenate(chain([first], pieces))
     if len(table) == 0 and not any(flaw.problem for flaw in flaws):
-        got = f"only a header ({', '.join(table.names)})" if table.names else "no rows"
+        got = f"only a header ({some(table.names)})" if table.names else "no rows"
         raise _failure(shown, "at least one row", got, "Check that the file was written completely.")
     return table, flaws, sha256(path)
 
@@ -186,7 +190,8 @@ def _read_shards(files: Sequence[str]) -> _Piece:
     if len(pieces) == 1:
         return pieces[0]
     digest = hashlib.sha256("".join(piece[2] for piece in pieces).encode()).hexdigest()
-    return concatenate([piece[0] for piece in pieces]), [flaw for piece in pieces for flaw in piece[1]], digest
+    table = concatenate([piece[0] for piece in pieces])
+    return table, [flaw for piece in pieces for flaw in piece[1]], digest
 
 
 def _merge(files: Mapping[str, Any], on_bad_row: str) -> Reading:
@@ -215,7 +220,7 @@ def _reading(pieces: Mapping[str, _Piece], on_bad_row: str) -> Reading:
     findings: list[Finding] = []
     problems: list[Problem] = []
     for name, (table, flaws, _) in pieces.items():
-        _refuse_twice(table)
+        refuse_names(table.names, Where(file=table.file), "Rename the columns.")
         split = None if name == "all" else name
         told, wrong = summarise(flaws, split=split, file=table.file, on_bad_row=on_bad_row)
         findings += told
@@ -273,13 +278,6 @@ def _readable(path: Path, shown: str) -> str:
 def _file_ending(path: Path) -> str:
     ending = path.suffix.lower()
     return _SAME_ENDING.get(ending, ending)
-
-
-def _refuse_twice(table: Table) -> None:
-    twice = sorted({name for name in table.names if table.names.count(name) > 1})
-    if twice:
-        got = f"{', '.join(map(repr, twice))} more than once among {', '.join(table.names)}"
-        raise _failure(table.file, "different column names", got, "Rename the columns.")
 
 
 def _failure(shown: str | None, expected: str, got: str, todo: str) -> DataError:

@@ -14,8 +14,9 @@ from chainrule.data.chat import MESSAGES, read_conversations
 from chainrule.data.clean import clean_texts, exact_duplicates
 from chainrule.data.flaws import Flaw, agree, count_rows, finding, summarise
 from chainrule.data.split import hash_texts
-from chainrule.data.table import Table
-from chainrule.data.targets import Value, read_targets, target_text
+from chainrule.data.table import Places, Table
+from chainrule.data.targets import Values, read_targets, target_texts
+from chainrule.data.texts import Texts
 from chainrule.errors import Problem
 
 TOOLS = "tools"
@@ -28,25 +29,25 @@ class Rows:
 
     Attributes:
         inputs: field -> (n,) texts.
-        values: (n,) targets before encoding; empty when they were not asked for.
+        values: (n,) targets before encoding.
         hashes: (n,) uint64 of the inputs.
-        row_hashes: (n,) uint64 of the inputs and the target; of the inputs alone without targets.
+        row_hashes: (n,) uint64 of the inputs and the target.
     """
 
-    table: Table
-    inputs: dict[str, list[str]]
-    values: list[Value]
+    places: Places
+    inputs: dict[str, Texts]
+    values: Values
     hashes: np.ndarray
     row_hashes: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.table)
+        return len(self.places)
 
     def take(self, indices: np.ndarray) -> Rows:
         """The rows at `indices`, in that order."""
-        inputs = {name: [texts[index] for index in indices] for name, texts in self.inputs.items()}
-        values = [self.values[index] for index in indices] if self.values else []
-        return Rows(self.table.take(indices), inputs, values, self.hashes[indices], self.row_hashes[indices])
+        inputs = {name: texts[indices] for name, texts in self.inputs.items()}
+        hashes, row_hashes = self.hashes[indices], self.row_hashes[indices]
+        return Rows(self.places[indices], inputs, self.values[indices], hashes, row_hashes)
 
 
 @dataclass(frozen=True)
@@ -70,20 +71,17 @@ def prepare(
     """Take the task's fields from a table, clean the texts if asked, and set unusable rows aside.
 
     Args:
-        fields: field -> column; targets are read if the task's target field is in it.
+        fields: field -> column, of inputs and target.
     """
     if task.target.kind == "reply":
         return _prepare_conversations(table, fields, split=split, clean=clean, on_bad_row=on_bad_row)
     raw = {spec.name: table.texts(fields[spec.name]) for spec in task.inputs if spec.name in fields}
-    cleaned = clean_texts({name: [text or "" for text in texts] for name, texts in raw.items()}, clean, table, split)
-    flaws = text_flaws(table, raw, cleaned.inputs)
-    values: list[Value | None] = []
+    cleaned = clean_texts(raw, clean, table.places, split)
     target = task.target
-    if target.name in fields:
-        values, found = read_targets(table, target.name, fields[target.name], target.kind)
-        flaws += found
+    values, wrong = read_targets(table, target.name, fields[target.name], target.kind)
+    flaws = [*text_flaws(table.places, raw, cleaned.inputs), *wrong]
     findings, problems = summarise(flaws, split=split, file=table.file, on_bad_row=on_bad_row)
-    rows = _usable(table, cleaned.inputs, values, flaws)
+    rows = _usable(table.places, cleaned.inputs, values, flaws)
     return _without_duplicates(rows, [*cleaned.findings, *findings], problems, split, clean)
 
 
@@ -105,7 +103,7 @@ def _prepare_conversations(
         findings.append(
             finding("unread-tools", "warning", message, todo=todo, split=split, file=table.file, rows=tools)
         )
-    rows = _usable(table, {MESSAGES: found.contexts}, found.replies, found.flaws)
+    rows = _usable(table.places, {MESSAGES: found.contexts}, found.replies, found.flaws)
     return _without_duplicates(rows, findings, problems, split, clean)
 
 
@@ -113,31 +111,35 @@ def _without_duplicates(
     rows: Rows, findings: list[Finding], problems: list[Problem], split: str | None, clean: Clean
 ) -> Prepared:
     if clean.exact_duplicates:
-        keep, note = exact_duplicates(rows.row_hashes, rows.table, split)
+        keep, note = exact_duplicates(rows.row_hashes, rows.places, split)
         rows = rows.take(np.flatnonzero(keep))
         findings.append(note)
     return Prepared(rows, findings, problems)
 
 
-def text_flaws(
-    table: Table, raw: Mapping[str, Sequence[str | None]], inputs: Mapping[str, Sequence[str]]
-) -> list[Flaw]:
+def text_flaws(places: Places, raw: Mapping[str, Texts], inputs: Mapping[str, Texts]) -> list[Flaw]:
     """Flaws of texts: missing, empty (also after cleaning), NUL bytes, U+FFFD."""
     flaws = []
     for name, texts in inputs.items():
         for index, text in enumerate(texts):
-            row = int(table.rows[index])
             if not text or text.isspace():
                 got = _emptiness(raw[name][index])
-                problem = Problem("a text", got, "Fill in or remove this row.", table.where(index, name))
-                flaws.append(Flaw("empty-text", row, problem))
+                problem = Problem("a text", got, "Fill in or remove this row.", places.where(index, name))
+                flaws.append(Flaw("empty-text", int(places.rows[index]), problem))
             elif "\0" in text:
                 got = f"a NUL byte at character {text.index(chr(0)) + 1}"
                 todo = "Remove the NUL bytes; the file may be damaged."
-                flaws.append(Flaw("nul-byte", row, Problem("text", got, todo, table.where(index, name))))
+                problem = Problem("text", got, todo, places.where(index, name))
+                flaws.append(Flaw("nul-byte", int(places.rows[index]), problem))
             elif "\ufffd" in text:
-                flaws.append(Flaw("replacement-character", row))
+                flaws.append(Flaw("replacement-character", int(places.rows[index])))
     return flaws
+
+
+def usable(places: Places, flaws: Sequence[Flaw]) -> np.ndarray | None:
+    """Positions of the rows that can be used; None for all of them."""
+    bad = [flaw.row for flaw in flaws if flaw.problem is not None]
+    return np.flatnonzero(np.isin(places.rows, bad, invert=True)) if bad else None
 
 
 def _emptiness(text: str | None) -> str:
@@ -148,15 +150,10 @@ def _emptiness(text: str | None) -> str:
     return "only white space" if text.isspace() else "nothing that is left after cleaning"
 
 
-def _usable(table: Table, inputs: dict[str, list[str]], values: Sequence[Value | None], flaws: Sequence[Flaw]) -> Rows:
-    bad = {flaw.row for flaw in flaws if flaw.problem is not None}
-    keep = np.array([index for index, row in enumerate(table.rows.tolist()) if row not in bad], dtype=np.int64)
-    if bad:
-        table = table.take(keep)
-        inputs = {name: [texts[index] for index in keep] for name, texts in inputs.items()}
-        values = [values[index] for index in keep] if values else []
-    whole = [value for value in values if value is not None]
+def _usable(places: Places, inputs: dict[str, Texts], values: Values, flaws: Sequence[Flaw]) -> Rows:
+    keep = usable(places, flaws)
+    if keep is not None:
+        places, values = places[keep], values[keep]
+        inputs = {name: texts[keep] for name, texts in inputs.items()}
     texts = list(inputs.values())
-    hashes = hash_texts(texts)
-    row_hashes = hash_texts([*texts, [target_text(value) for value in whole]]) if values else hashes
-    return Rows(table, inputs, whole, hashes, row_hashes)
+    return Rows(places, inputs, values, hash_texts(texts), hash_texts([*texts, target_texts(values)]))

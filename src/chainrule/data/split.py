@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from chainrule.data.targets import Labels
 
 TRAIN = "train"
 
@@ -44,12 +46,12 @@ class Cut:
         return {name: np.flatnonzero(np.isin(row_hashes, hashes)) for name, hashes in self.hashes.items()}
 
 
-def hash_texts(columns: Sequence[Sequence[str]]) -> np.ndarray:
+def hash_texts(columns: Sequence[Iterable[str]]) -> np.ndarray:
     """(n,) uint64: a BLAKE2b hash of each row's texts, the same on every machine."""
     digests = bytearray()
     for cells in zip(*columns, strict=True):
         digests += hashlib.blake2b("\0".join(cells).encode("utf-8"), digest_size=8).digest()
-    return np.frombuffer(bytes(digests), dtype="<u8").astype(np.uint64)
+    return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
 
 
 def strata_of_numbers(values: np.ndarray, bins: int = 10) -> np.ndarray:
@@ -93,13 +95,12 @@ def cut_rows(hashes: np.ndarray, strata: np.ndarray, fractions: Mapping[str, flo
 
 
 def keep_labels_in_train(
-    parts: dict[str, np.ndarray], hashes: np.ndarray, names: Sequence[Sequence[str]]
+    parts: dict[str, np.ndarray], hashes: np.ndarray, labels: Labels
 ) -> dict[str, np.ndarray] | None:
     """Move rows into train until every label occurs there: the group with the smallest hash, label by label.
 
     Args:
         parts: what `cut_rows` returned.
-        names: the labels of each row.
 
     Returns:
         The parts, or None if one of them is empty then.
@@ -108,12 +109,14 @@ def keep_labels_in_train(
     for number, indices in enumerate(parts.values()):
         part[indices] = number
     first = list(parts).index(TRAIN)
-    seen = {name for index in np.flatnonzero(part == first).tolist() for name in names[index]}
-    for index in np.argsort(hashes, kind="stable").tolist():
-        if not seen.issuperset(names[index]):
-            group = np.flatnonzero(hashes == hashes[index])
+    seen = set(labels[part == first].count())
+    has_more = np.array([not seen.issuperset(names) for names in labels.sets], dtype=bool)
+    rows = np.flatnonzero(has_more[labels.codes])
+    for row in rows[np.argsort(hashes[rows], kind="stable")].tolist():
+        if not seen.issuperset(labels.sets[labels.codes[row]]):
+            group = hashes == hashes[row]
             part[group] = first
-            seen.update(name for member in group.tolist() for name in names[member])
+            seen.update(labels[group].count())
     moved = {name: np.flatnonzero(part == number) for number, name in enumerate(parts)}
     return moved if all(len(indices) for indices in moved.values()) else None
 

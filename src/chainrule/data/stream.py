@@ -18,8 +18,9 @@ from chainrule.data.clean import clean_texts
 from chainrule.data.fields import find_fields
 from chainrule.data.flaws import MAX_PROBLEMS, Flaw, summarise
 from chainrule.data.read import chunks, located, read
-from chainrule.data.rows import text_flaws
+from chainrule.data.rows import text_flaws, usable
 from chainrule.data.table import Table
+from chainrule.data.texts import Texts
 from chainrule.errors import DataError, Problem, Where
 
 
@@ -48,15 +49,13 @@ class Inputs:
     def __len__(self) -> int:
         return self.rows
 
-    def __iter__(self) -> Iterator[tuple[Table, dict[str, list[str]]]]:
+    def __iter__(self) -> Iterator[tuple[Table, dict[str, Texts]]]:
         for piece, _ in _pieces(self.source, self.chunk_rows):
             table = _with_columns(piece, self.columns)
             inputs, flaws = _texts(table, self.fields, self.clean, self.task)
-            bad = {flaw.row for flaw in flaws if flaw.problem is not None}
-            if bad:
-                keep = np.array([i for i, row in enumerate(table.rows.tolist()) if row not in bad], dtype=np.int64)
-                table = table.take(keep)
-                inputs = {name: [texts[index] for index in keep] for name, texts in inputs.items()}
+            keep = usable(table.places, flaws)
+            if keep is not None:
+                table, inputs = table.take(keep), {name: texts[keep] for name, texts in inputs.items()}
             if len(table):
                 yield table, inputs
 
@@ -107,7 +106,7 @@ def load_inputs(
     flaws: list[Flaw] = []
     mapping: dict[str, str] | None = None
     rows = 0
-    file = None
+    file = os.fspath(source) if isinstance(source, str | os.PathLike) else None
     for table, found in _pieces(source, max(chunk_rows, 8_192)):
         file = table.file
         columns |= dict.fromkeys(table.names)
@@ -137,16 +136,13 @@ def _pieces(source: Any, chunk_rows: int) -> Iterator[tuple[Table, list[Flaw]]]:
             yield table.take(np.arange(start, min(start + chunk_rows, len(table)))), []
 
 
-def _texts(
-    table: Table, fields: Mapping[str, str], clean: Clean, task: Task
-) -> tuple[dict[str, list[str]], list[Flaw]]:
+def _texts(table: Table, fields: Mapping[str, str], clean: Clean, task: Task) -> tuple[dict[str, Texts], list[Flaw]]:
     if task.target.kind == "reply":
         found = read_conversations(table, fields, clean, with_reply=False)
         return {MESSAGES: found.contexts}, found.flaws
     raw = {name: table.texts(column) for name, column in fields.items()}
-    inputs = {name: [text or "" for text in texts] for name, texts in raw.items()}
-    inputs = clean_texts(inputs, clean, table, None).inputs
-    return inputs, text_flaws(table, raw, inputs)
+    inputs = clean_texts(raw, clean, table.places, None).inputs
+    return inputs, text_flaws(table.places, raw, inputs)
 
 
 def _with_columns(table: Table, names: tuple[str, ...]) -> Table:

@@ -4,14 +4,42 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from chainrule.data.texts import Texts, stored, values_of
 from chainrule.errors import Where
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where rows stand in the user's file.
+
+    Attributes:
+        file: the path as the user gave it, or "DataFrame", "Dataset", …
+        rows: (n,) int64, 1-based data row numbers in the file (a header is not counted).
+        lines: (n,) int64, 1-based number of each row's first line, where the format has lines.
+    """
+
+    file: str | None
+    rows: np.ndarray
+    lines: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, indices: np.ndarray) -> Places:
+        """Those of the rows at `indices`, in that order."""
+        return Places(self.file, self.rows[indices], None if self.lines is None else self.lines[indices])
+
+    def where(self, index: int, field: str | None = None) -> Where:
+        """The place of the row at position `index`."""
+        line = None if self.lines is None else int(self.lines[index])
+        return Where(file=self.file, row=int(self.rows[index]), line=line, field=field)
 
 
 @dataclass(frozen=True)
@@ -19,10 +47,8 @@ class Table:
     """Rows with their places in the user's file.
 
     Attributes:
-        file: the path as the user gave it, or "DataFrame", "Dataset", …
         columns: the cells. CSV and TSV have string columns only; other formats keep their types.
-        rows: (n,) int64, 1-based data row numbers in the file (a header is not counted).
-        lines: (n,) int64, 1-based number of each row's first line, where the format has lines.
+        file, rows, lines: as in `Places`.
     """
 
     file: str | None
@@ -38,33 +64,68 @@ class Table:
         """The column names in the file's order."""
         return list(self.columns.column_names)
 
-    def take(self, indices: np.ndarray) -> Table:
-        """The rows at `indices` (0-based positions in this table), in that order."""
-        chosen = np.asarray(indices, dtype=np.int64)
-        lines = None if self.lines is None else self.lines[chosen]
-        return Table(self.file, self.columns.take(pa.array(chosen)), self.rows[chosen], lines)
+    @property
+    def places(self) -> Places:
+        """Where the rows stand."""
+        return Places(self.file, self.rows, self.lines)
 
-    def texts(self, column: str) -> list[str | None]:
+    def take(self, indices: np.ndarray) -> Table:
+        """The rows at `indices` (0-based positions in this table), in that order, copied."""
+        places = self.places[indices]
+        return Table(self.file, self.columns.take(pa.array(indices)), places.rows, places.lines)
+
+    def texts(self, column: str) -> Texts:
         """A column as text: strings as they are, other values in one stable form, missing values as None."""
         cells = self.columns.column(column)
-        if pa.types.is_string(cells.type) or pa.types.is_large_string(cells.type):
-            return list(cells.to_pylist())
-        return [text_of(value) for value in cells.to_pylist()]
+        is_text = pa.types.is_string(cells.type) or pa.types.is_large_string(cells.type)
+        return Texts(cells) if is_text else Texts.of(map(text_of, values_of(cells)))
 
     def where(self, index: int, field: str | None = None) -> Where:
         """The place of the row at position `index`."""
-        line = None if self.lines is None else int(self.lines[index])
-        return Where(file=self.file, row=int(self.rows[index]), line=line, field=field)
+        return self.places.where(index, field)
 
 
-def concatenate(tables: Sequence[Table]) -> Table:
-    """One table of several pieces of the same file, in order; missing columns are filled with missing values."""
-    if len(tables) == 1:
-        return tables[0]
-    columns = pa.concat_tables([table.columns for table in tables], promote_options="permissive")
-    lines = [table.lines for table in tables if table.lines is not None]
-    rows = np.concatenate([table.rows for table in tables])
-    return Table(tables[0].file, columns, rows, np.concatenate(lines) if len(lines) == len(tables) else None)
+def concatenate(tables: Iterable[Table]) -> Table:
+    """One table of pieces of the same file, in order, the next piece being asked for when the one before is stored.
+
+    A column that a piece lacks is missing in its rows; one whose type changes between pieces becomes text.
+    """
+    places: list[Places] = []
+
+    def columns() -> Iterator[pa.Table]:
+        for table in tables:
+            places.append(table.places)
+            yield table.columns
+
+    pieces = stored(columns())
+    if any(piece.schema != pieces[0].schema for piece in pieces):
+        types = _common_types(pieces)
+        pieces = stored(_cast(piece, types, len(part)) for piece, part in zip(pieces, places, strict=True))
+    lines = [part.lines for part in places if part.lines is not None]
+    rows = np.concatenate([part.rows for part in places])
+    whole = pa.concat_tables(pieces)
+    return Table(places[0].file, whole, rows, np.concatenate(lines) if len(lines) == len(places) else None)
+
+
+def _common_types(pieces: Sequence[pa.Table]) -> pa.Schema:
+    """All columns in order of first appearance, with the type they have in every piece that has values, or text."""
+    found: dict[str, set[pa.DataType]] = {}
+    for piece in pieces:
+        for field in piece.schema:
+            found.setdefault(field.name, set()).update([] if pa.types.is_null(field.type) else [field.type])
+    kinds = {
+        name: types.pop() if len(types) == 1 else pa.string() if types else pa.null() for name, types in found.items()
+    }
+    return pa.schema(list(kinds.items()))
+
+
+def _cast(piece: pa.Table, types: pa.Schema, rows: int) -> pa.Table:
+    arrays = []
+    for field in types:
+        cells = piece.column(field.name) if field.name in piece.column_names else pa.nulls(rows)
+        same = cells.type == field.type
+        arrays.append(cells if same else pa.array(map(text_of, cells.to_pylist()), field.type))
+    return pa.table(arrays, schema=types)
 
 
 def text_of(value: Any) -> str | None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
-from functools import cache
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,109 +16,141 @@ import pyarrow as pa
 
 from chainrule.core.task import FieldKind
 from chainrule.data.flaws import Flaw, shorten
-from chainrule.data.table import Table, text_of
+from chainrule.data.jsontext import unfit
+from chainrule.data.table import Places, Table, text_of
+from chainrule.data.texts import Texts, values_of
 from chainrule.errors import Problem
 
-Value = str | tuple[str, ...] | float
-_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
+LARGEST = 3.4e38  # what float32, in which models are trained, can hold
+_NUMBER = re.compile(r"[+-]?(\d++(\.\d*+)?+|\.\d++)([eE][+-]?\d++)?+", re.ASCII)
+_REMEMBERED = 1 << 14  # different cells: there are few different labels and many rows
 
 
-def read_targets(table: Table, field: str, column: str, kind: FieldKind) -> tuple[list[Value | None], list[Flaw]]:
-    """One value a row (a label, a tuple of labels, or a number), None where there is a flaw.
+@dataclass(frozen=True)
+class Labels:
+    """The labels of rows; each different set of labels is held once.
+
+    Attributes:
+        sets: the sets, each a tuple of sorted names; one name each where a row has one label.
+        codes: (n,) int64 positions in `sets`; -1 where a row has no value.
+    """
+
+    sets: tuple[tuple[str, ...], ...]
+    codes: np.ndarray
+
+    @classmethod
+    def of(cls, values: Iterable[tuple[str, ...] | None]) -> Labels:
+        """The labels of each row, None where it has no value."""
+        sets: dict[tuple[str, ...], int] = {}
+        codes = (-1 if names is None else sets.setdefault(names, len(sets)) for names in values)
+        found = np.fromiter(codes, np.int64)
+        return cls(tuple(sets), found)
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, indices: np.ndarray) -> Labels:
+        """The rows at `indices`, in that order, each of which has a value."""
+        used, codes = np.unique(self.codes[indices], return_inverse=True)
+        return Labels(tuple(self.sets[code] for code in used), codes.astype(np.int64))
+
+    def count(self) -> Counter[str]:
+        """How many rows have each label."""
+        counts: Counter[str] = Counter()
+        for names, rows in zip(self.sets, np.bincount(self.codes, minlength=len(self.sets)).tolist(), strict=True):
+            counts.update(dict.fromkeys(names, rows))
+        return counts
+
+
+Values = Labels | np.ndarray | Texts  # labels, numbers (n,) float64, or replies
+
+
+def read_targets(table: Table, field: str, column: str, kind: FieldKind) -> tuple[Labels | np.ndarray, list[Flaw]]:
+    """The labels or the number of each row, and what is wrong with them; a flawed row has code -1 or NaN.
 
     Labels are taken without the white space around them, which is noted.
     """
-    cells: Sequence[Any]
-    if kind == "classes" and _is_list(table.columns.column(column).type):
-        cells = table.columns.column(column).to_pylist()
+    cells = table.columns.column(column)
+    parse: Callable[[Any], tuple[Any, _Found]] = {"class": _class, "classes": _classes}.get(kind, _number)
+    given: Iterable[Any]
+    if kind == "classes" and _is_list(cells.type):
+        given = values_of(cells)
     else:
-        cells = table.texts(column)
-    parse: Callable[[Any], tuple[Value | None, _Found]] = {"class": _class, "classes": _classes}.get(kind, _number)
-    if not _is_list(table.columns.column(column).type):
-        parse = cache(parse)  # few different labels, many rows
-    values: list[Value | None] = []
+        given, parse = table.texts(column), lru_cache(_REMEMBERED)(parse)
     flaws: list[Flaw] = []
-    for index, cell in enumerate(cells):
-        value, found = parse(cell)
-        values.append(value)
-        if isinstance(found, str):
-            flaws.append(Flaw(found, int(table.rows[index])))
-        elif found is not None:
-            kind_of, expected, got, todo = found
-            problem = Problem(expected, got, todo, table.where(index, field))
-            flaws.append(Flaw(kind_of, int(table.rows[index]), problem))
-    return values, flaws
+
+    def values() -> Iterator[Any]:
+        for index, cell in enumerate(given):
+            value, found = parse(cell)
+            if isinstance(found, str):
+                flaws.append(Flaw(found, int(table.rows[index])))
+            elif found is not None:
+                kind_of, expected, got, todo = found
+                problem = Problem(expected, got, todo, table.where(index, field))
+                flaws.append(Flaw(kind_of, int(table.rows[index]), problem))
+            yield value
+
+    return (np.fromiter(values(), np.float64) if kind == "number" else Labels.of(values())), flaws
 
 
-def label_names(values: Iterable[Value]) -> tuple[str, ...]:
+def label_names(labels: Labels) -> tuple[str, ...]:
     """All labels, sorted; numbers by their size and before words ("2" before "10" before "a")."""
-    names = {name for value in values for name in names_of(value)}
-    return tuple(sorted(names, key=_order))
+    return tuple(sorted({name for names in labels.sets for name in names}, key=_order))
 
 
-def encode_targets(values: Sequence[Value], kind: FieldKind, labels: Sequence[str]) -> np.ndarray:
-    """Values as the array the task works with.
+def encode_targets(values: Values, kind: FieldKind, labels: Sequence[str]) -> np.ndarray | Texts:
+    """Values as what the task works with.
 
     Returns:
         class: int64 (n,) of indexes into `labels`; classes: float32 (n, labels) of 0 and 1; number: float64 (n,);
         reply: (n,) of texts.
     """
-    if kind == "number":
-        return np.array(values, dtype=np.float64)
-    if kind == "reply":
-        return np.array([str(value) for value in values], dtype=object)
+    if not isinstance(values, Labels):
+        return values
     index = {name: position for position, name in enumerate(labels)}
     if kind == "class":
-        return np.array([index[str(value)] for value in values], dtype=np.int64)
-    matrix = np.zeros((len(values), len(labels)), dtype=np.float32)
-    for row, value in enumerate(values):
-        for name in value if isinstance(value, tuple) else ():
-            matrix[row, index[name]] = 1
-    return matrix
+        classes = np.array([index[name] for (name,) in values.sets], dtype=np.int64)
+        return np.take(classes, values.codes)
+    matrix = np.zeros((len(values.sets), len(labels)), dtype=np.float32)
+    for row, names in enumerate(values.sets):
+        matrix[row, [index[name] for name in names]] = 1
+    return np.take(matrix, values.codes, axis=0)
 
 
-def unknown_labels(
-    values: Sequence[Value], labels: Sequence[str], table: Table, field: str
-) -> tuple[np.ndarray, list[Flaw]]:
+def unknown_labels(values: Labels, labels: Sequence[str], places: Places, field: str) -> tuple[np.ndarray, list[Flaw]]:
     """Which rows have only known labels (a mask), and the flaws of the others."""
     known = set(labels)
-    good = np.ones(len(values), dtype=bool)
+    strange = [[name for name in names if name not in known] for names in values.sets]
+    good = np.array([not names for names in strange], dtype=bool)[values.codes]
     flaws = []
     some = ", ".join(labels[:8]) + (f", … ({len(labels)} in all)" if len(labels) > 8 else "")
-    for index, value in enumerate(values):
-        strange = [name for name in names_of(value) if name not in known]
-        if strange:
-            good[index] = False
-            got = ", ".join(shorten(name) for name in strange)
-            todo = "Correct the label, or add rows with it to train and train again."
-            problem = Problem(f"a label that was in train: {some}", got, todo, table.where(index, field))
-            flaws.append(Flaw("unknown-label", int(table.rows[index]), problem))
+    for row in np.flatnonzero(~good).tolist():
+        got = ", ".join(shorten(name) for name in strange[values.codes[row]])
+        todo = "Correct the label, or add rows with it to train and train again."
+        problem = Problem(f"a label that was in train: {some}", got, todo, places.where(row, field))
+        flaws.append(Flaw("unknown-label", int(places.rows[row]), problem))
     return good, flaws
 
 
-def names_of(value: Value) -> tuple[str, ...]:
-    """The labels of a value: several, or the one it is."""
-    return value if isinstance(value, tuple) else (str(value),)
-
-
-def target_text(value: Value) -> str:
-    """A value as the text that goes into row hashes."""
-    if isinstance(value, tuple):
-        return "|".join(value)
-    return value if isinstance(value, str) else repr(value)
+def target_texts(values: Values) -> Iterator[str]:
+    """Each value as the text that goes into row hashes."""
+    if isinstance(values, Labels):
+        joined = ["|".join(names) for names in values.sets]
+        return (joined[code] for code in values.codes)
+    return (repr(float(value)) for value in values) if isinstance(values, np.ndarray) else iter(values)
 
 
 _Found = str | tuple[str, str, str, str] | None
 _NO_LABEL = ("missing-label", "a label", "nothing", "Label or remove this row.")
 
 
-def _class(cell: str | None) -> tuple[str | None, _Found]:
+def _class(cell: str | None) -> tuple[tuple[str] | None, _Found]:
     name = (cell or "").strip()
     if not name:
         return None, _NO_LABEL
     if "\0" in name:
         return None, ("nul-byte", "a label", "NUL bytes in it", "Remove the NUL bytes.")
-    return name, "label-white-space" if name != cell else None
+    return (name,), "label-white-space" if name != cell else None
 
 
 def _classes(cell: Any) -> tuple[tuple[str, ...] | None, _Found]:
@@ -129,9 +163,12 @@ def _classes(cell: Any) -> tuple[tuple[str, ...] | None, _Found]:
         if text.startswith("[") and text.endswith("]"):
             try:
                 parts = json.loads(text)
-            except ValueError:
+            except (ValueError, RecursionError):
                 expected = 'labels joined by "|" or a JSON list such as ["a", "b"]'
                 return None, ("bad-label", expected, shorten(text), "Write the list as JSON, with double quotes.")
+    if unfit(parts):
+        got = f"{shorten(str(cell))}, which has half of a surrogate pair or is nested too deeply"
+        return None, ("bad-label", "a list of labels", got, "Write the labels again from their source.")
     names = [text_of(part) for part in parts]
     plain = [(name or "").strip() for name in names]
     if not all(plain):
@@ -143,14 +180,14 @@ def _classes(cell: Any) -> tuple[tuple[str, ...] | None, _Found]:
     return tuple(sorted(set(plain))), "label-white-space" if plain != names else None
 
 
-def _number(cell: str | None) -> tuple[float | None, _Found]:
+def _number(cell: str | None) -> tuple[float, _Found]:
     text = (cell or "").strip()
     if not text:
-        return None, ("missing-label", "a number", "nothing", "Fill in or remove this row.")
+        return math.nan, ("missing-label", "a number", "nothing", "Fill in or remove this row.")
     value = float(text) if _NUMBER.fullmatch(text) else math.nan
-    if not math.isfinite(value):
+    if not abs(value) <= LARGEST:
         todo = "Write a point, not a comma." if re.fullmatch(r"[+-]?\d+,\d+", text) else "Correct or remove this row."
-        return None, ("not-a-number", "a finite number", shorten(text), todo)
+        return math.nan, ("not-a-number", "a finite number", shorten(text), todo)
     return value, None
 
 

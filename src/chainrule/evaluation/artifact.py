@@ -7,6 +7,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from chainrule.core.artifact import ROWS, Artifact
@@ -16,12 +17,13 @@ from chainrule.core.task import Predictions
 from chainrule.data.flaws import finding
 from chainrule.data.load import Labelled, load_labelled
 from chainrule.data.split import Cut
-from chainrule.errors import DataError, ModelError
-from chainrule.evaluation.baselines import UNTUNED, Baselines
+from chainrule.errors import DataError, ModelError, Problem, Where
+from chainrule.evaluation.baselines import UNTUNED, Baselines, outputs_of
 from chainrule.evaluation.compare import judge
 from chainrule.inference.predict import Predictor, load_predictor, predict_encoded, untuned
 from chainrule.system.files import output_errors, write_json
 from chainrule.system.progress import Display
+from chainrule.tasks import find_task
 from chainrule.tasks.prepare import EncodedSplit, encode_split, require_usable
 
 
@@ -98,11 +100,24 @@ def keep_report(artifact: Artifact, report: EvaluationReport) -> Path | None:
 
 
 def recorded_rows(artifact: Artifact) -> tuple[Cut | None, dict[str, np.ndarray]]:
-    """The recorded cut, and the input hashes of each split the model was made with."""
+    """The recorded cut, and the input hashes of each split the model was made with.
+
+    Raises:
+        ModelError: the file is damaged.
+    """
     file = artifact.path / ROWS
     if not file.is_file():
         return None, {}
-    arrays = load_file(file)
+    try:
+        arrays = load_file(file)
+        strange = [name for name, array in arrays.items() if array.dtype != np.uint64 or array.ndim != 1]
+        reason = f"other arrays: {', '.join(strange[:3])}" if strange else ""
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        reason = str(error)[:200]
+    if reason:
+        todo = "Take a copy of the artifact that is whole, or leave the file out."
+        problem = Problem("hashes of rows as safetensors", reason, todo, Where(file=str(file)))
+        raise ModelError(f"Cannot read {ROWS} in {artifact.path}.", [problem])
     seen = {name.removeprefix("seen/"): array for name, array in arrays.items() if name.startswith("seen/")}
     cut = {name.removeprefix("cut/"): array for name, array in arrays.items() if name.startswith("cut/")}
     sha256 = artifact.manifest.data.get("cut_sha256")
@@ -127,10 +142,12 @@ def _read(artifact: Artifact, predictor: Predictor, source: Any, spec: Data, spl
 def _compared_with(
     predictor: Predictor, rows: EncodedSplit, display: Display
 ) -> tuple[dict[str, Predictions], str | None, list[Finding]]:
-    """Baselines' predictions of the same rows, the one the verdict is about, and why there are none."""
+    """Baselines' predictions of the same rows, the one the verdict is about, and what to know of them."""
     if predictor.task.baseline == "fitted":
         baselines = _baselines(predictor.artifact)
-        return (baselines.predict(rows.split.inputs), baselines.best, []) if baselines else ({}, None, [])
+        if baselines is None:
+            return {}, None, []
+        return baselines.predict(rows.split.inputs), baselines.best, [*baselines.findings()]
     try:
         with untuned(predictor) as forward, display.bar("evaluating the untuned model", len(rows.encoded)) as bar:
             return {UNTUNED: predict_encoded(forward, rows.encoded, predictor.task.read, bar)}, UNTUNED, []
@@ -141,4 +158,15 @@ def _compared_with(
 
 def _baselines(artifact: Artifact) -> Baselines | None:
     folder = artifact.run_folder / "baselines" if artifact.run_folder else None
-    return Baselines.load(folder) if folder is not None and folder.is_dir() else None
+    if folder is None or not folder.is_dir():
+        return None
+    baselines, manifest = Baselines.load(folder), artifact.manifest
+    kind = find_task(manifest.task).target.kind
+    outputs = outputs_of(kind, len(manifest.labels))
+    found = baselines.kind, baselines.fields, len(baselines.linear.intercepts)
+    if found != (kind, manifest.inputs, outputs):
+        todo = "Take a copy of the run that is whole, or train again."
+        got = f"{found[0]} from {', '.join(found[1])} with {found[2]} outputs"
+        expected = f"{kind} from {', '.join(manifest.inputs)} with {outputs} outputs, as in the manifest"
+        raise ModelError("The baselines are not of this model.", [Problem(expected, got, todo, Where(str(folder)))])
+    return baselines

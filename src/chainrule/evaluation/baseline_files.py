@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +13,11 @@ from safetensors.numpy import load_file
 
 from chainrule.errors import ModelError, Problem, Where
 from chainrule.evaluation import ngrams
+from chainrule.system.files import read_json
 
+_LARGEST = 1e300  # NaN is not below it, and any whole number below it is a float
 FORMAT_VERSION = 1
 TEXT, ARRAYS = "baselines.json", "baselines.safetensors"
-_MAX_JSON = 64_000_000  # bytes
 
 
 def constant_name(kind: str) -> str:
@@ -46,21 +46,15 @@ def read_text(path: Path) -> dict[str, Any]:
     Raises:
         ModelError: it is missing, too large, not JSON, or a value is not what it should be.
     """
-    try:
-        if path.stat().st_size > _MAX_JSON:
-            raise _broken(path, f"at most {_MAX_JSON:,} bytes", f"{path.stat().st_size:,} bytes")
-        text = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise _broken(path, "a file that can be read", error.strerror or str(error)) from error
-    except (ValueError, RecursionError) as error:
-        raise _broken(path, "UTF-8 JSON", str(error)[:200]) from error
-    if not isinstance(text, dict):
-        raise _broken(path, "a JSON object", type(text).__name__)
+    text = {"sample": None, **read_json(path)}  # older files are of all rows
     for key, (fits, expected) in _FIELDS.items():
         if key not in text or not fits(text[key]):
             raise _broken(path, expected, "nothing" if key not in text else repr(text[key])[:80], key)
     if text["best"] not in (constant_name(text["kind"]), "tfidf"):
         raise _broken(path, "the name of a baseline", repr(text["best"])[:80], "best")
+    constants = text["outputs"] if text["kind"] == "classes" else 1
+    if text["constants"] != constants:
+        raise _broken(path, str(constants), str(text["constants"]), "constants")
     return text
 
 
@@ -69,7 +63,11 @@ def _names(value: Any) -> bool:
 
 
 def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
+
+
+def _sample(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(type(item) is int for item in value)
 
 
 def _size(value: Any) -> bool:
@@ -83,6 +81,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "best": (lambda value: isinstance(value, str), "the name of a baseline"),
     "strength": (_finite, "a number"),
     "scores": (lambda value: isinstance(value, dict) and all(map(_finite, value.values())), "numbers by name"),
+    "sample": (lambda value: value is None or _sample(value), "a number of rows and that of all rows"),
     "outputs": (_size, "a number of outputs"),
     "constants": (_size, "a number of constants"),
     "words": (_names, "a list of different texts"),
@@ -105,7 +104,7 @@ def read_arrays(path: Path, text: dict[str, Any]) -> dict[str, np.ndarray]:
         arrays: dict[str, np.ndarray] = load_file(path)
     except OSError as error:
         raise _broken(path, "a file that can be read", error.strerror or str(error)) from error
-    except SafetensorError as error:
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:  # numpy has not all types of numbers
         raise _broken(path, "a safetensors file", str(error)[:200]) from error
     for name, (shape, kind) in shapes.items():
         found = arrays.get(name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,14 +20,17 @@ from scipy.special import expit
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from chainrule.core.task import Predictions, Task
+from chainrule.core.report import Finding
+from chainrule.core.task import LOWER_IS_BETTER, Predictions, Task
+from chainrule.data.flaws import finding
 from chainrule.evaluation import ngrams
 from chainrule.evaluation.baseline_files import ARRAYS, FORMAT_VERSION, TEXT, constant_name, read_arrays, read_text
-from chainrule.evaluation.compare import LOWER_IS_BETTER
 from chainrule.system.files import atomic_path, write_json
 
 Inputs = Mapping[str, Sequence[str]]
 UNTUNED = "untuned"  # the model before step one: the baseline of tasks where nothing cheap could do the work
+MOST_CHARACTERS = 20_000_000  # of training texts; TF-IDF is then fitted within about a gigabyte (LOG.md, 2026-11-22)
+_CHUNK_ROWS = 4096  # predicted at once
 _SEARCH_ROWS = 10_000  # enough to choose C by; the chosen one is fitted on all rows
 _FEWEST_PASSES = 6  # of dual coordinate descent over the rows; with many classes more cost minutes and change little
 _MOST_PASSES = 200
@@ -58,6 +62,7 @@ class Baselines:
         best: the baseline that was better on validation.
         strength: the C that was chosen (for numbers 1/alpha).
         scores: each baseline's primary metric on validation; empty where there was no validation.
+        sample: how many of how many training rows TF-IDF was fitted on; None for all.
         constant: the constant prediction.
         grams: the n-grams of TF-IDF.
         linear: the linear model on them.
@@ -68,6 +73,7 @@ class Baselines:
     best: str
     strength: float
     scores: dict[str, float]
+    sample: tuple[int, int] | None
     constant: _Constant
     grams: ngrams.NGrams
     linear: _Linear
@@ -81,11 +87,23 @@ class Baselines:
         Raises:
             KeyError: a field is missing.
         """
-        columns = [list(inputs[field]) for field in self.fields]
-        features = ngrams.transform(self.grams, columns)
-        constant = _constant_predictions(self.kind, self.constant, len(columns[0]))
-        linear = _decode(self.kind, _logits(features, self.linear))
-        return {constant_name(self.kind): constant, "tfidf": linear}
+        columns = [inputs[field] for field in self.fields]
+        rows = len(columns[0])
+        pieces = []
+        for start in range(0, max(rows, 1), _CHUNK_ROWS):
+            features = ngrams.transform(self.grams, [list(texts[start : start + _CHUNK_ROWS]) for texts in columns])
+            pieces.append(_decode(self.kind, _logits(features, self.linear)))
+        linear = Predictions(*(np.concatenate([getattr(p, name) for p in pieces]) for name in ("values", "scores")))
+        return {constant_name(self.kind): _constant_predictions(self.kind, self.constant, rows), "tfidf": linear}
+
+    def findings(self) -> tuple[Finding, ...]:
+        """What a reader of the comparison should know of the baselines."""
+        if self.sample is None:
+            return ()
+        some, every = self.sample
+        rows = f"{some:,} of the {every:,} training rows"
+        message = f"TF-IDF was fitted on {rows}, drawn at random: more would fill the memory."
+        return (finding("baseline-sample", "info", message, split="train"),)
 
     def save(self, folder: Path) -> None:
         """Write `baselines.json` and `baselines.safetensors` into `folder`, which is made if need be."""
@@ -99,6 +117,7 @@ class Baselines:
             "best": self.best,
             "strength": self.strength,
             "scores": self.scores,
+            "sample": self.sample,
             "outputs": len(self.linear.intercepts),
             "constants": len(self.constant.values),
             "words": list(self.grams.words),
@@ -127,6 +146,7 @@ class Baselines:
             best=text["best"],
             strength=float(text["strength"]),
             scores={name: float(score) for name, score in text["scores"].items()},
+            sample=text["sample"] and tuple(text["sample"]),
             constant=_Constant(arrays["constant"], arrays["shares"]),
             grams=grams,
             linear=_Linear(arrays["coefficients"], arrays["intercepts"]),
@@ -143,6 +163,8 @@ def fit_baselines(
 ) -> Baselines:
     """Fit both baselines on the training rows and choose between them on the validation rows.
 
+    Of texts with more than MOST_CHARACTERS in all, TF-IDF sees rows drawn at random, as many as fit.
+
     Args:
         task: names the input fields, the kind of target, the metrics and the primary one.
         labels: names of the classes, in index order.
@@ -155,34 +177,46 @@ def fit_baselines(
         ValueError: no training rows.
     """
     tell = progress or (lambda line: None)
-    kind, fields = task.target.kind, tuple(train[0])
-    targets, truth = np.asarray(train[1]), np.asarray(validation[1])
-    columns = [list(train[0][field]) for field in fields]
-    grams, features = ngrams.fit(columns, _outputs(kind, len(labels)))
-    judged = ngrams.transform(grams, [list(validation[0][field]) for field in fields])
+    kind, fields, every = task.target.kind, tuple(train[0]), np.asarray(train[1])
+    (columns, targets), (others, truth) = _sample(train, seed), _sample(validation, seed)
+    grams, features = ngrams.fit(columns, outputs_of(kind, len(labels)))
+    judged = ngrams.transform(grams, others)
     tell(f"TF-IDF: {features.shape[1]:,} features of {features.shape[0]:,} rows")
 
-    def fit(strength: float, rows: np.ndarray) -> _Linear:
-        return _fit(kind, features[rows], targets[rows], (strength, len(labels), seed))
+    def fit(strength: float, features: sparse.csr_matrix, targets: np.ndarray) -> _Linear:
+        return _fit(kind, features, targets, (strength, len(labels), seed))
 
     def score(predictions: Predictions) -> float:
         return float(task.measure(truth, predictions)[task.primary_metric])
 
     def attempt(strength: float) -> float:
-        found = score(_decode(kind, _logits(judged, fit(strength, some))))
+        found = score(_decode(kind, _logits(judged, fit(strength, *few))))
         tell(f"TF-IDF: {task.primary_metric} {found:.4f} on validation with strength {strength:g}")
         return found
 
     some = np.random.default_rng(seed).permutation(len(targets))[:_SEARCH_ROWS]
+    few = features[some], targets[some]
     strength = _search(task, attempt) if len(truth) else _middle(kind)
-    linear = fit(strength, np.arange(len(targets)))
-    constant = _constant(kind, targets, len(labels))
+    linear = fit(strength, features, targets)
+    constant = _constant(kind, every, len(labels))
     scores, other = {}, constant_name(kind)
     if len(truth):
         scores["tfidf"] = score(_decode(kind, _logits(judged, linear)))
         scores[other] = score(_constant_predictions(kind, constant, len(truth)))
     best = other if scores and not _better(task, scores["tfidf"], scores[other]) else "tfidf"
-    return Baselines(kind, fields, best, strength, scores, constant, grams, linear)
+    sample = (len(targets), len(every)) if len(targets) < len(every) else None
+    return Baselines(kind, fields, best, strength, scores, sample, constant, grams, linear)
+
+
+def _sample(rows: tuple[Inputs, np.ndarray], seed: int) -> tuple[list[list[str]], np.ndarray]:
+    """The texts of each field and the targets, of all rows or of as many as fit into MOST_CHARACTERS."""
+    inputs, targets = rows[0].values(), np.asarray(rows[1])
+    sizes = np.fromiter((sum(map(len, texts)) for texts in zip(*inputs, strict=True)), np.int64, len(targets))
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    kept = np.zeros(len(sizes), dtype=bool)
+    kept[order[np.cumsum(sizes[order]) <= MOST_CHARACTERS]] = True
+    kept[order[:1]] = True
+    return [list(compress(texts, kept)) for texts in inputs], targets[kept]
 
 
 def _search(task: Task, attempt: Callable[[float], float]) -> float:
@@ -208,7 +242,8 @@ def _better(task: Task, score: float, than: float) -> bool:
     return score < than if task.primary_metric in LOWER_IS_BETTER else score > than
 
 
-def _outputs(kind: str, labels: int) -> int:
+def outputs_of(kind: str, labels: int) -> int:
+    """How many numbers the linear baseline gives of a row: two classes need one."""
     return 1 if kind == "number" or (kind == "class" and labels <= 2) else labels
 
 
@@ -237,7 +272,7 @@ def _fit(kind: str, features: sparse.csr_matrix, targets: np.ndarray, settings: 
         model.fit(features, np.asarray(targets, dtype=np.float64))
         coefficients, intercepts = model.coef_.reshape(1, -1), np.array([model.intercept_])
         return _Linear(coefficients.astype(np.float32), intercepts.astype(np.float32))
-    outputs = _outputs(kind, labels)
+    outputs = outputs_of(kind, labels)
     wide = features.astype(np.float64)
     passes = min(_MOST_PASSES, max(_FEWEST_PASSES, _VISITS // max(1, wide.nnz * outputs)))
     coefficients = np.zeros((outputs, features.shape[1]), dtype=np.float32)

@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from chainrule.core.artifact import Manifest
+from chainrule.core.recipe import Structure
 from chainrule.core.report import EvaluationReport
 from chainrule.evaluation.languages import named
 from chainrule.evaluation.plain_use import GENERATION, plain_use
@@ -48,6 +49,7 @@ def model_card(manifest: Manifest, evaluation: EvaluationReport | None) -> str:
         evaluation=evaluation,
         measured=_measured_on(evaluation),
         strategy=_strategy(manifest),
+        structure=_structure(manifest),
         generates=manifest.task == GENERATION,
         plain=Markup(_code(manifest)),
     )
@@ -64,8 +66,7 @@ def markdown(value: object) -> str:
 
 
 def _front_matter(manifest: Manifest, evaluation: EvaluationReport | None) -> dict[str, Any]:
-    library = "peft" if "peft" in manifest.loads_in else "transformers"
-    front: dict[str, Any] = {"library_name": library, "pipeline_tag": _pipeline(manifest)}
+    front: dict[str, Any] = {"library_name": manifest.loads_in[0], "pipeline_tag": _pipeline(manifest)}
     if _HUB_ID.match(manifest.base_model):
         front["base_model"] = manifest.base_model
     front["tags"] = ["chainrule", manifest.task]
@@ -126,6 +127,15 @@ def _measured_on(evaluation: EvaluationReport | None) -> str:
 def _strategy(manifest: Manifest) -> str:
     strategy = manifest.recipe.get("strategy")
     return str(strategy.get("name", "")) if isinstance(strategy, dict) else str(strategy or "")
+
+
+def _structure(manifest: Manifest) -> str:
+    """What was changed of the model before training, as key and value."""
+    structure = Structure.model_validate(manifest.recipe.get("structure", {}))
+    changed = structure.model_dump(mode="json", exclude_defaults=True)
+    return "; ".join(
+        f"{key} {', '.join(map(str, value)) if isinstance(value, list) else value}" for key, value in changed.items()
+    )
 
 
 def _base_name(manifest: Manifest) -> str:

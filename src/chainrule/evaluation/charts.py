@@ -45,6 +45,15 @@ class Interval:
 
 
 @dataclass(frozen=True)
+class Axis:
+    """The x axis of curves: its name and its ends; with `powers`, x is the logarithm to base 10 of what ticks say."""
+
+    name: Words
+    ends: tuple[float, float]
+    powers: bool = False
+
+
+@dataclass(frozen=True)
 class Frame:
     """Where data coordinates lie on the drawing."""
 
@@ -98,17 +107,16 @@ def line_chart(
     lines: Sequence[Line],
     *,
     about: Words,
-    x_name: Words,
-    x_range: tuple[float, float],
+    axis: Axis,
     scale: float = 1.0,
     mark: tuple[float, float, Words] | None = None,
     from_zero: bool = False,
 ) -> Markup:
-    """Curves over steps or epochs.
+    """Curves over steps, epochs or learning rates.
 
     Args:
         about: the text alternative.
-        x_range: the ends of the x axis; charts that stand together share it.
+        axis: charts that stand together share its ends.
         scale: what y is multiplied by before drawing (100 for percent).
         mark: a point (x, y) to ring, with a note beside it.
         from_zero: start the y axis at zero.
@@ -118,8 +126,8 @@ def line_chart(
         return Markup("")
     low, high = _span([value for line in lines for value in line.y], pad=0.06, zero=from_zero)
     y_range = (low, high + (high - low) * 0.16) if mark else (low, high)  # room for the note above the ring
-    frame = Frame(x_range, y_range, (LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM))
-    parts = [_axes(frame, x_name)]
+    frame = Frame(axis.ends, y_range, (LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM))
+    parts = [_axes(frame, axis.name, powers=axis.powers)]
     for line in lines:
         points = [frame.at(x, y) for x, y in zip(*thin(line.x, line.y), strict=True)]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
@@ -131,8 +139,8 @@ def line_chart(
         x, y = frame.at(mark[0], mark[1] * scale)
         parts.append(f'<circle class="ring" cx="{x:.1f}" cy="{y:.1f}" r="6.5"/>')
         anchor = "start" if x < WIDTH * 0.3 else "end" if x > WIDTH * 0.75 else "middle"
-        parts.append(_text(x + {"start": -6, "middle": 0, "end": 6}[anchor], y - 14, mark[2], "note halo", anchor))
-    return _svg(WIDTH, HEIGHT, about, parts)
+        parts.append(written(x + {"start": -6, "middle": 0, "end": 6}[anchor], y - 14, mark[2], "note halo", anchor))
+    return drawing(WIDTH, HEIGHT, about, parts)
 
 
 def interval_chart(rows: Sequence[Interval], *, about: Words, x_name: Words, scale: float = 1.0) -> Markup:
@@ -148,9 +156,9 @@ def interval_chart(rows: Sequence[Interval], *, about: Words, x_name: Words, sca
         y = top + row_height * index + 33
         low, value, high = (frame.at(v * scale, 0)[0] for v in (row.low, row.value, row.high))
         parts += _whisker(low, value, high, y, row.kind)
-        parts.append(_text(0, y - 15, clip(row.name, 40), f"name halo {row.kind}", "start"))
-        parts.append(_text(WIDTH, y - 15, both(row.text), f"value halo {row.kind}", "end"))
-    return _svg(WIDTH, height, about, parts)
+        parts.append(written(0, y - 15, clip(row.name, 40), f"name halo {row.kind}", "start"))
+        parts.append(written(WIDTH, y - 15, both(row.text), f"value halo {row.kind}", "end"))
+    return drawing(WIDTH, height, about, parts)
 
 
 def difference_chart(row: Interval, *, about: Words, x_name: Words, sides: tuple[Words, Words], scale: float) -> Markup:
@@ -170,13 +178,13 @@ def difference_chart(row: Interval, *, about: Words, x_name: Words, sides: tuple
         _x_axis(frame, x_name),
         f'<line class="zero" x1="{zero:.1f}" x2="{zero:.1f}" y1="22" y2="{height - 44}"/>',
         *_whisker(left, value, right, y, row.kind),
-        _text(value, y - 15, both(row.text), f"value halo {row.kind}", anchor),
+        written(value, y - 15, both(row.text), f"value halo {row.kind}", anchor),
     ]
     if zero > 150:
-        parts.append(_text(zero - 8, 18, Words(f"← {sides[0].en}", f"← {sides[0].zh}"), "tick halo", "end"))
+        parts.append(written(zero - 8, 18, Words(f"← {sides[0].en}", f"← {sides[0].zh}"), "tick halo", "end"))
     if zero < WIDTH - 150:
-        parts.append(_text(zero + 8, 18, Words(f"{sides[1].en} →", f"{sides[1].zh} →"), "tick halo", "start"))
-    return _svg(WIDTH, height, about, parts)
+        parts.append(written(zero + 8, 18, Words(f"{sides[1].en} →", f"{sides[1].zh} →"), "tick halo", "start"))
+    return drawing(WIDTH, height, about, parts)
 
 
 def heat_map(
@@ -201,11 +209,11 @@ def heat_map(
     parts = [
         f'<text class="tick" transform="translate(12 {top + n * cell / 2:.1f}) rotate(-90)" text-anchor="middle">'
         f"{names[0].markup('tspan')}</text>",
-        _text(left + n * cell / 2, 14, names[1], "tick", "middle"),
+        written(left + n * cell / 2, 14, names[1], "tick", "middle"),
     ]
     for i, label in enumerate(shown):
         middle = (i + 0.5) * cell
-        parts.append(_text(left - 8, top + middle + 4, both(label), "label", "end"))
+        parts.append(written(left - 8, top + middle + 4, both(label), "label", "end"))
         x, y = left + middle, top - 8
         turn = f' transform="rotate(-45 {x:.1f} {y:.1f})" text-anchor="start"' if slanted else ' text-anchor="middle"'
         parts.append(f'<text class="label" x="{x:.1f}" y="{y:.1f}"{turn}>{escape(label)}</text>')
@@ -214,7 +222,7 @@ def heat_map(
         for j, count in enumerate(row):
             x, y = left + j * cell, top + i * cell
             parts.append(_cell(x, y, cell, count, count / total, f"{labels[i]} → {labels[j]}: {count:,.0f}"))
-    return _svg(width, height, about, parts, natural=True)
+    return drawing(width, height, about, parts, natural=True)
 
 
 def scatter(true: Sequence[float], predicted: Sequence[float], *, about: Words, names: tuple[Words, Words]) -> Markup:
@@ -228,12 +236,12 @@ def scatter(true: Sequence[float], predicted: Sequence[float], *, about: Words, 
     parts = [
         _axes(frame, names[0]),
         f'<line class="zero" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>',
-        _text(LEFT + 6, TOP + 10, Words(f"↑ {names[1].en}", f"↑ {names[1].zh}"), "tick halo", "start"),
+        written(LEFT + 6, TOP + 10, Words(f"↑ {names[1].en}", f"↑ {names[1].zh}"), "tick halo", "start"),
     ]
     for x, y in zip(true, predicted, strict=True):
         a, b = frame.at(x, y)
         parts.append(f'<circle class="speck" cx="{a:.1f}" cy="{b:.1f}" r="3"/>')
-    return _svg(size, size, about, parts)
+    return drawing(size, size, about, parts)
 
 
 def bar(share: float, kind: str = "bar", width: int = 120) -> Markup:
@@ -242,6 +250,23 @@ def bar(share: float, kind: str = "bar", width: int = 120) -> Markup:
     return Markup(
         f'<svg class="bar" viewBox="0 0 {width} 8" width="{width}" height="8" aria-hidden="true">'
         f'<rect class="track" width="{width}" height="8"/><rect class="{kind}" width="{filled:.1f}" height="8"/></svg>'
+    )
+
+
+def written(x: float, y: float, words: Words, kind: str, anchor: str) -> str:
+    """Words on a drawing; `kind` is a class of the style sheet."""
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{words.markup("tspan")}</text>'
+
+
+def drawing(width: float, height: float, about: Words, parts: Sequence[str], *, natural: bool = False) -> Markup:
+    """The parts as one drawing with its text alternative; a `natural` one keeps its size."""
+    size = f' width="{width:.0f}" height="{height:.0f}"' if natural else ""
+    kind = ("chart natural small" if width <= 520 else "chart natural") if natural else "chart"
+    return Markup(
+        f'<svg class="{kind}" viewBox="0 0 {width:.0f} {height:.0f}"{size} role="img"'
+        f' aria-label="{escape(about.en)}" data-en="{escape(about.en)}" data-zh="{escape(about.zh)}">'
+        + "".join(parts)
+        + "</svg>"
     )
 
 
@@ -276,7 +301,7 @@ def _span(values: Sequence[float], *, pad: float, zero: bool = False) -> tuple[f
     return low if zero and low == 0 else low - room, high + room
 
 
-def _axes(frame: Frame, x_name: Words) -> str:
+def _axes(frame: Frame, x_name: Words, *, powers: bool = False) -> str:
     left, _, right, _ = frame.box
     marks = ticks(*frame.y)
     step = marks[1] - marks[0] if len(marks) > 1 else abs(marks[0]) or 1
@@ -284,11 +309,11 @@ def _axes(frame: Frame, x_name: Words) -> str:
     for value in marks:
         y = frame.at(frame.x[0], value)[1]
         parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(_text(left - 8, y + 4, both(tick_text(value, step)), "tick", "end"))
-    return "".join(parts) + _x_axis(frame, x_name)
+        parts.append(written(left - 8, y + 4, both(tick_text(value, step)), "tick", "end"))
+    return "".join(parts) + _x_axis(frame, x_name, powers=powers)
 
 
-def _x_axis(frame: Frame, name: Words) -> str:
+def _x_axis(frame: Frame, name: Words, *, powers: bool = False) -> str:
     left, _, right, bottom = frame.box
     marks = ticks(*frame.x)
     step = marks[1] - marks[0] if len(marks) > 1 else abs(marks[0]) or 1
@@ -296,8 +321,9 @@ def _x_axis(frame: Frame, name: Words) -> str:
     for value in marks:
         x = frame.at(value, frame.y[0])[0]
         parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}" y2="{bottom + 4}"/>')
-        parts.append(_text(x, bottom + 18, both(tick_text(value, step)), "tick", "middle"))
-    parts.append(_text((left + right) / 2, bottom + 37, name, "tick", "middle"))
+        shown = tick_text(10**value, 10**value) if powers else tick_text(value, step)
+        parts.append(written(x, bottom + 18, both(shown), "tick", "middle"))
+    parts.append(written((left + right) / 2, bottom + 37, name, "tick", "middle"))
     return "".join(parts)
 
 
@@ -319,18 +345,3 @@ def _cell(x: float, y: float, size: float, count: float, share: float, note: str
             f' text-anchor="middle">{count:,.0f}</text>'
         )
     return "".join(parts) + "</g>"
-
-
-def _text(x: float, y: float, words: Words, kind: str, anchor: str) -> str:
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{words.markup("tspan")}</text>'
-
-
-def _svg(width: float, height: float, about: Words, parts: Sequence[str], *, natural: bool = False) -> Markup:
-    size = f' width="{width:.0f}" height="{height:.0f}"' if natural else ""
-    kind = ("chart natural small" if width <= 520 else "chart natural") if natural else "chart"
-    return Markup(
-        f'<svg class="{kind}" viewBox="0 0 {width:.0f} {height:.0f}"{size} role="img"'
-        f' aria-label="{escape(about.en)}" data-en="{escape(about.en)}" data-zh="{escape(about.zh)}">'
-        + "".join(parts)
-        + "</svg>"
-    )

@@ -14,14 +14,13 @@ import numpy as np
 from scipy import stats
 
 from chainrule.core.report import Estimate, Verdict
-from chainrule.core.task import Predictions, Task
+from chainrule.core.task import LOWER_IS_BETTER, Predictions, Task
 from chainrule.evaluation import significance
 from chainrule.evaluation.verdicts import verdict_text
 from chainrule.metrics import classification, regression, tokens
 
 Scores = dict[str, np.ndarray]
 MIN_ROWS = 30  # fewer rows than this get no verdict
-LOWER_IS_BETTER = frozenset({"rmse", "loss", "perplexity"})
 _SHARES = frozenset({"accuracy", "exact_match"})
 _CORRELATIONS = frozenset({"pearson", "spearman"})
 _PERFECT = frozenset({"macro_f1", "micro_f1", "f1"})  # 1 means that all rows are right, and no resample can differ

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from chainrule.evaluation.charts import Line, line_chart, smooth, thin
+from chainrule.core.task import LOWER_IS_BETTER
+from chainrule.evaluation.charts import Axis, Line, line_chart, smooth, thin
 from chainrule.evaluation.languages import Words, both, named, say
-from chainrule.evaluation.quantities import LOWER_IS_BETTER, SHARES, count_text, finite, metric_text
+from chainrule.evaluation.quantities import SHARES, count_text, finite, metric_text
 from chainrule.evaluation.record import Curve, Record
 
 TREND_POINTS = 300
+MOST_INCIDENTS = 12
 Range = tuple[float, float]
 
 
@@ -44,6 +46,7 @@ def facts(record: Record) -> list[tuple[Words, Words]]:
     for name in ("rows", "tokens"):
         if seconds and progress.totals[name]:
             found.append((say(f"fact.{name}"), both(count_text(progress.totals[name] / seconds))))
+    found += [_incident(event) for event in progress.incidents[:MOST_INCIDENTS]]
     precision = summary.get("precision") or record.environment.get("precision")
     if precision:
         found.append((say("environment.precision"), both(precision)))
@@ -51,6 +54,12 @@ def facts(record: Record) -> list[tuple[Words, Words]]:
     if why:
         found.append((say("fact.stopped"), named("stopped", why)))
     return found
+
+
+def _incident(event: dict[str, Any]) -> tuple[Words, Words]:
+    """An interruption, a shortage of memory or a divergence, in words."""
+    known = {name: count_text(finite(event.get(name)) or 0.0) for name in ("step", "micro_batch_tokens", "back_to")}
+    return say(f"fact.{event['event']}"), say(f"fact.{event['event']}.at", **known)
 
 
 def _x_unit(record: Record) -> str:
@@ -78,7 +87,7 @@ def _loss(record: Record, unit: str, x_range: Range) -> dict[str, Any]:
         lines.append(Line(valid.x(unit), valid.value, "valid", dots=len(valid.value) <= 60))
         legend.append(("valid", say("chart.valid")))
     about = say("alt.loss", first=f"{trend[0]:.3g}", last=f"{trend[-1]:.3g}", steps=count_text(loss.step[-1]))
-    chart = line_chart(lines, about=about, x_name=say(f"chart.{unit}"), x_range=x_range, from_zero=True)
+    chart = line_chart(lines, about=about, axis=Axis(say(f"chart.{unit}"), x_range), from_zero=True)
     return {"title": say("chart.loss"), "chart": chart, "legend": legend}
 
 
@@ -90,8 +99,7 @@ def _validation(record: Record, metric: Curve, unit: str, x_range: Range) -> dic
     chart = line_chart(
         [Line(metric.x(unit), metric.value, "smooth", dots=len(metric.value) <= 60)],
         about=say("alt.metric", metric=named("metric", name), list=values),
-        x_name=say(f"chart.{unit}"),
-        x_range=x_range,
+        axis=Axis(say(f"chart.{unit}"), x_range),
         scale=100.0 if share else 1.0,
         mark=(metric.x(unit)[best], metric.value[best], both(metric_text(name, metric.value[best]))),
     )
@@ -104,7 +112,7 @@ def _rate(record: Record, unit: str, x_range: Range) -> dict[str, Any]:
     x, y = thin(rate.x(unit), rate.value, TREND_POINTS)
     about = say("alt.rate", high=f"{max(rate.value):.3g}", last=f"{rate.value[-1]:.3g}")
     line = Line(x, y, "smooth")
-    chart = line_chart([line], about=about, x_name=say(f"chart.{unit}"), x_range=x_range, from_zero=True)
+    chart = line_chart([line], about=about, axis=Axis(say(f"chart.{unit}"), x_range), from_zero=True)
     return {"title": say("chart.rate"), "chart": chart, "legend": []}
 
 

@@ -18,6 +18,7 @@ from chainrule.evaluation.quantities import (
     duration,
     finite,
     in_points,
+    mapping,
     memory,
     metric_text,
     p_text,
@@ -27,7 +28,6 @@ from chainrule.evaluation.record import Record
 from chainrule.evaluation.verdicts import baseline_name
 
 _MEETING = re.compile(r"(?<=[\u4e00-\u9fff])(?=[A-Za-z0-9])|(?<=[A-Za-z0-9])(?=[\u4e00-\u9fff])")
-EMPTY: Mapping[str, Any] = {}
 
 
 def verdict(record: Record) -> dict[str, Any]:
@@ -156,11 +156,6 @@ def short_path(path: object) -> str:
     absolute = text.startswith(("/", "~")) or text[1:3] in (":\\", ":/")
     parts = text.replace("\\", "/").rstrip("/").split("/")
     return "…/" + "/".join(parts[-2:]) if absolute and len(parts) > 3 else text
-
-
-def mapping(value: Any) -> Mapping[str, Any]:
-    """`value` if it is a mapping, else an empty one: files may be older or damaged."""
-    return value if isinstance(value, Mapping) else EMPTY
 
 
 def quote(text: str) -> str:

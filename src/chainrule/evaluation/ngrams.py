@@ -15,6 +15,8 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.preprocessing import normalize
 
 MAX_FEATURES = 120_000  # of one text; two thirds for characters
+# N-grams are chosen from this much text, which takes up to a gigabyte; counted they are in all (LOG.md, 2026-11-22).
+_ENOUGH = 5_000_000  # characters
 _WIDEST = 30_000_000  # coefficients, so that many classes do not fill the memory
 _COMMON = 0.3  # character n-grams in more texts than this say little and cost most of the time
 _ALIKE = 5.0  # weight of the numbers about a pair beside its n-grams, of which a text has length 1 per block
@@ -109,26 +111,38 @@ def _vocabulary(
     texts: Sequence[str], analyzer: str, room: int
 ) -> tuple[tuple[str, ...], sparse.csr_matrix, np.ndarray]:
     """The n-grams, their counts in each text, and their inverse document frequencies."""
-    rows = len(texts)
+    rows, some = len(texts), _enough(texts)
     counter = CountVectorizer(
         analyzer=analyzer,
         ngram_range=_SHAPES[analyzer],
-        min_df=2 if rows >= 100 else 1,
-        max_df=_COMMON if analyzer == "char" and rows >= 100 else 1.0,
+        min_df=2 if len(some) >= 100 else 1,
+        max_df=_COMMON if analyzer == "char" and len(some) >= 100 else 1.0,
         max_features=room,
         dtype=np.float32,
     )
     try:
-        counts = counter.fit_transform(texts)
+        counts = counter.fit_transform(some)
     except ValueError:  # scikit-learn's way to say that no n-gram is left, as in texts of rare emoji alone
         return (), sparse.csr_matrix((rows, 0), dtype=np.float32), np.zeros(0, dtype=np.float32)
     names = counter.get_feature_names_out()
     kept = [i for i, name in enumerate(names) if _writable(name)]
-    if len(kept) < len(names):
+    chosen = tuple(str(names[i]) for i in kept)
+    if len(some) < rows:
+        counts = _count(texts, chosen, analyzer)
+    elif len(kept) < len(names):
         counts = counts[:, kept]
     seen = np.bincount(counts.indices, minlength=len(kept))
     idf = (np.log((1 + rows) / (1 + seen)) + 1).astype(np.float32)
-    return tuple(str(names[i]) for i in kept), counts, idf
+    return chosen, counts, idf
+
+
+def _enough(texts: Sequence[str]) -> Sequence[str]:
+    """All texts, or some of them drawn at random."""
+    sizes = np.fromiter(map(len, texts), np.int64, len(texts))
+    if sizes.sum() <= _ENOUGH:
+        return texts
+    order = np.random.default_rng(0).permutation(len(texts))
+    return [texts[i] for i in order[: max(1, np.searchsorted(np.cumsum(sizes[order]), _ENOUGH))]]
 
 
 def _writable(text: str) -> bool:

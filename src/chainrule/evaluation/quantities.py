@@ -1,14 +1,15 @@
-"""Numbers for people: percentages, durations, sizes, in both languages."""
+"""Values as files hold them, and numbers for people: percentages, durations, sizes, in both languages."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
+from chainrule.core.task import LOWER_IS_BETTER
 from chainrule.evaluation.languages import Words, both, say
 
 SHARES = frozenset({"accuracy", "macro_f1", "micro_f1", "f1", "exact_match", "precision", "recall", "token_accuracy"})
-LOWER_IS_BETTER = frozenset({"rmse", "loss", "perplexity"})
 NOTHING = "–"
 THIN = "\u202f"
 MINUS = "\u2212"
@@ -23,6 +24,16 @@ def finite(value: Any) -> float | None:
     except OverflowError:
         return None
     return number if math.isfinite(number) else None
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    """`value` if it is a mapping, else an empty one: files may be older or damaged."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def listed(value: Any) -> list[Any]:
+    """The items of `value` if it is a list, else none."""
+    return list(value) if isinstance(value, list | tuple) else []
 
 
 def metric_text(name: str, value: Any, *, unit: bool = True) -> str:

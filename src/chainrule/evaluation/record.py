@@ -13,9 +13,11 @@ import yaml
 
 from chainrule.core.artifact import MANIFEST
 from chainrule.evaluation.quantities import finite
+from chainrule.evaluation.trace import Trace
 
 MAX_YAML_BYTES = 1_000_000
 _PARTIAL = re.compile(r"^\.(.+)\.[^.]+\.partial$")
+INCIDENTS = ("resumed", "memory", "diverged")
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,12 @@ class Curve:
         if epoch is not None:
             self.epoch.append(epoch)
 
+    def forget(self, step: float) -> None:
+        """Leave out what came after a step that training went back to."""
+        kept = sum(at <= step for at in self.step)
+        for values in (self.step, self.epoch, self.value):
+            del values[kept:]
+
     def x(self, unit: str) -> list[float]:
         """The x values in `unit`: "epoch" or "step"."""
         return self.epoch if unit == "epoch" else self.step
@@ -53,15 +61,18 @@ class Progress:
         metrics: validation metrics by name, over steps.
         best: the step whose weights were kept, once there was an evaluation.
         totals: rows, tokens and seconds of all steps.
+        incidents: the events of runs that were taken up, of memory that ran short, and of training that diverged.
     """
 
     loss: Curve = field(default_factory=Curve)
     learning_rate: Curve = field(default_factory=Curve)
+    gradient_norm: Curve = field(default_factory=Curve)
     metrics: dict[str, Curve] = field(default_factory=dict)
     start: dict[str, Any] = field(default_factory=dict)
     finish: dict[str, Any] = field(default_factory=dict)
     best: list[float] = field(default_factory=list)
     totals: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("rows", "tokens", "seconds"), 0.0))
+    incidents: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -70,6 +81,7 @@ class Record:
 
     Attributes:
         name: the run's name as a path to type, without the temporary name it has while it is being written.
+        trace: of its layers, where it was watched.
         damaged: the files that are there but cannot be read.
     """
 
@@ -82,6 +94,7 @@ class Record:
     manifest: dict[str, Any]
     evaluations: dict[str, dict[str, Any]]
     progress: Progress
+    trace: Trace
     damaged: tuple[str, ...]
 
     @property
@@ -117,6 +130,7 @@ def read_record(folder: Path) -> Record:
         folder: a run folder, finished or not.
     """
     damaged: list[str] = []
+    progress, trace = _progress(folder / "events.jsonl", damaged)
     summary = _json(folder / "summary.json", damaged)
     evaluations = {path.stem: _json(path, damaged) for path in sorted((folder / "evaluations").glob("*.json"))}
     return Record(
@@ -128,7 +142,8 @@ def read_record(folder: Path) -> Record:
         summary=summary,
         manifest=_json(folder / "artifact" / MANIFEST, damaged),
         evaluations={name: value for name, value in evaluations.items() if value},
-        progress=_progress(folder / "events.jsonl", damaged),
+        progress=progress,
+        trace=trace,
         damaged=tuple(damaged),
     )
 
@@ -187,9 +202,10 @@ def _events(path: Path, damaged: list[str]) -> Iterator[dict[str, Any]]:
                 damaged.append(path.name)
 
 
-def _progress(path: Path, damaged: list[str]) -> Progress:
-    progress = Progress()
+def _progress(path: Path, damaged: list[str]) -> tuple[Progress, Trace]:
+    progress, trace = Progress(), Trace()
     for event in _events(path, damaged):
+        trace.add(event)
         kind = event.get("event")
         if kind == "start":
             progress.start.update(event)
@@ -198,6 +214,7 @@ def _progress(path: Path, damaged: list[str]) -> Progress:
         elif kind == "step":
             progress.loss.add(event, event.get("loss"))
             progress.learning_rate.add(event, event.get("learning_rate"))
+            progress.gradient_norm.add(event, event.get("gradient_norm"))
             for name in progress.totals:
                 progress.totals[name] += finite(event.get(name)) or 0.0
         elif kind == "evaluation" and isinstance(event.get("metrics"), dict):
@@ -206,4 +223,15 @@ def _progress(path: Path, damaged: list[str]) -> Progress:
             step = finite(event.get("step"))
             if event.get("best") and step is not None:
                 progress.best[:] = [step]
-    return progress
+        elif kind in INCIDENTS and finite(event.get("step")) is not None:
+            progress.incidents.append(event)
+            back = finite(event.get("back_to"))
+            if kind == "diverged" and back is not None:
+                for curve in (
+                    progress.loss,
+                    progress.learning_rate,
+                    progress.gradient_norm,
+                    *progress.metrics.values(),
+                ):
+                    curve.forget(back)
+    return progress, trace

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from chainrule.evaluation.charts import bar, heat_map, scatter
-from chainrule.evaluation.judgement import mapping, quote, short_path
+from chainrule.evaluation.judgement import quote, short_path
 from chainrule.evaluation.languages import Words, both, named, say
 from chainrule.evaluation.plain_use import GENERATION, plain_use
-from chainrule.evaluation.quantities import count_text, finite, metric_text
+from chainrule.evaluation.quantities import count_text, finite, listed, mapping, metric_text
 from chainrule.evaluation.record import Record
 
 MATRIX_CLASSES = 20
@@ -21,7 +21,7 @@ def errors(record: Record) -> dict[str, Any]:
     """Where the model errs: a heat map, a scatter, or a table of the most frequent mistakes; empty if unknown."""
     detail = mapping(record.evaluation.get("detail"))
     found: dict[str, Any] = dict.fromkeys(("heat_map", "confusions", "several", "scatter", "sample", "residuals"))
-    labels = [str(label) for label in _list(detail.get("labels"))]
+    labels = [str(label) for label in listed(detail.get("labels"))]
     matrix = _matrix(mapping(detail.get("confusion")).get("matrix"), len(labels))
     if matrix and len(labels) <= MATRIX_CLASSES:
         right = sum(row[index] for index, row in enumerate(matrix))
@@ -30,7 +30,7 @@ def errors(record: Record) -> dict[str, Any]:
         )
         names = (say("chart.true"), say("chart.predicted"))
         found["heat_map"] = heat_map(matrix, labels, about=about, names=names)
-    confusions = [mapping(item) for item in _list(detail.get("confusions"))]
+    confusions = [mapping(item) for item in listed(detail.get("confusions"))]
     if confusions or "confusions" in detail:
         several = detail.get("kind") == "classes"
         found["confusions"] = {
@@ -52,7 +52,7 @@ def errors(record: Record) -> dict[str, Any]:
 
 def classes(record: Record) -> dict[str, Any]:
     """The per-class table: {"rows": [...], "worst": [...]}; `worst` only where there are many classes."""
-    raw = [mapping(item) for item in _list(mapping(record.evaluation.get("detail")).get("per_class"))]
+    raw = [mapping(item) for item in listed(mapping(record.evaluation.get("detail")).get("per_class"))]
     if not raw:
         return {}
     most = max((finite(item.get("support")) or 0.0) for item in raw) or 1.0
@@ -91,7 +91,7 @@ def data_check(record: Record) -> dict[str, Any]:
         facts.append((say("check.fields"), both(", ".join(pairs))))
     if finite(check.get("max_length")) is not None:
         facts.append((say("check.max_length"), say("check.tokens", count=count_text(check["max_length"]))))
-    problems = [mapping(item) for item in _list(check.get("problems"))]
+    problems = [mapping(item) for item in listed(check.get("problems"))]
     return {
         "facts": facts,
         "findings": findings(check.get("findings")),
@@ -107,7 +107,7 @@ def data_check(record: Record) -> dict[str, Any]:
 def findings(raw: Any) -> list[dict[str, Any]]:
     """Findings for a person, the severe ones first."""
     order = {"error": 0, "warning": 1}
-    found = sorted((mapping(item) for item in _list(raw)), key=lambda item: order.get(str(item.get("severity")), 2))
+    found = sorted((mapping(item) for item in listed(raw)), key=lambda item: order.get(str(item.get("severity")), 2))
     return [
         {
             "severity": str(item.get("severity", "info")),
@@ -159,7 +159,7 @@ def usage(record: Record) -> list[tuple[Words, str]]:
         found.append((say("use.text"), f'chainrule predict {name} --text "…"'))
     found.append((say("use.evaluate"), f"chainrule evaluate {name} other.csv"))
     folder, base = repr(record.name.rstrip("/") + "/artifact"), repr(str(record.manifest.get("base_model", "")))
-    plain = plain_use(record.task, _list(record.manifest.get("loads_in") or ["transformers"]), folder, base)
+    plain = plain_use(record.task, listed(record.manifest.get("loads_in") or ["transformers"]), folder, base)
     return [*found, (say("use.plain"), plain)] if plain else found
 
 
@@ -175,7 +175,7 @@ def row_list(rows: Iterable[int]) -> str:
 
 
 def _matrix(raw: Any, size: int) -> list[list[float]]:
-    rows = [[finite(value) or 0.0 for value in _list(row)] for row in _list(raw)]
+    rows = [[finite(value) or 0.0 for value in listed(row)] for row in listed(raw)]
     return rows if size and len(rows) == size and all(len(row) == size for row in rows) else []
 
 
@@ -195,7 +195,7 @@ def _regression(detail: Mapping[str, Any]) -> dict[str, Any]:
     pairs = [
         (x, y)
         for x, y in zip(
-            map(finite, _list(sample.get("targets"))), map(finite, _list(sample.get("predictions"))), strict=False
+            map(finite, listed(sample.get("targets"))), map(finite, listed(sample.get("predictions"))), strict=False
         )
         if x is not None and y is not None
     ]
@@ -224,7 +224,7 @@ def _residuals(raw: Mapping[str, Any]) -> list[tuple[Words, Words]]:
 
 
 def _rows(item: Mapping[str, Any]) -> Words | None:
-    rows = [int(row) for row in map(finite, _list(item.get("rows"))) if row is not None]
+    rows = [int(row) for row in map(finite, listed(item.get("rows"))) if row is not None]
     if not rows:
         return None
     more = int(finite(item.get("count")) or 0) - len(rows)
@@ -307,7 +307,3 @@ def _shown(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(_shown(item) for item in value)
     return short_path(value)
-
-
-def _list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list | tuple) else []

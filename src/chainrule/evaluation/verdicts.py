@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from chainrule.evaluation.quantities import in_points
+
 Language = Literal["en", "zh"]
 
 _NAMES: dict[str, dict[Language, str]] = {
@@ -13,7 +15,6 @@ _NAMES: dict[str, dict[Language, str]] = {
     "tfidf": {"en": "TF-IDF", "zh": "TF-IDF 基线"},
     "untuned": {"en": "the untuned model", "zh": "未微调的模型"},
 }
-_RAW = frozenset({"rmse", "loss", "perplexity"})  # in the unit of the target; all else is told in points
 
 
 def baseline_name(baseline: str, language: Language) -> str:
@@ -84,12 +85,12 @@ def _chinese(numbers: Mapping[str, Any]) -> str:
 
 
 def _amount(value: float, metric: str, *, signed: bool = False) -> str:
-    text = f"{value:+.3g}" if metric in _RAW else f"{100 * value:+.1f}"
+    text = f"{100 * value:+.1f}" if in_points(metric) else f"{value:+.3g}"
     text = text if signed else text.removeprefix("+")
     return text.replace("-", "−")
 
 
 def _unit(metric: str, language: Language) -> str:
-    if metric in _RAW:
+    if not in_points(metric):
         return ""
     return " points" if language == "en" else " 个百分点"

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from chainrule.core.artifact import Artifact
-from chainrule.core.recipe import Structure, read_recipe
+from chainrule.core.artifact import MANIFEST, Artifact
+from chainrule.core.recipe import read_recipe
 from chainrule.core.task import Predictions, Read, Task
 from chainrule.data.batch import by_length, collate
 from chainrule.data.encode import Encoded
@@ -64,13 +64,20 @@ class Predictor:
 
 
 def load_predictor(artifact: Artifact, *, device: str = "auto") -> Predictor:
-    """Load an artifact for prediction, in the number format it was trained in where this machine has it."""
+    """Load an artifact for prediction, in the number format it was trained in where this machine has it.
+
+    Raises:
+        ModelError: a file of the artifact is damaged, or says something else than the others.
+    """
+    task = find_task(artifact.manifest.task)
+    _check_inputs(artifact, task)
     tokenizer = load_tokenizer(str(artifact.path))
     place = choose_device(device)
-    task = find_task(artifact.manifest.task)
     held = artifact.manifest.recipe.get("strategy", {}).get("name") == "qlora"
-    base, held_on = base_name(artifact), place if held else None
-    model = load_saved(artifact.path, task.head, base, held_on=held_on).to(place).eval()
+    model = load_saved(artifact.path, task.head, base_name(artifact), held_on=place if held else None)
+    if task.head == "classifier" and model.config.num_labels != len(artifact.manifest.labels):
+        raise _contradiction(artifact, "labels", f"{model.config.num_labels} labels as in config.json")
+    model = model.to(place).eval()
     if has_adapters(model):
         _same_base(artifact)
     if not native.must_build():  # compiling takes longer than a few predictions
@@ -78,6 +85,20 @@ def load_predictor(artifact: Artifact, *, device: str = "auto") -> Predictor:
     wanted = artifact.manifest.recipe.get("training", {}).get("precision", "float32")
     precision = "bfloat16" if wanted == "bfloat16" and has_bfloat16(place) else "float32"
     return Predictor(artifact, task, tokenizer, forward_of(model, tokenizer, place, precision))
+
+
+def _check_inputs(artifact: Artifact, task: Task) -> None:
+    """Refuse a manifest that names fields which its task does not have."""
+    inputs, names = artifact.manifest.inputs, {field.name for field in task.inputs}
+    if not inputs or len(set(inputs)) < len(inputs) or not names.issuperset(inputs):
+        raise _contradiction(artifact, "inputs", f"inputs of {task.name}: {', '.join(sorted(names))}")
+
+
+def _contradiction(artifact: Artifact, field: str, expected: str) -> ModelError:
+    got = repr(getattr(artifact.manifest, field))[:200]
+    where = Where(file=str(artifact.path / MANIFEST), field=field)
+    problem = Problem(expected, got, "Take a copy of the artifact that is whole, or train again.", where)
+    return ModelError("The manifest contradicts the model beside it.", [problem])
 
 
 def base_name(artifact: Artifact) -> str:
@@ -90,7 +111,7 @@ def base_name(artifact: Artifact) -> str:
 
 @contextmanager
 def untuned(predictor: Predictor) -> Iterator[Forward]:
-    """Inside, the Forward of the language model as it was before it was trained.
+    """Inside, the Forward of the language model as it was before step one.
 
     Raises:
         ModelError: the base model cannot be found, or it is not the one that was trained.
@@ -100,9 +121,11 @@ def untuned(predictor: Predictor) -> Iterator[Forward]:
         with without_adapters(forward.model) as base:
             yield replace(forward, model=base)
         return
-    _same_base(predictor.artifact)
-    model = load_language_model(base_name(predictor.artifact), Structure()).to(forward.device).eval()
-    yield replace(forward, model=model)
+    artifact = predictor.artifact
+    _same_base(artifact)
+    seed = int(artifact.manifest.recipe.get("seed", 0))
+    model = load_language_model(base_name(artifact), predictor.tokenizer, artifact.structure, seed=seed)
+    yield replace(forward, model=model.to(forward.device).eval())
 
 
 def _same_base(artifact: Artifact) -> None:
@@ -120,7 +143,16 @@ def _same_base(artifact: Artifact) -> None:
 
 
 def forward_of(model: Any, tokenizer: Any, device: torch.device, precision: str) -> Forward:
-    """The Forward of a model and the tokenizer it was loaded with."""
+    """The Forward of a model and the tokenizer it was loaded with.
+
+    Raises:
+        ModelError: the tokenizer has tokens that the model has not.
+    """
+    highest, rows = max(tokenizer.get_vocab().values(), default=0), len(model.get_input_embeddings().weight)
+    if highest >= rows:
+        where, todo = Where(file=str(model.name_or_path), field="model.name"), "Take both from the same model."
+        problem = Problem(f"tokens with numbers below {rows:,}, as the model has", f"{highest:,}", todo, where)
+        raise ModelError("The tokenizer is not of this model.", [problem])
     return Forward(model, int(tokenizer.pad_token_id or 0), tokenizer.padding_side == "left", device, precision)
 
 

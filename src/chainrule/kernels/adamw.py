@@ -113,6 +113,31 @@ class RowHistory:
         past[:, step] = torch.tensor([numbers[0], *numbers[-2:]])
 
 
+def checked_state(parameter: torch.Tensor, state: dict[str, Any]) -> dict[str, Any]:
+    """The state of one parameter as it was read from a file; compiled code goes by its pointers and asks no more.
+
+    Raises:
+        ValueError: sizes, types or counts are not those that belong to the parameter.
+    """
+    step, rows = int(state["step"]), len(parameter) if parameter.ndim else 0
+    shapes = {"exp_avg": parameter.shape, "exp_avg_sq": parameter.shape, "last": (rows,)}
+    types = {"last": torch.int32}
+    own = {name: state[name] for name in ("exp_avg", "exp_avg_sq", "last", "past", "step") if name in state}
+    for name, value in own.items():
+        if name == "past":
+            fits = value.ndim == 2 and len(value) == 3 and value.shape[1] >= step
+        else:
+            fits = name == "step" or tuple(value.shape) == tuple(shapes[name])
+        if not fits or (name != "step" and value.dtype != types.get(name, parameter.dtype)):
+            raise ValueError(f"{name} of the optimizer does not fit a parameter of the shape {list(parameter.shape)}")
+    late = state.get("last")
+    if step < 0 or (late is not None and not bool(((late >= -step - 1) & (late <= step)).all())):
+        raise ValueError("the optimizer counts steps that were never made")
+    if ("last" in state) != ("past" in state) or not {"exp_avg", "exp_avg_sq"} <= state.keys():
+        raise ValueError("a part of the optimizer's state is missing")
+    return state
+
+
 def catch_up(parameter: torch.Tensor, ids: torch.Tensor | None = None) -> None:
     """Bring rows of a parameter up to date before they are read; nothing to do where none are ever late.
 

@@ -18,10 +18,10 @@ from chainrule.kernels.adamw import forget_rows
 from chainrule.kernels.attention import attention
 from chainrule.kernels.linear import forget_rounded, narrow_exactly, widen
 from chainrule.models import forwards
+from chainrule.models.classifier import reads_first_token
+from chainrule.models.inspect import layer_stack
 
 NAME = "chainrule"
-# Sequence classifiers whose head reads the first token of the last layer and nothing else.
-FIRST_TOKEN_FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 # Attention with four linear layers and rotary positions by halves, and nothing else.
 ROTARY_ATTENTIONS = ("LlamaAttention", "MistralAttention", "Qwen2Attention")
 
@@ -146,10 +146,9 @@ def _compiled_forward_for(module: Any) -> Any:
 
 
 def _shorten_last_layer(model: Any) -> None:
-    family, kind = model.config.model_type, type(model).__name__
-    if family not in FIRST_TOKEN_FAMILIES or not kind.endswith("ForSequenceClassification"):
+    if not reads_first_token(model):
         return
-    last = model.base_model.encoder.layer[-1]
+    last = layer_stack(model)[-1]
     attention_part = getattr(last, "attention", None)
     if isinstance(_forward_of(getattr(attention_part, "self", nn.Module())), forwards.SelfAttention):
         last.forward = forwards.FirstTokenLayer(last)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,31 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from chainrule.errors import ModelError, Problem, Where
+from chainrule.errors import ModelError, Problem, RecipeError, Where
+from chainrule.models.folder import refused, stored_shapes
 from chainrule.system.extras import require
+from chainrule.system.files import read_json
 
 ADAPTERS = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _POOLERS = ("pooler",)
 _OWN = (".lora_A.", ".lora_B.", ".lora_magnitude_vector.", ".ia3_l.", ".modules_to_save.", "prompt_encoder.")
+# What the strategies set; everything else in an adapter_config.json has to be as PEFT has it by default.
+_ALWAYS = {
+    *("target_modules", "modules_to_save", "fan_in_fan_out", "task_type", "base_model_name_or_path"),
+    *("inference_mode", "peft_type", "peft_version", "revision"),
+}
+_KINDS = {
+    "LORA": ("LoraConfig", {"r", "lora_alpha", "lora_dropout", "bias", "use_dora"}),
+    "IA3": ("IA3Config", {"feedforward_modules"}),
+    "PROMPT_TUNING": (
+        "PromptTuningConfig",
+        {
+            *("num_virtual_tokens", "token_dim", "num_transformer_submodules", "num_attention_heads", "num_layers"),
+            *("prompt_tuning_init", "random_seed", "init_weights"),
+        },
+    ),
+}
 
 
 def peft_library(purpose: str) -> Any:
@@ -69,6 +88,54 @@ def head_modules(model: Any) -> tuple[str, ...]:
     return tuple(name for name in [*inside, *outside] if list(model.get_submodule(name).parameters()))
 
 
+def check_adapters(folder: Path) -> None:
+    """Refuse adapters of another kind than Chainrule makes, and sizes that the stored ones do not have.
+
+    PEFT knows options that import modules, read further files, or build layers of any size: with them left at their
+    defaults it does nothing of the kind.
+
+    Raises:
+        ModelError: they are not plain LoRA adapters, or their files are damaged.
+    """
+    name = str(folder)
+    values = read_json(folder / ADAPTERS)
+    kind = str(values.get("peft_type"))
+    if kind not in _KINDS:
+        todo = "Merge the adapters into their model with PEFT, if you trust where they come from, and use that."
+        raise refused(name, f"adapters of one of the kinds {', '.join(_KINDS)}", f"peft_type {kind!r}", todo, ADAPTERS)
+    config, own = _KINDS[kind]
+    made = getattr(peft_library("A model with adapters"), config)()
+    plain = json.loads(json.dumps(made.to_dict(), default=list))
+    strange = sorted(key for key in plain.keys() & values.keys() - own - _ALWAYS if values[key] != plain[key])
+    if strange:
+        todo = "Merge the adapters into their model with PEFT, if you trust where they come from, and use that."
+        raise refused(name, f"plain adapters of the kind {kind}", ", ".join(strange), todo, ADAPTERS)
+    shapes = stored_shapes([folder / ADAPTER_WEIGHTS], name)
+    if kind == "LORA":
+        _check_rank(values, shapes, name)
+    elif kind == "PROMPT_TUNING":
+        _check_prompt(values, shapes, name)
+
+
+def _check_rank(values: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], name: str) -> None:
+    ranks = {shape[0] if shape else None for key, shape in shapes.items() if ".lora_A." in key}
+    if ranks != {values.get("r")} or not isinstance(values.get("target_modules"), list):
+        got = f"r = {values.get('r')!r} with weights of rank {', '.join(map(str, ranks)) or 'none'}"
+        raise refused(name, "a list of target_modules, and their rank as stored", got, "Train them again.", ADAPTERS)
+
+
+def _check_prompt(values: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], name: str) -> None:
+    shape = shapes.get("prompt_embeddings")
+    count = values.get("num_virtual_tokens")
+    if values.get("prompt_tuning_init") not in ("RANDOM", "SAMPLE_VOCAB"):
+        got = f"prompt_tuning_init {values.get('prompt_tuning_init')!r}"
+        raise refused(name, "virtual tokens that begin as RANDOM or SAMPLE_VOCAB", got, "Train them again.", ADAPTERS)
+    if shape is None or shape[:1] != (count,) or values.get("num_transformer_submodules") not in (None, 1):
+        shown = f"{count:,}" if isinstance(count, int) else repr(count)
+        got = f"{shown} virtual tokens, stored are {f'{shape[0]:,}' if shape else 'none'}"
+        raise refused(name, "as many virtual tokens as stored", got, "Train them again.", ADAPTERS)
+
+
 def add_saved(model: Any, folder: Path) -> Any:
     """Put the adapters of an artifact folder on their base model.
 
@@ -80,11 +147,29 @@ def add_saved(model: Any, folder: Path) -> Any:
     try:
         with _quiet():
             return peft.PeftModel.from_pretrained(model, str(folder))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception as error:  # whatever the files make PEFT raise
+        reason = str(error).strip().partition("\n")[0][:300] or type(error).__name__
         todo = "Use the base model that the adapters were trained on."
         problem = Problem("adapters that fit their base model", reason, todo, Where(file=str(folder)))
         raise ModelError("The adapters cannot be loaded.", [problem]) from error
+
+
+def let_learn(model: Any) -> None:
+    """Let the adapters of a loaded model, and what was trained whole beside them, need a gradient again."""
+    model.set_adapter(model.active_adapter)
+
+
+def refuse_alone(model: Any) -> None:
+    """Make sure that adapters that are saved alone can be laid on a model by its name.
+
+    Raises:
+        RecipeError: the model was changed after it was loaded.
+    """
+    if not model.name_or_path:
+        todo = "Set strategy.options.merge to true, or leave structure out."
+        where = Where(field="strategy.options.merge")
+        problem = Problem("true, as structure makes another model than the one that has a name", "false", todo, where)
+        raise RecipeError("Adapters alone could not be loaded again.", [problem])
 
 
 def put_on(model: Any, config: Any) -> Any:
@@ -161,6 +246,7 @@ def _quiet() -> Iterator[None]:
     """PEFT asks transformers for something by a name that it is about to lose."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*is_gradient_checkpointing", category=FutureWarning)
+        warnings.filterwarnings("error", message=r"Found missing adapter keys")
         yield
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import takewhile
 from typing import Any
 
 from torch import nn
@@ -53,6 +54,34 @@ def anatomy(model: Any) -> Anatomy:
         else:
             head.append(called)
     return Anatomy(tuple(embeddings), tuple(map(tuple, layers)), (*head, *outer.values()))
+
+
+@dataclass(frozen=True)
+class Part:
+    """One layer of a model, or what lies below or above them all.
+
+    Attributes:
+        name: "embeddings", "layer 0" … or "head".
+        parameters: by name.
+        module: the module whose output is the part's own (of the head: the logits); empty where there is none.
+    """
+
+    name: str
+    parameters: tuple[str, ...]
+    module: str
+
+
+def parts(model: Any) -> tuple[Part, ...]:
+    """The parts of a transformers model as they follow each other, from the embeddings up; empty ones left out."""
+    roles, paths = anatomy(model), {id(module): name for name, module in model.named_modules()}
+    layers = [paths[id(layer)] for layer in layer_stack(plain_model(model))]
+    below = _common_module(roles.embeddings)
+    found = [
+        Part("embeddings", roles.embeddings, "" if any(path.startswith(below) for path in layers) else below),
+        *(Part(f"layer {n}", *each) for n, each in enumerate(zip(roles.layers, layers, strict=True))),
+        Part("head", roles.head, paths[id(output_layer(model))]),
+    ]
+    return tuple(part for part in found if part.parameters)
 
 
 def depths_below_head(model: Any) -> dict[str, int]:
@@ -115,3 +144,9 @@ def _layer_stack(base: nn.Module) -> tuple[str, nn.ModuleList]:
     if not stacks:
         return "", nn.ModuleList()
     return max(stacks, key=lambda item: sum(p.numel() for p in item[1].parameters()))
+
+
+def _common_module(names: tuple[str, ...]) -> str:
+    """The smallest module that holds all of these parameters."""
+    steps = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    return ".".join(words[0] for words in takewhile(lambda words: len(set(words)) == 1, steps))

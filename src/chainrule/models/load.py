@@ -3,34 +3,52 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from chainrule.core.recipe import Structure
 from chainrule.core.task import Head
-from chainrule.errors import ChainruleError, ModelError, Problem, Where
-from chainrule.models.adapters import ADAPTERS, add_saved
+from chainrule.errors import ChainruleError, Problem, RecipeError, ShortageError, Where
+from chainrule.models.adapters import ADAPTERS, add_saved, check_adapters, head_modules
 from chainrule.models.catalog import MODELS, model_folder
+from chainrule.models.classifier import PooledClassifier, choose_form, is_own
+from chainrule.models.folder import (
+    CONFIG,
+    INDEX,
+    WEIGHTS,
+    check_depth,
+    check_files,
+    check_fit,
+    check_loaded,
+    refused,
+    shard_names,
+    stored_shapes,
+    weight_files,
+)
 from chainrule.models.quantized import hold
-from chainrule.models.save import WEIGHTS
+from chainrule.models.surgery import change_layers
+from chainrule.models.vocabulary import extend_embeddings, extend_tokenizer, pieces_of
 from chainrule.system.files import sha256
-from chainrule.system.hub import hub_error, unreachable
+from chainrule.system.hub import fetch, hub_error, unreachable
+from chainrule.system.memory import is_shortage
 
-LONGEST = 512
+LONGEST, FEWEST = 512, 4  # tokens of a row
 _FACTORIES: dict[Head, Any] = {
     "classifier": AutoModelForSequenceClassification,
     "language-model": AutoModelForCausalLM,
 }
 
-# What the families call the same two probabilities.
+# What the families call the same two probabilities and the same function.
 _DROPOUT = ("hidden_dropout_prob", "dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop")
 _ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
+_ACTIVATION = ("hidden_act", "hidden_activation", "activation", "activation_function")
 
 
 def locate(name: str) -> str:
@@ -45,28 +63,35 @@ def locate(name: str) -> str:
     path = Path(name).expanduser()
     if _is_folder(path):
         if not (path / "config.json").is_file():
-            raise _unusable(name, "a folder with config.json", "a folder without", "Give a Hugging Face model folder.")
+            raise refused(name, "a folder with config.json", "a folder without", "Give a Hugging Face model folder.")
         return str(path)
     is_there = os.path.exists(path)  # noqa: PTH110
     if is_there or name.startswith((".", "/", "~")) or name.count("/") > 1:
         got = "a file" if is_there else "no such folder"
-        raise _unusable(name, "a model folder, a catalog name or a hub name", got, "See `chainrule show catalog`.")
+        raise refused(name, "a model folder, a catalog name or a hub name", got, "See `chainrule show catalog`.")
     return name
 
 
-def load_tokenizer(name: str) -> Any:
+def load_tokenizer(name: str, add_tokens: Sequence[str] = ()) -> Any:
     """The tokenizer that belongs to a model; it always has a padding token.
+
+    Args:
+        add_tokens: what it is to read as one token each from now on.
 
     Raises:
         ModelError: there is none, or it cannot be reached.
+        RecipeError: tokens that cannot be added.
     """
-    place = locate(name)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(place, **_reach(place))
-    except (OSError, ValueError, KeyError) as error:
-        raise _load_error(name, place, error) from error
+    place = _place(name)
+    with _loading(place):
+        tokenizer = AutoTokenizer.from_pretrained(place.path, **place.options)
+        if not isinstance(tokenizer.model_max_length, int | float) or not tokenizer.model_max_length >= FEWEST:
+            raise ValueError(f"model_max_length is {tokenizer.model_max_length!r}")
+        tokenizer(["a b"], ["c"], truncation=True, max_length=FEWEST)  # a template may name what the vocabulary lacks
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if add_tokens:
+        extend_tokenizer(tokenizer, add_tokens)
     return tokenizer
 
 
@@ -79,15 +104,17 @@ def token_limit(name: str, tokenizer: Any, wanted: int | None, reserved: int = 0
     Raises:
         ModelError: the recipe wants more than the model has positions.
     """
-    config = _config(name, locate(name))
+    config = _config(_place(name))
     positions = getattr(config, "max_position_embeddings", None) or LONGEST
     if getattr(config, "model_type", "") in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl"):
         positions -= 2  # their positions start after the padding index
+    if positions < FEWEST:
+        todo = "Correct max_position_embeddings, or choose another model."
+        raise refused(name, f"positions for at least {FEWEST} tokens", str(positions), todo, CONFIG)
     positions -= reserved
     if wanted is not None and wanted > positions:
-        raise _unusable(
-            name, f"max_length of at most {positions}", str(wanted), f"Set model.max_length to {positions}."
-        )
+        todo = f"Set model.max_length to {positions}."
+        raise refused(name, f"max_length of at most {positions}", str(wanted), todo)
     return wanted or min(positions, int(min(tokenizer.model_max_length, LONGEST)), LONGEST)
 
 
@@ -96,36 +123,67 @@ def load_classifier(
 ) -> Any:
     """A pretrained model with a sequence-classification head for `labels`, in float32.
 
-    The head is fresh unless the model already has one for as many labels; `seed` decides its values.
+    The head is fresh unless the model already has one for as many labels; `seed` decides its values, and those of
+    layers that are initialised anew.
+
+    Args:
+        tokenizer: with the tokens that the structure adds.
 
     Raises:
-        ModelError: the model cannot be found, is not in safetensors, or has no such head.
+        ModelError: the model cannot be found, is not in safetensors, has other weights than its configuration says, or
+            has no such head.
+        RecipeError: the structure asks for what this model does not have.
     """
-    place = locate(name)
-    config = _config(name, place)
+    place = _place(name)
+    config = _config(place)
     config.num_labels = len(labels)
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: index for index, label in enumerate(labels)}
     config.problem_type = problem_type
-    _set_first(config, _DROPOUT, structure.dropout)
-    _set_first(config, _ATTENTION_DROPOUT, structure.attention_dropout)
+    _set_numbers(config, structure)
+    choose_form(config, structure)
     if config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id
     torch.manual_seed(seed)
-    return _load(AutoModelForSequenceClassification, name, place, config=config, ignore_mismatched_sizes=True)
+    model = _load(_factory("classifier", config), place, config, fresh_head=True)
+    return _changed(model, name, tokenizer, structure, seed)
 
 
-def load_language_model(name: str, structure: Structure) -> Any:
+def load_language_model(name: str, tokenizer: Any, structure: Structure, *, seed: int) -> Any:
     """A pretrained causal language model in float32.
 
+    Args:
+        tokenizer: with the tokens that the structure adds.
+        seed: decides the values of layers that are initialised anew.
+
     Raises:
-        ModelError: the model cannot be found, is not in safetensors, or is of a family that writes no text.
+        ModelError: the model cannot be found, is not in safetensors, has other weights than its configuration says, or
+            is of a family that writes no text.
+        RecipeError: the structure asks for what this model does not have.
     """
-    place = locate(name)
-    config = _config(name, place)
-    _set_first(config, _DROPOUT, structure.dropout)
-    _set_first(config, _ATTENTION_DROPOUT, structure.attention_dropout)
-    return _load(AutoModelForCausalLM, name, place, config=config)
+    for key, value in (("pooling", structure.pooling), ("head", structure.head)):
+        if value is not None:
+            where, todo = Where(field=f"structure.{key}"), "Leave it out."
+            problem = Problem("a task whose head gives a few numbers a row", "a language model", todo, where)
+            raise RecipeError(f"A language model has no {key} to replace.", [problem])
+    place = _place(name)
+    config = _config(place)
+    _set_numbers(config, structure)
+    model = _load(AutoModelForCausalLM, place, config)
+    return _changed(model, name, tokenizer, structure, seed)
+
+
+def load_untuned(name: str) -> Any:
+    """A pretrained model as training would begin with it: a language model, or else a classifier, in float32.
+
+    Raises:
+        ModelError: as `load_classifier`.
+    """
+    config, tokenizer = _config(_place(name)), load_tokenizer(name)
+    if any(kind.endswith("ForCausalLM") for kind in config.architectures or ()):
+        return load_language_model(name, tokenizer, Structure(), seed=0)
+    labels = [str(label) for label in range(config.num_labels)]
+    return load_classifier(name, tokenizer, labels, "single_label_classification", Structure(), seed=0)
 
 
 def load_saved(folder: Path, head: Head, base: str, *, held_on: torch.device | None = None) -> Any:
@@ -136,13 +194,15 @@ def load_saved(folder: Path, head: Head, base: str, *, held_on: torch.device | N
         held_on: where that is to be held in few bits, as it was while the adapters were trained; None for as it is.
 
     Raises:
-        ModelError: the files are damaged, or the base model cannot be found.
+        ModelError: the files are damaged or do not fit one another, or the base model cannot be found.
     """
-    factory = _FACTORIES[head]
+    place = _place(str(folder))
+    config = _config(place)
+    factory = _factory(head, config)
     if not (folder / ADAPTERS).is_file():
-        return _load(factory, str(folder), str(folder))
-    config = _config(str(folder), str(folder))
-    model = _load(factory, base, locate(base), config=config, ignore_mismatched_sizes=True)
+        return _load(factory, place, config)
+    check_adapters(folder)
+    model = _load(factory, _place(base), config, fresh_head=True)
     if held_on is not None:
         hold(model.to(held_on))
     return add_saved(model, folder)
@@ -154,53 +214,153 @@ def weights_hash(name: str) -> str | None:
     return sha256(file) if file.is_file() else None
 
 
-def _load(factory: Any, name: str, place: str, **options: Any) -> Any:
+@dataclass(frozen=True)
+class _Place:
+    """Where a model is.
+
+    Attributes:
+        name: what the user calls it.
+        path: what transformers is to load: a folder, or a name on the hub.
+        folder: where its files are: that folder, or the hub's cache.
+        options: what transformers is to be told with it.
+    """
+
+    name: str
+    path: str
+    folder: Path
+    options: dict[str, Any]
+
+
+def _place(name: str) -> _Place:
+    """Find a model and check its files; of a hub's model, the exact commit that was checked is loaded."""
+    path = locate(name)
+    options: dict[str, Any] = {"trust_remote_code": False}  # None would ask on the terminal
+    folder = Path(path)
+    if not _is_folder(path):
+        # when the hub cannot be reached, only what was loaded before, without minutes of retries
+        options["local_files_only"] = unreachable() is not None
+        try:
+            config = fetch(path, CONFIG, offline=options["local_files_only"])
+        except (OSError, ValueError) as error:
+            raise hub_error(name, error, tuple(MODELS)) from error
+        if config is None:
+            raise hub_error(name, FileNotFoundError(f"no {CONFIG}"), tuple(MODELS))
+        folder = config.parent
+        options["revision"] = folder.name
+    check_files(folder, name)
+    return _Place(name, path, folder, options)
+
+
+def _load(factory: Any, place: _Place, config: Any, *, fresh_head: bool = False) -> Any:
+    """Load a model once its files, and their sizes and shapes, are known to be in order.
+
+    Args:
+        fresh_head: a classifier's head may be made anew; otherwise all weights must be there.
+    """
+    _fetch_weights(place)
+    shapes = stored_shapes(weight_files(place.folder, place.name), place.name)
+    check_depth(place.folder, shapes, place.name)
+    with _loading(place), torch.device("meta"):
+        outline = factory.from_config(config, trust_remote_code=False)
+    fresh = head_modules(outline) if fresh_head else ()
+    check_fit(outline, shapes, fresh, place.name)
+    with _loading(place):
+        model, found = factory.from_pretrained(
+            place.path,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # heads for other labels; any other mismatch is refused below
+            output_loading_info=True,
+            **place.options,
+        )
+    check_loaded(found, fresh, place.name)
+    drawn = {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}
+    for key, parameter in model.named_parameters():
+        parameter.pretrained = key not in drawn
+    return model
+
+
+def _fetch_weights(place: _Place) -> None:
+    """Bring the weights of a hub's model into its cache."""
+    if _is_folder(place.path):
+        return
+    how = {"revision": place.options["revision"], "offline": place.options["local_files_only"]}
+    try:
+        if fetch(place.path, WEIGHTS, **how) is None and (index := fetch(place.path, INDEX, **how)) is not None:
+            for file in shard_names(index, place.name):
+                fetch(place.path, file, **how)
+    except (OSError, ValueError) as error:
+        raise hub_error(place.name, error, tuple(MODELS)) from error
+
+
+def _config(place: _Place) -> Any:
+    with _loading(place):
+        return AutoConfig.from_pretrained(place.path, **place.options)
+
+
+@contextmanager
+def _loading(place: _Place) -> Iterator[None]:
+    """Quiet, and with one error: whatever a file of the folder makes the loading libraries raise."""
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # a fresh head is expected, not worth a table of missing keys
     transformers_logging.disable_progress_bar()
     try:
-        return factory.from_pretrained(place, dtype=torch.float32, use_safetensors=True, **_reach(place), **options)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise _load_error(name, place, error) from error
+        yield
+    except ChainruleError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # what Rust code raises
+            raise
+        if is_shortage(error):
+            problem = Problem("memory for the model", str(error)[:300], "Choose a smaller model.", Where(place.name))
+            raise ShortageError(f"There is not enough memory to load {place.name!r}.", [problem]) from error
+        if not _is_folder(place.path):
+            raise hub_error(place.name, error, tuple(MODELS)) from error
+        reason = str(error).strip().partition("\n")[0][:300] or type(error).__name__
+        raise refused(
+            place.name, "a Hugging Face model folder with safetensors weights", reason, "Check the folder's files."
+        ) from error
     finally:
         transformers_logging.set_verbosity(level)
 
 
-def _config(name: str, place: str) -> Any:
-    try:
-        return AutoConfig.from_pretrained(place, **_reach(place))
-    except (OSError, ValueError, KeyError) as error:
-        raise _load_error(name, place, error) from error
+def is_pretrained(parameter: torch.Tensor) -> bool:
+    """Whether a parameter's values came with the pretrained model; those of fresh heads and of adapters did not."""
+    return getattr(parameter, "pretrained", False)
 
 
-def _set_first(config: Any, names: Sequence[str], value: float | None) -> None:
+def _factory(head: Head, config: Any) -> Any:
+    return PooledClassifier if head == "classifier" and is_own(config) else _FACTORIES[head]
+
+
+def _set_numbers(config: Any, structure: Structure) -> None:
+    """Write into the config what needs nothing else to change."""
+    _set_first(config, _DROPOUT, structure.dropout)
+    _set_first(config, _ATTENTION_DROPOUT, structure.attention_dropout)
+    _set_first(config, _ACTIVATION, structure.activation)
+
+
+def _changed(model: Any, name: str, tokenizer: Any, structure: Structure, seed: int) -> Any:
+    """The loaded model with the tokens and layers that the structure asks for."""
+    if structure.add_tokens:
+        extend_embeddings(model, pieces_of(load_tokenizer(name), tokenizer, structure.add_tokens))
+    change_layers(model, structure, seed)
+    if structure.makes_another_model:
+        model.name_or_path = ""  # adapters alone could not be laid on what has that name
+    return model
+
+
+def _set_first(config: Any, names: Sequence[str], value: float | str | None) -> None:
     if value is None:
         return
     found = [name for name in names if hasattr(config, name)]
     if not found:
-        raise _unusable(
-            str(config.model_type), f"a model with one of {', '.join(names)}", "none", "Remove it from `structure`."
-        )
+        expected = f"a model with one of {', '.join(names)}"
+        raise refused(str(config.model_type), expected, "none", "Remove it from `structure`.")
     for name in found:
         setattr(config, name, value)
 
 
 def _is_folder(place: str | Path) -> bool:
     return os.path.isdir(place)  # noqa: PTH112  (unlike Path.is_dir it takes a name too long for no folder)
-
-
-def _reach(place: str) -> dict[str, bool]:
-    """For a hub name when the hub cannot be reached: only what was loaded before, without minutes of retries."""
-    return {"local_files_only": True} if not _is_folder(place) and unreachable() else {}
-
-
-def _load_error(name: str, place: str, error: Exception) -> ChainruleError:
-    if not _is_folder(place):
-        return hub_error(name, error, tuple(MODELS))
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return _unusable(name, "a Hugging Face model folder with safetensors weights", reason, "Check the folder's files.")
-
-
-def _unusable(name: str, expected: str, got: str, todo: str) -> ModelError:
-    problem = Problem(where=Where(field="model.name", file=name), expected=expected, got=got, todo=todo)
-    return ModelError(f"The model {name!r} cannot be used.", [problem])

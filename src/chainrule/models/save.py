@@ -7,9 +7,11 @@ from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
-from chainrule.models.adapters import ADAPTER_WEIGHTS, has_adapters
+from chainrule.models.adapters import ADAPTER_WEIGHTS, has_adapters, plain_model
+from chainrule.models.classifier import PooledClassifier
+from chainrule.models.folder import WEIGHTS
 
-WEIGHTS = "model.safetensors"
+OURS = "chainrule"
 
 
 def save_model(folder: Path, model: Any, tokenizer: Any, *, max_length: int | None, base: str) -> tuple[str, ...]:
@@ -20,7 +22,7 @@ def save_model(folder: Path, model: Any, tokenizer: Any, *, max_length: int | No
         base: what adapters name as the model they belong to.
 
     Returns:
-        The plain libraries that load the folder.
+        The libraries that load the folder whole.
     """
     if max_length is not None:
         tokenizer.model_max_length = max_length
@@ -28,7 +30,7 @@ def save_model(folder: Path, model: Any, tokenizer: Any, *, max_length: int | No
     if has_adapters(model):
         for config in model.peft_config.values():
             config.base_model_name_or_path = base
-        # PEFT would ask the hub whether the base model's vocabulary has grown; no strategy changes the vocabulary
+        # PEFT would ask the hub whether the base model's vocabulary has grown; where it has, adapters are merged
         model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
         model.config.save_pretrained(folder)
     else:
@@ -36,6 +38,8 @@ def save_model(folder: Path, model: Any, tokenizer: Any, *, max_length: int | No
     tokenizer.save_pretrained(folder)
     readable = (folder / "config.json").stat().st_mode
     weights_file(folder).chmod(readable)  # safetensors makes it readable by its owner alone
+    if isinstance(plain_model(model), PooledClassifier):
+        return (OURS,)
     return ("peft",) if has_adapters(model) else ("transformers",)
 
 

@@ -10,12 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from chainrule.models.accelerate import FIRST_TOKEN_FAMILIES
 from chainrule.models.adapters import plain_model, virtual_tokens
+from chainrule.models.classifier import FAMILIES, reads_first_token
 from chainrule.models.inspect import anatomy, layer_stack
 
-# Encoders that take `inputs_embeds` through a module `embeddings`, and whose classifier reads the first token.
-FAMILIES = (*FIRST_TOKEN_FAMILIES, "distilbert")
 _NOT_BELOW = ("id2label", "label2id", "problem_type", "num_labels", "transformers_version", "_name_or_path", "dtype")
 
 
@@ -37,15 +35,15 @@ def frozen_depth(model: Any, trained: Collection[str]) -> int:
 
 
 def is_whole(model: Any, depth: int) -> bool:
-    """Whether `depth` layers are all of them, so that only the first token's state is ever read."""
-    return depth == len(layer_stack(model))
+    """Whether only the first token's state is ever read: `depth` layers are all of them, and the head reads no more."""
+    return depth == len(layer_stack(model)) and reads_first_token(model)
 
 
 def trunk_states(model: Any, depth: int, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """What the `depth`-th layer gives for a batch; the layers above are not run.
 
     Returns:
-        (b, t, hidden), or (b, 1, hidden) of the first token where `depth` is all layers.
+        (b, t, hidden), or (b, 1, hidden) of the first token where only that is read.
     """
     caught: list[torch.Tensor] = []
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from chainrule.core.recipe import Section, Spec, parse_options, unknown_name
+from chainrule.core import shelf
+from chainrule.core.recipe import Spec
 from chainrule.core.task import Task
 from chainrule.errors import Problem, RecipeError, Where
 from chainrule.strategies import bitfit, dora, full, gradual, head, hybrid, ia3, lora, partial, prompt, qlora
@@ -19,16 +20,14 @@ def _fits(task: Task) -> None:
 
 
 @dataclass(frozen=True)
-class Entry:
+class Entry(shelf.Entry):
     """One line of the shelf.
 
     Attributes:
         misfit: why a task does not go together with the strategy; None where it does.
     """
 
-    options: type[Section]
-    make: Any
-    summary: str
+    make: type[Any]
     misfit: Callable[[Task], str | None] = _fits
 
 
@@ -83,10 +82,7 @@ def make_strategy(spec: Spec) -> Strategy:
     Raises:
         RecipeError: no such strategy, or options it does not have.
     """
-    if spec.name not in STRATEGIES:
-        raise unknown_name("strategy", spec.name, tuple(STRATEGIES))
-    entry = STRATEGIES[spec.name]
-    strategy: Strategy = entry.make(parse_options(entry.options, spec, "strategy"))
+    strategy: Strategy = shelf.take(STRATEGIES, spec, "strategy")()
     return strategy
 
 
@@ -113,12 +109,13 @@ def reserved_tokens(strategy: Strategy) -> int:
     return strategy.options.tokens if isinstance(strategy, prompt.Prompt) else 0
 
 
-def describe(name: str, tasks: Mapping[str, Task]) -> dict[str, Any]:
-    """What `show strategies` tells of a strategy: under "tasks" why each does not fit, or None where it does."""
-    entry = STRATEGIES[name]
-    return {
-        "name": name,
-        "summary": entry.summary,
-        "default_learning_rate": entry.make.default_learning_rate,
-        "tasks": {task.name: entry.misfit(task) for task in tasks.values()},
-    }
+def describe(tasks: Mapping[str, Task]) -> list[dict[str, Any]]:
+    """What `show strategies` tells: under "tasks" why each does not fit, or None where it does."""
+    return [
+        {
+            **row,
+            "default_learning_rate": STRATEGIES[row["name"]].make.default_learning_rate,
+            "tasks": {task.name: STRATEGIES[row["name"]].misfit(task) for task in tasks.values()},
+        }
+        for row in shelf.describe(STRATEGIES)
+    ]

@@ -19,6 +19,7 @@ from chainrule.models.adapters import (
     linear_modules,
     peft_library,
     put_on,
+    refuse_alone,
 )
 from chainrule.strategies.base import Phase, decayed_groups
 
@@ -104,9 +105,13 @@ def targets_of(modules: Collection[str], wanted: str | Sequence[str]) -> list[st
 
 def choose_merge(model: Any, asked: bool | None, tell: Tell) -> bool:
     """Whether the adapters are merged in the end: as asked, else where the base model has no name on the hub."""
-    is_local = Path(model.name_or_path).exists()
+    is_changed = not model.name_or_path
+    is_local = is_changed or Path(model.name_or_path).exists()
     merge = is_local if asked is None else asked
-    tell(_what_is_saved(merge, is_local, asked=asked is not None))
+    if not merge:
+        refuse_alone(model)
+    told = "The adapters will be merged into the changed model."
+    tell(told if is_changed else _what_is_saved(merge, is_local, asked=asked is not None))
     return merge
 
 

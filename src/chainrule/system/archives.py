@@ -7,9 +7,12 @@ content goes. Names that are absolute or climb with `..`, links and devices are 
 
 from __future__ import annotations
 
+import errno
+import lzma
 import re
 import shutil
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -22,6 +25,18 @@ from typing import IO
 from chainrule.errors import AssetError, Problem, Where
 
 MAX_UNPACKED_BYTES = 4 * 2**30
+_DAMAGE = (  # what the standard library raises for archives that are none, encrypted, or packed in unknown ways
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    ValueError,
+    OverflowError,
+)
 
 
 @dataclass(frozen=True)
@@ -114,7 +129,9 @@ def _relative(archive: Path, entry: _Entry, member: str) -> PurePosixPath:
 def _archive_errors(archive: Path) -> Iterator[None]:
     try:
         yield
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError) as error:
+    except (*_DAMAGE, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # of the disk, not of the archive
+            raise
         raise _refused(archive, "a whole archive", f"{type(error).__name__}: {error}") from error
 
 

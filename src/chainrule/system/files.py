@@ -15,7 +15,9 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from chainrule.errors import OutputError, Problem, Where
+from chainrule.errors import ModelError, OutputError, Problem, Where
+
+MAX_JSON = 64_000_000  # bytes of a file that holds no rows and no weights
 
 
 @contextmanager
@@ -44,6 +46,32 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically. NaN and infinities are refused: they are not JSON."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, most: int = MAX_JSON) -> dict[str, Any]:
+    """The object in a JSON file of a model, an artifact or a run.
+
+    Args:
+        most: bytes that the file may have.
+
+    Raises:
+        ModelError: it cannot be read, is too large, or is no JSON object.
+    """
+    try:
+        size = path.stat().st_size
+        if size > most:
+            raise _no_object(path, f"at most {most:,} bytes", f"{size:,} bytes")
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text)
+        if "\\ud" in text.lower():
+            json.dumps(value, ensure_ascii=False).encode("utf-8")  # half of a surrogate pair could not be written again
+    except OSError as error:
+        raise _no_object(path, "a file that can be read", error.strerror or str(error)) from error
+    except (ValueError, RecursionError) as error:
+        raise _no_object(path, "UTF-8 JSON", str(error)[:200]) from error
+    if not isinstance(value, dict):
+        raise _no_object(path, "a JSON object", type(value).__name__)
+    return value
 
 
 @contextmanager
@@ -137,6 +165,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _no_object(path: Path, expected: str, got: str) -> ModelError:
+    problem = Problem(expected, got, "Take a copy of the folder that is whole.", Where(file=str(path)))
+    return ModelError(f"Cannot read {path.name} in {path.parent}.", [problem])
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
@@ -152,3 +185,11 @@ def _is_no_room(error: Exception) -> bool:
 
 _NO_ROOM = {errno.ENOSPC, errno.EROFS, errno.EDQUOT}
 _NO_SUCH_CALL = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}
+
+
+def free_path(path: Path) -> Path:
+    """The path itself where nothing is there, else the first of path-2, path-3, … where nothing is."""
+    free, number = path, 2
+    while free.exists():
+        free, number = path.with_name(f"{path.name}-{number}"), number + 1
+    return free

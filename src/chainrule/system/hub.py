@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from huggingface_hub import constants, get_session
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from huggingface_hub import constants, get_session, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError
 
 from chainrule.errors import DataError, ModelError, Problem, Where
 from chainrule.system.connections import causes, reason
@@ -26,6 +27,22 @@ def unreachable() -> str | None:
     except Exception as error:  # the hub's client has changed its HTTP library before; any failure is an answer here
         return reason(error)
     return None
+
+
+def fetch(name: str, file: str, *, revision: str | None = None, offline: bool) -> Path | None:
+    """A file of a model on the hub, in the hub's cache; None where the model has no such file.
+
+    Args:
+        revision: the commit; None for the newest, or offline the one that was fetched last.
+        offline: use what is in the cache.
+
+    Raises:
+        OSError, ValueError: what the hub's client raises where it gets no answer or a refusal.
+    """
+    try:
+        return Path(hf_hub_download(name, file, revision=revision, local_files_only=offline))
+    except EntryNotFoundError:
+        return None
 
 
 def hub_error(name: str, error: BaseException, offline: Sequence[str] = ()) -> ModelError:

@@ -13,6 +13,8 @@ import psutil
 SAMPLE_SECONDS = 0.1
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
 _SHORTAGE = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc")  # in lower case
+_MAYBE_SHORTAGE = ("could not create a primitive", "could not create a memory")  # oneDNN, for want of memory or others
+_LITTLE = 1 << 30  # below this the latter are for want of memory
 _GROUP = Path("/sys/fs/cgroup")  # what a container sees of its own group (version 2)
 
 
@@ -64,19 +66,29 @@ def free_memory() -> int:
     if limit is not None and used is not None:
         reclaimable = _statistic(_GROUP / "memory.stat", "inactive_file")
         limits.append(limit - used + reclaimable)
-    if hasattr(psutil, "RLIMIT_AS"):  # Linux
-        process = psutil.Process()
-        space, _ = process.rlimit(psutil.RLIMIT_AS)
-        if space != psutil.RLIM_INFINITY:
-            limits.append(space - process.memory_info().vms)
+    space = free_address_space()
+    if space is not None:
+        limits.append(space)
     return int(max(0, min(limits)))
+
+
+def free_address_space() -> int | None:
+    """Bytes of address space that the process may still reserve (`ulimit -v`); None for no limit."""
+    if not hasattr(psutil, "RLIMIT_AS"):  # only Linux tells
+        return None
+    process = psutil.Process()
+    limit, _ = process.rlimit(psutil.RLIMIT_AS)
+    return None if limit == psutil.RLIM_INFINITY else max(0, limit - process.memory_info().vms)
 
 
 def is_shortage(error: BaseException) -> bool:
     """Whether an error says that there was no memory left: Python's, torch's on a CPU, or a device's."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _SHORTAGE)
+    said = str(error).lower() if isinstance(error, RuntimeError) else ""
+    if any(words in said for words in _MAYBE_SHORTAGE):
+        return free_memory() < _LITTLE
+    return any(words in said for words in _SHORTAGE)
 
 
 def kernel_kills() -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 LINE_EVERY_SECONDS = 10.0
+# control characters but tab and line break, marks that change the direction of text, halves of surrogate pairs
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class Bar(Protocol):
@@ -27,6 +30,11 @@ class Display(Protocol):
     def say(self, message: str) -> None: ...
 
     def bar(self, title: str, total: int) -> AbstractContextManager[Bar]: ...
+
+
+def visible(text: str) -> str:
+    """Text with everything written out that a terminal would obey or could not show: escapes, bells, turned lines."""
+    return _UNSEEN.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def console() -> Console:
@@ -53,7 +61,7 @@ class Terminal:
     console: Console = field(default_factory=console)
 
     def say(self, message: str) -> None:
-        self.console.print(message, markup=False)
+        self.console.print(visible(message), markup=False)
 
     @contextmanager
     def bar(self, title: str, total: int) -> Iterator[Bar]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,12 +18,33 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def seed_processor(seed: int) -> None:
+    """The same without the other devices, for which torch keeps a call and its stack each time until they are used."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
+
+
 def seed_step(seed: int, step: int) -> None:
     """Seed torch for one optimizer step, so that its random numbers are a function of (seed, step) alone.
 
     A run that goes on from a checkpoint then draws what it would have drawn without the interruption.
     """
     torch.manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]))
+
+
+def choose_determinism(device: torch.device, wanted: bool | None) -> bool:
+    """Let every run on a device give the same bits, or not; None does so on a CPU, where it costs nothing.
+
+    Elsewhere it keeps torch to algorithms that add in a fixed order, which are slower; an operation that has none
+    raises RuntimeError.
+    """
+    chosen = device.type == "cpu" if wanted is None else wanted
+    if device.type != "cpu":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as cuBLAS asks for
+        torch.use_deterministic_algorithms(chosen)
+        torch.backends.cudnn.benchmark = False
+    return chosen
 
 
 @contextmanager

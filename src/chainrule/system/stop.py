@@ -45,3 +45,8 @@ def stop_requests(tell: Callable[[str], None]) -> Iterator[StopRequest]:
         for number, handler in before.items():
             if handler is not None:
                 signal.signal(number, handler)
+
+
+def who_stopped(number: int) -> tuple[str, int]:
+    """What a person calls the signal, and the exit code of a program that it ends."""
+    return ("Ctrl-C", 130) if number == signal.SIGINT else ("SIGTERM", 143)

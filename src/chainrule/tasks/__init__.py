@@ -33,5 +33,6 @@ def describe(task: Task) -> dict[str, Any]:
         "summary": task.summary,
         "default_model": task.default_model,
         "primary_metric": task.primary_metric,
+        "metrics": list(task.metrics),
         "fields": fields,
     }

@@ -7,7 +7,7 @@ two is what the model has to write, the mark that ends its turn included.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 from jinja2 import TemplateError
 
 from chainrule.data.chat import MESSAGES, REPLY, Turn, turns_of
-from chainrule.data.encode import Encoded
+from chainrule.data.encode import Encoded, joined, offsets_of
 from chainrule.errors import ModelError, Problem, Where
 
 CHUNK_ROWS = 1024
@@ -88,7 +88,7 @@ def render(tokenizer: Any, turns: Sequence[Turn]) -> Rendered:
     return Rendered(whole, tuple(spans))
 
 
-def encode(tokenizer: Any, inputs: Mapping[str, Sequence[str]], targets: np.ndarray | None, max_length: int) -> Encoded:
+def encode(tokenizer: Any, inputs: Mapping[str, Sequence[str]], targets: Any, max_length: int) -> Encoded:
     """Tokenise conversations.
 
     Args:
@@ -101,35 +101,40 @@ def encode(tokenizer: Any, inputs: Mapping[str, Sequence[str]], targets: np.ndar
         refuses are in `refused`.
     """
     contexts = inputs[MESSAGES]
-    ids: list[np.ndarray] = []
-    marks: list[np.ndarray] = []
-    full: list[int] = []
-    refused: dict[int, str] = {}
     special = special_tokens(tokenizer)
-    for first in range(0, len(contexts), CHUNK_ROWS):
-        rendered: list[Rendered] = []
-        for row in range(first, min(first + CHUNK_ROWS, len(contexts))):
-            turns = turns_of(contexts[row])
-            reply = [] if targets is None else [{"role": REPLY, "content": str(targets[row])}]
-            try:
-                rendered.append(render(tokenizer, [*turns, *reply]))
-            except TemplateMismatchError as error:
-                refused[row] = str(error)
-                rendered.append(Rendered("", ()))
-        for found, row_ids, row_marks in zip(rendered, *_tokens(tokenizer, rendered, special), strict=True):
-            full.append(len(row_ids) if found.text else 0)
-            kept = slice(max_length) if targets is not None else slice(max(0, len(row_ids) - max_length), None)
-            ids.append(row_ids[kept])
-            marks.append(row_marks[kept])
-    offsets = np.zeros(len(ids) + 1, dtype=np.int64)
-    np.cumsum([len(row) for row in ids], out=offsets[1:])
+
+    def pieces() -> Iterator[Encoded]:
+        for start in range(0, len(contexts), CHUNK_ROWS):
+            few = slice(start, start + CHUNK_ROWS)
+            yield _encode_few(tokenizer, contexts[few], None if targets is None else targets[few], max_length, special)
+
+    return joined(pieces())
+
+
+def _encode_few(
+    tokenizer: Any, contexts: Sequence[str], replies: Sequence[str] | None, max_length: int, special: np.ndarray
+) -> Encoded:
+    rendered: list[Rendered] = []
+    refused: dict[int, str] = {}
+    ends = ([[]] * len(contexts)) if replies is None else [[{"role": REPLY, "content": str(text)}] for text in replies]
+    for row, (context, end) in enumerate(zip(contexts, ends, strict=True)):
+        try:
+            rendered.append(render(tokenizer, [*turns_of(context), *end]))
+        except TemplateMismatchError as error:
+            refused[row] = str(error)
+            rendered.append(Rendered("", ()))
+    ids, marks = _tokens(tokenizer, rendered, special)
+    full = np.array([len(row) if found.text else 0 for found, row in zip(rendered, ids, strict=True)], dtype=np.int64)
+    kept = [slice(max_length) if replies is not None else slice(max(0, len(row) - max_length), None) for row in ids]
+    marks = [row[some] for row, some in zip(marks, kept, strict=True)]
+    ids = [row[some] for row, some in zip(ids, kept, strict=True)]
     return Encoded(
-        ids=np.concatenate(ids) if ids else np.zeros(0, np.int32),
-        offsets=offsets,
+        ids=np.concatenate(ids),
+        offsets=offsets_of([len(row) for row in ids]),
         types=None,
-        full_lengths=np.asarray(full, dtype=np.int64),
-        targets=None if targets is None else np.array([int(row.sum()) for row in marks], dtype=np.int64),
-        trained=None if targets is None else np.concatenate(marks) if marks else np.zeros(0, bool),
+        full_lengths=full,
+        targets=None if replies is None else np.array([int(row.sum()) for row in marks], dtype=np.int64),
+        trained=None if replies is None else np.concatenate(marks),
         refused=refused,
     )
 

@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from chainrule.core.recipe import Spec, parse_options
+from chainrule.core.recipe import Spec
+from chainrule.core.shelf import Entry, NoOptions
 from chainrule.core.task import Objective, Predictions
 from chainrule.data.batch import IGNORED
 from chainrule.errors import ModelError, Problem, Where
 from chainrule.kernels.cross_entropy import cross_entropy_gradient
 from chainrule.models.adapters import plain_model, virtual_tokens, with_prompt
-from chainrule.tasks.objectives import NoOptions, known_loss
+from chainrule.tasks.objectives import loss_maker
 
 CHUNK = 512  # positions whose logits are in memory at once: 50 MB in bfloat16 for 50,000 words
 TOLERANCE = 1e-3
@@ -66,11 +67,13 @@ class NextTokenObjective:
         return loss, len(wanted)
 
 
+LOSSES = {"cross-entropy": Entry(NoOptions, lambda options: NextTokenObjective(), "of the next token of the replies")}
+
+
 def objective(loss: Spec, targets: np.ndarray) -> Objective:
     """Cross-entropy of the next token, over the tokens of the replies."""
-    known_loss(loss, "cross-entropy")
-    parse_options(NoOptions, loss, "loss")
-    return NextTokenObjective()
+    made: Objective = loss_maker(LOSSES, loss)()
+    return made
 
 
 def read(model: Any, batch: Any, targets: np.ndarray | None) -> Predictions:

@@ -9,7 +9,7 @@ from chainrule.core.task import FieldSpec, Predictions, Task
 from chainrule.data.encode import encode
 from chainrule.metrics import classification
 from chainrule.tasks.fields import TEXT_FIELDS
-from chainrule.tasks.objectives import binary_cross_entropy
+from chainrule.tasks.objectives import LABEL_LOSSES, label_objective
 from chainrule.tasks.reading import from_logits
 
 
@@ -29,8 +29,10 @@ TASK = Task(
     primary_metric="micro_f1",
     problem_type="multi_label_classification",
     measure=classification.multilabel_measure,
+    metrics=("exact_match", "micro_f1", "macro_f1", "f1", "loss"),
     detail=classification.multilabel_detail,
     encode=encode,
     read=from_logits(_decode),
-    objective=binary_cross_entropy,
+    losses=LABEL_LOSSES,
+    objective=label_objective,
 )

@@ -1,8 +1,9 @@
-"""The base objectives: forward, loss per row, backward of the sum."""
+"""The base objectives, and the losses they are made of: forward, loss per row, backward of the sum."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,83 +12,209 @@ import torch
 from pydantic import Field
 from torch.nn import functional
 
-from chainrule.core.recipe import Section, Spec, parse_options, unknown_name
+from chainrule.core.recipe import Section, Spec
+from chainrule.core.shelf import Entry, NoOptions, take
 
 RowLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class LogitsObjective:
-    """The sum over rows of a loss between a model's logits (b, labels) and the targets."""
+    """The sum over rows of a loss between a model's logits (b, labels) and the targets.
+
+    Attributes:
+        row_loss: logits, targets -> (b,).
+        divergence: how far apart two logits of the same rows are, in the loss's own unit -> (b,); 0 where they agree,
+            and the same both ways.
+    """
 
     row_loss: RowLoss
+    divergence: RowLoss
 
     def accumulate(self, model: Any, batch: Any) -> tuple[torch.Tensor, int]:
-        logits = model(**batch.inputs).logits.float()
-        total = self.row_loss(logits, batch.targets).sum()
-        with torch.autocast(total.device.type, enabled=False):  # backward keeps the types that forward chose
-            total.backward()  # type: ignore[no-untyped-call]
-        return total.detach(), len(batch)
+        total = self.row_loss(logits_of(model, batch.inputs), batch.targets).sum()
+        return backward(total), len(batch)
 
 
-class CrossEntropyOptions(Section):
-    """Options of `cross-entropy`. "balanced" weighs each class by 1 / its frequency, with mean weight 1 over rows."""
+def logits_of(model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """The logits (b, labels) in float32."""
+    logits: torch.Tensor = model(**inputs).logits.float()
+    return logits
 
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+
+def backward(total: torch.Tensor) -> torch.Tensor:
+    """Add the gradients of a summed loss, and return it without its graph."""
+    with torch.autocast(total.device.type, enabled=False):  # backward keeps the types that forward chose
+        total.backward()  # type: ignore[no-untyped-call]
+    return total.detach()
+
+
+class ClassWeights(Section):
+    """ "balanced" weighs each class by 1 / its frequency, with mean weight 1 over rows."""
+
     class_weights: Literal["none", "balanced"] = "none"
 
 
-class NoOptions(Section):
-    """For losses without options."""
+class CrossEntropyOptions(ClassWeights):
+    """`label_smoothing` is the share of the target that all classes get alike: Szegedy et al. (2016), section 7."""
+
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
 
 
-def cross_entropy(spec: Spec, targets: np.ndarray, labels: int) -> LogitsObjective:
-    """Softmax cross-entropy over classes."""
-    known_loss(spec, "cross-entropy")
-    options = parse_options(CrossEntropyOptions, spec, "loss")
-    weights = None
-    if options.class_weights == "balanced":
-        counts = np.bincount(targets, minlength=labels)
-        present = np.maximum(counts, 1)
-        weights = torch.from_numpy((len(targets) / (np.count_nonzero(counts) * present)).astype(np.float32))
+class FocalOptions(ClassWeights):
+    """`gamma` 0 is cross-entropy; the larger, the less do rows count that are right already."""
+
+    gamma: float = Field(default=2.0, ge=0)
+
+
+class BinaryFocalOptions(Section):
+    """`gamma` as for classes; `alpha` weighs labels that are there, 1 − alpha those that are not; null weighs none."""
+
+    gamma: float = Field(default=2.0, ge=0)
+    alpha: float | None = Field(default=None, gt=0, lt=1)
+
+
+class HuberOptions(Section):
+    """Errors below `delta` count by their square, above it by their size; in standard deviations of the targets."""
+
+    delta: float = Field(default=1.0, gt=0)
+
+
+def _cross_entropy(options: CrossEntropyOptions, targets: np.ndarray) -> RowLoss:
+    weights = _class_weights(options, targets)
 
     def row_loss(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-        device_weights = None if weights is None else weights.to(logits.device)
-        return functional.cross_entropy(
-            logits, wanted, weight=device_weights, label_smoothing=options.label_smoothing, reduction="none"
-        )
+        smoothing, weight = options.label_smoothing, weights(logits)
+        return functional.cross_entropy(logits, wanted, weight=weight, label_smoothing=smoothing, reduction="none")
 
-    return LogitsObjective(row_loss)
+    return row_loss
 
 
-def binary_cross_entropy(loss: Spec, targets: np.ndarray) -> LogitsObjective:
-    """Sigmoid cross-entropy, the mean over labels of each row."""
-    known_loss(loss, "binary-cross-entropy")
-    parse_options(NoOptions, loss, "loss")
+def _focal(options: FocalOptions, targets: np.ndarray) -> RowLoss:
+    """Lin et al. (2017), Focal Loss for Dense Object Detection, equation 5, with softmax and the class's weight."""
+    weights = _class_weights(options, targets)
 
+    def row_loss(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        losses = functional.cross_entropy(logits, wanted, reduction="none")
+        weight = weights(logits)
+        return _focused(losses, options.gamma) * (1.0 if weight is None else weight[wanted])
+
+    return row_loss
+
+
+def _binary_cross_entropy(options: NoOptions, targets: np.ndarray) -> RowLoss:
     def row_loss(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         return functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(-1)
 
-    return LogitsObjective(row_loss)
+    return row_loss
 
 
-def mean_squared_error(loss: Spec, targets: np.ndarray) -> LogitsObjective:
-    """Squared error in units of the training targets' variance, so that the loss starts near 1 for any unit."""
-    known_loss(loss, "mean-squared-error")
-    parse_options(NoOptions, loss, "loss")
-    variance = max(float(np.var(targets)), 1e-12)
+def _binary_focal(options: BinaryFocalOptions, targets: np.ndarray) -> RowLoss:
+    """Lin et al. (2017), equation 5, label by label; the mean over the labels of each row."""
+    alpha = options.alpha
+
+    def row_loss(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        losses = functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+        weight = 1.0 if alpha is None else alpha * wanted + (1 - alpha) * (1 - wanted)
+        return (_focused(losses, options.gamma) * weight).mean(-1)
+
+    return row_loss
+
+
+def _focused(losses: torch.Tensor, gamma: float) -> torch.Tensor:
+    """(1 − p)^gamma · losses, p = exp(−losses) being the probability of what is right."""
+    missing = (-torch.expm1(-losses)).clamp_min(torch.finfo(losses.dtype).tiny)  # a power of 0 has no finite slope
+    return missing.pow(gamma) * losses
+
+
+def _mean_squared_error(options: NoOptions, targets: np.ndarray) -> RowLoss:
+    variance = _variance(targets)
 
     def row_loss(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         return (logits.squeeze(-1) - wanted).square() / variance
 
-    return LogitsObjective(row_loss)
+    return row_loss
 
 
-def known_loss(spec: Spec, name: str) -> None:
-    """Refuse a loss that the task does not have; "default" means `name`.
+def _huber(options: HuberOptions, targets: np.ndarray) -> RowLoss:
+    """Huber (1964), Robust Estimation of a Location Parameter, of errors in standard deviations of the targets."""
+    deviation = math.sqrt(_variance(targets))
+
+    def row_loss(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        error = (logits.squeeze(-1) - wanted) / deviation
+        return functional.huber_loss(error, torch.zeros_like(error), delta=options.delta, reduction="none")
+
+    return row_loss
+
+
+CLASS_LOSSES = {
+    "cross-entropy": Entry(CrossEntropyOptions, _cross_entropy, "softmax cross-entropy over classes"),
+    "focal": Entry(FocalOptions, _focal, "cross-entropy that turns to the rows that are still wrong"),
+}
+LABEL_LOSSES = {
+    "binary-cross-entropy": Entry(NoOptions, _binary_cross_entropy, "sigmoid cross-entropy, the mean over labels"),
+    "focal": Entry(BinaryFocalOptions, _binary_focal, "the same, turning to the labels that are still wrong"),
+}
+NUMBER_LOSSES = {
+    "mean-squared-error": Entry(NoOptions, _mean_squared_error, "squared error over the variance of the targets"),
+    "huber": Entry(HuberOptions, _huber, "squared for small errors, absolute for large ones"),
+}
+
+
+def class_objective(loss: Spec, targets: np.ndarray) -> LogitsObjective:
+    """One class a row. Logits (b, classes), targets (b,) int64."""
+    return LogitsObjective(loss_maker(CLASS_LOSSES, loss)(targets), softmax_divergence)
+
+
+def label_objective(loss: Spec, targets: np.ndarray) -> LogitsObjective:
+    """Any number of labels a row. Logits and targets (b, labels)."""
+    return LogitsObjective(loss_maker(LABEL_LOSSES, loss)(targets), sigmoid_divergence)
+
+
+def number_objective(loss: Spec, targets: np.ndarray) -> LogitsObjective:
+    """A number a row. Logits (b, 1), targets (b,); in units of the training targets' spread, whatever their own."""
+    return LogitsObjective(loss_maker(NUMBER_LOSSES, loss)(targets), _scaled_distance(_variance(targets)))
+
+
+def loss_maker(losses: Mapping[str, Entry], loss: Spec) -> Callable[..., Any]:
+    """What makes the loss of a recipe; "default" is the first of the task's.
 
     Raises:
-        RecipeError: another loss.
+        RecipeError: another loss, or options it does not have.
     """
-    if spec.name not in ("default", name):
-        raise unknown_name("loss", spec.name, (name,))
+    name = next(iter(losses)) if loss.name == "default" else loss.name
+    return take(losses, Spec(name=name, options=loss.options), "loss")
+
+
+def softmax_divergence(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """(KL(p‖q) + KL(q‖p)) / 2 of two softmax distributions: (b, classes) twice -> (b,)."""
+    logs = first.log_softmax(-1), second.log_softmax(-1)
+    return 0.5 * ((logs[0].exp() - logs[1].exp()) * (logs[0] - logs[1])).sum(-1)
+
+
+def sigmoid_divergence(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """The same of independent labels, the mean over labels: (b, labels) twice -> (b,)."""
+    return 0.5 * ((first.sigmoid() - second.sigmoid()) * (first - second)).mean(-1)
+
+
+def _scaled_distance(variance: float) -> RowLoss:
+    """The same of two normal distributions whose variance is half the targets', as squared error takes them to be."""
+
+    def divergence(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        return (first - second).squeeze(-1).square() / variance
+
+    return divergence
+
+
+def _class_weights(options: ClassWeights, targets: np.ndarray) -> Callable[[torch.Tensor], torch.Tensor | None]:
+    """Logits (b, classes) -> the weight of each class, or None for no weights; a class without rows weighs 1."""
+    if options.class_weights == "none":
+        return lambda logits: None
+    counts = np.bincount(targets)
+    weights = len(targets) / (np.count_nonzero(counts) * np.maximum(counts, 1))
+    known = torch.from_numpy(np.where(counts, weights, 1.0))
+    return lambda logits: functional.pad(known, (0, logits.shape[-1] - len(known)), value=1.0).to(logits)
+
+
+def _variance(targets: np.ndarray) -> float:
+    return max(float(np.var(targets)), 1e-12)

@@ -15,6 +15,7 @@ from chainrule.data.check import length_finding
 from chainrule.data.encode import Encoded
 from chainrule.data.flaws import MAX_PROBLEMS, Flaw, summarise
 from chainrule.data.load import Dataset, Split, load
+from chainrule.data.tokens import encode_once
 from chainrule.errors import DataError, Problem
 from chainrule.models.load import load_tokenizer, token_limit
 from chainrule.tasks.conversation import marked
@@ -72,7 +73,7 @@ def with_tokens(
     dataset: Dataset, recipe: Recipe, task: Task, splits: Sequence[str] | None = None, *, reserved: int = 0
 ) -> Prepared:
     """Encode the usable rows of a dataset and add what their tokens tell to its report."""
-    tokenizer = load_tokenizer(recipe.model.name)
+    tokenizer = load_tokenizer(recipe.model.name, recipe.structure.add_tokens)
     if task.prepare_tokenizer is not None:
         task.prepare_tokenizer(tokenizer)
     limit = token_limit(recipe.model.name, tokenizer, recipe.model.max_length, reserved)
@@ -87,7 +88,7 @@ def with_tokens(
         findings += done.findings
         problems += done.problems
         if example is None and done.encoded.trained is not None and len(done.split):
-            row = int(done.split.table.rows[0])
+            row = int(done.split.places.rows[0])
             example = Rendering(split=name, row=row, text=marked(tokenizer, done.encoded, 0))
         lengths = {**summaries[name].lengths, **_token_lengths(done.encoded)}
         summaries[name] = summaries[name].model_copy(update={"rows": len(done.split), "lengths": lengths})
@@ -106,13 +107,13 @@ def encode_split(
     task: Task, tokenizer: Any, split: Split, limit: int, name: str | None, on_bad_row: str
 ) -> EncodedSplit:
     """Encode a split; rows the template refuses, or of whose reply nothing is left, are errors or are skipped."""
-    encoded = task.encode(tokenizer, split.inputs, split.targets, limit)
-    found = length_finding(encoded.full_lengths, limit, name, split.table)
+    encoded = encode_once(task.encode, tokenizer, split.inputs, split.targets, limit)
+    found = length_finding(encoded.full_lengths, limit, name, split.places)
     findings = [found] if found else []
-    if encoded.trained is None:
+    if encoded.trained is None or encoded.targets is None:
         return EncodedSplit(split, encoded, tuple(findings), ())
     flaws = [_unusable(split, encoded, int(row), limit) for row in np.flatnonzero(encoded.targets == 0)]
-    told, problems = summarise(flaws, split=name, file=split.table.file, on_bad_row=on_bad_row)
+    told, problems = summarise(flaws, split=name, file=split.places.file, on_bad_row=on_bad_row)
     if flaws:
         good = np.flatnonzero(encoded.targets > 0)
         split, encoded = split.take(good), encoded.take(good)
@@ -129,7 +130,7 @@ def require_usable(done: EncodedSplit) -> None:
 
 
 def _unusable(split: Split, encoded: Encoded, row: int, limit: int) -> Flaw:
-    number, where = int(split.table.rows[row]), split.table.where(row, "messages")
+    number, where = int(split.places.rows[row]), split.places.where(row, "messages")
     if row in encoded.refused:
         todo = "Change the order or the roles of the turns, or choose another model."
         problem = Problem("a conversation that the chat template renders", encoded.refused[row], todo, where)

@@ -9,7 +9,7 @@ from chainrule.data.encode import encode
 from chainrule.metrics import regression
 from chainrule.models.heads import scale_output
 from chainrule.tasks.fields import TEXT_FIELDS
-from chainrule.tasks.objectives import mean_squared_error
+from chainrule.tasks.objectives import NUMBER_LOSSES, number_objective
 from chainrule.tasks.reading import from_logits
 
 
@@ -30,10 +30,12 @@ TASK = Task(
     primary_metric="spearman",
     problem_type="regression",
     measure=regression.measure,
+    metrics=("spearman", "pearson", "rmse", "loss"),
     detail=regression.detail,
     encode=encode,
     read=from_logits(_decode),
-    objective=mean_squared_error,
+    losses=NUMBER_LOSSES,
+    objective=number_objective,
     prepare_head=scale_output,
     best_by_loss=True,
 )

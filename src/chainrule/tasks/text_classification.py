@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import logsumexp, softmax
 
-from chainrule.core.recipe import Spec
-from chainrule.core.task import FieldSpec, Objective, Predictions, Task
+from chainrule.core.task import FieldSpec, Predictions, Task
 from chainrule.data.encode import encode
 from chainrule.metrics import classification
 from chainrule.tasks.fields import TEXT_FIELDS
-from chainrule.tasks.objectives import cross_entropy
+from chainrule.tasks.objectives import CLASS_LOSSES, class_objective
 from chainrule.tasks.reading import from_logits
 
 
@@ -24,10 +23,6 @@ def _decode(logits: np.ndarray, targets: np.ndarray | None) -> Predictions:
     return Predictions(values, scores, losses)
 
 
-def _objective(loss: Spec, targets: np.ndarray) -> Objective:
-    return cross_entropy(loss, targets, int(targets.max()) + 1)
-
-
 TASK = Task(
     name="text-classification",
     summary="one class for a text or a pair of texts",
@@ -39,8 +34,10 @@ TASK = Task(
     primary_metric="accuracy",
     problem_type="single_label_classification",
     measure=classification.measure,
+    metrics=("accuracy", "macro_f1", "micro_f1", "f1", "mcc", "loss"),
     detail=classification.detail,
     encode=encode,
     read=from_logits(_decode),
-    objective=_objective,
+    losses=CLASS_LOSSES,
+    objective=class_objective,
 )

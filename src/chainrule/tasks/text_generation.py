@@ -5,7 +5,7 @@ from __future__ import annotations
 from chainrule.core.task import FieldSpec, Task
 from chainrule.metrics import tokens
 from chainrule.tasks.conversation import encode, prepare_tokenizer
-from chainrule.tasks.language_model import objective, packs, read
+from chainrule.tasks.language_model import LOSSES, objective, packs, read
 
 TASK = Task(
     name="text-generation",
@@ -21,9 +21,11 @@ TASK = Task(
     primary_metric="loss",
     problem_type="",
     measure=tokens.measure,
+    metrics=("token_accuracy", "loss", "perplexity"),
     detail=tokens.detail,
     encode=encode,
     read=read,
+    losses=LOSSES,
     objective=objective,
     head="language-model",
     prepare_tokenizer=prepare_tokenizer,

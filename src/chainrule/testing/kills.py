@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import chainrule
+from chainrule.system.assets import cache_folder
 from chainrule.testing.data import sentences, write_csv
 from chainrule.testing.models import tiny_chat_model, tiny_model
 
-CLOCKS = ("time", "seconds")
 ALWAYS = {
     "training.threads": 1,
     "training.precision": "bfloat16",  # a probe might choose otherwise the second time
@@ -37,14 +37,24 @@ class Case:
 
     Attributes:
         chat: a language model on prompts and replies; otherwise a classifier of sentences.
+        cold: each run begins with an empty cache of its own.
         settings: of the recipe, beside ALWAYS.
     """
 
     name: str
     settings: dict[str, Any] = field(default_factory=dict)
     chat: bool = False
+    cold: bool = False
 
 
+_DIVERGING = {
+    "training.steps": 30,
+    "training.epochs": 50,
+    "optimizer.learning_rate": 4.0,
+    "optimizer.max_gradient_norm": None,
+    "schedule.name": "constant",
+    "schedule.warmup": 0.99,
+}
 CASES = {
     case.name: case
     for case in (
@@ -52,11 +62,37 @@ CASES = {
         Case("full-in-pieces", {"training.steps": 9, "training.micro_batch_tokens": 64, "training.batch_size": 16}),
         Case("plain-torch", {"training.steps": 9, "training.accelerate": False, "training.precision": "float32"}),
         Case("partial-on-trunk-cache", {"strategy": "partial", "strategy.options.top": 1, "training.epochs": 3}),
+        Case(
+            "filling-trunk-cache", {"strategy": "partial", "strategy.options.top": 1, "training.epochs": 2}, cold=True
+        ),
+        Case("diverging", _DIVERGING),
         Case("two-threads", {"training.steps": 9, "training.threads": 2, "training.batch_size": 64}),
         Case("head", {"strategy": "head", "training.epochs": 3}),
         Case("gradual", {"strategy": "gradual", "training.epochs": 3}),
+        Case("ema", {"training.epochs": 2, "training.averaging": "ema"}),
+        Case(
+            "lion-swa-regularised",
+            {
+                "training.epochs": 2,
+                "optimizer": "lion",
+                "schedule": {"name": "reduce-on-plateau", "options": {"patience": 1}},
+                "regularisers": {"r-drop": {}, "fgm": {}, "mixout": {"probability": 0.3}, "l2-sp": {"strength": 0.1}},
+                "training.averaging": {"name": "swa", "options": {"start": 0.3}},
+            },
+        ),
         Case("hybrid", {"strategy.name": "hybrid", "strategy.options.groups": GROUPS, "training.epochs": 3}),
         Case("patience", {"training.epochs": 8, "training.patience": 1, "optimizer.learning_rate": 1e-6}),
+        Case(
+            "structure",
+            {
+                "training.steps": 9,
+                "structure.reinitialise_top": 1,
+                "structure.insert_blocks": [1],
+                "structure.add_tokens": ["filmgood"],
+                "structure.pooling": "attention",
+                "structure.head": "cnn",
+            },
+        ),
         Case("lora-chat", {"strategy": "lora", "training.steps": 9, "training.batch_size": 8}, chat=True),
     )
 }
@@ -97,6 +133,8 @@ def start(case: Case, inputs: dict[bool, tuple[Path, Path]], out: Path) -> multi
 
 def _child(case: Case, inputs: dict[bool, tuple[Path, Path]], out: Path) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
+    if case.cold:
+        _use_empty_cache(_cache(out))
     work(case, inputs, out)
 
 
@@ -137,18 +175,20 @@ def weights(out: Path) -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in files if path.name != "rows.safetensors")).hexdigest()
 
 
-def events(out: Path) -> list[dict[str, Any]]:
-    """What happened, without clocks and without who went on when."""
-    lines = (out / "events.jsonl").read_text(encoding="utf-8").splitlines()
-    found = [json.loads(line) for line in lines]
-    return [
-        {key: value for key, value in event.items() if key not in CLOCKS}
-        for event in found
-        if event["event"] != "resumed"
-    ]
+def _use_empty_cache(folder: Path) -> None:
+    """But for the compiled kernels, which take long to make."""
+    kernels = cache_folder() / "kernels"
+    folder.mkdir(exist_ok=True)
+    if kernels.is_dir() and not (folder / "kernels").exists():
+        (folder / "kernels").symlink_to(kernels)
+    os.environ["CHAINRULE_CACHE"] = str(folder)
+
+
+def _cache(out: Path) -> Path:
+    return out.with_name(f"{out.name}-cache")
 
 
 def remove(out: Path) -> None:
-    """A run folder and what was half made beside it."""
-    for path in [out, *out.parent.glob(f".{out.name}.*.partial")]:
+    """A run folder, its cache, and what was half made beside it."""
+    for path in [out, _cache(out), *out.parent.glob(f".{out.name}.*.partial")]:
         shutil.rmtree(path, ignore_errors=True)

@@ -15,6 +15,7 @@ from transformers import (
     DistilBertConfig,
     LlamaConfig,
     PreTrainedTokenizerFast,
+    Qwen2Config,
     RobertaConfig,
 )
 
@@ -36,10 +37,10 @@ def tiny_model(folder: Path, family: str = "bert", *, seed: int = 0, positions: 
     """Write a random model and its tokenizer as a Hugging Face folder and return it.
 
     Args:
-        family: "bert", "roberta", "distilbert" or "llama".
+        family: "bert", "roberta", "distilbert", "llama" or "qwen2".
         positions: the longest row it takes, in tokens.
     """
-    tokenizer = tiny_tokenizer(positions, decoder=family == "llama")
+    tokenizer = tiny_tokenizer(positions, decoder=family in ("llama", "qwen2"))
     torch.manual_seed(seed)
     model = AutoModel.from_config(_CONFIGS[family](len(tokenizer), positions))
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,16 +57,19 @@ def tiny_language_model(vocabulary: int = 96, *, tied: bool = True, positions: i
     return AutoModelForCausalLM.from_config(config)
 
 
-def tiny_chat_model(folder: Path, *, positions: int = 64, template: str | None = None, seed: int = 0) -> Path:
+def tiny_chat_model(
+    folder: Path, *, tied: bool = True, positions: int = 64, template: str | None = None, seed: int = 0
+) -> Path:
     """Write a random causal language model and its tokenizer as a Hugging Face folder and return it.
 
     Args:
+        tied: whether its output layer is its table of embeddings.
         template: the tokenizer's chat template; None for none.
     """
     tokenizer = tiny_tokenizer(positions, decoder=True)
     tokenizer.chat_template = template
     folder.mkdir(parents=True, exist_ok=True)
-    tiny_language_model(len(tokenizer), positions=positions, seed=seed).save_pretrained(folder)
+    tiny_language_model(len(tokenizer), tied=tied, positions=positions, seed=seed).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -119,9 +123,15 @@ def _llama(vocabulary: int, positions: int) -> Any:
     return LlamaConfig(vocab_size=vocabulary, max_position_embeddings=positions, num_key_value_heads=2, **_SIZES)
 
 
+def _qwen2(vocabulary: int, positions: int) -> Any:
+    rows = vocabulary + 1  # transformers' tokenizer of this family adds a token for padding
+    return Qwen2Config(vocab_size=rows, max_position_embeddings=positions, num_key_value_heads=1, **_SIZES)
+
+
 _CONFIGS: dict[str, Callable[[int, int], Any]] = {
     "bert": _bert,
     "roberta": _roberta,
     "distilbert": _distilbert,
     "llama": _llama,
+    "qwen2": _qwen2,
 }

@@ -10,12 +10,12 @@ state.json holds the SHA-256 of every other file and of itself.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,18 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from chainrule.core.artifact import EVENTS
 from chainrule.core.task import Predictions
-from chainrule.kernels.adamw import catch_up
-from chainrule.system.files import atomic_folder, flush, sha256
+from chainrule.errors import ModelError, Problem, Where
+from chainrule.kernels.adamw import catch_up, checked_state
+from chainrule.system.files import atomic_folder, flush
+from chainrule.system.seals import BrokenSealError, seal, unsealed
+from chainrule.training.decisions import Decision, checkpoint_wanted
 from chainrule.training.divergence import Losses
 from chainrule.training.loop import Progress
+from chainrule.training.optimizers import Optimizer, is_native
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 STATE, WEIGHTS, OPTIMIZER, PREDICTIONS = (
     "state.json",
     "weights.safetensors",
@@ -47,7 +52,7 @@ class Best:
 
     Attributes:
         rank: what the task compares evaluations by; the larger, the better.
-        worse_in_a_row: evaluations since then.
+        ranks: those of all evaluations so far.
     """
 
     step: int = 0
@@ -55,7 +60,7 @@ class Best:
     metrics: dict[str, float] = field(default_factory=dict)
     predictions: Predictions | None = None
     weights: Tensors = field(default_factory=dict)
-    worse_in_a_row: int = 0
+    ranks: list[tuple[float, float]] = field(default_factory=list)
 
 
 @dataclass
@@ -69,6 +74,7 @@ class Standing:
         start: the trained weights before step one, until there is a checkpoint.
         retreats: how often training has diverged and gone back.
         rate_factor: on the learning rate since then.
+        pending: what was decided when these steps were made before, and is to be decided again.
     """
 
     progress: Progress = field(default_factory=Progress)
@@ -80,6 +86,7 @@ class Standing:
     losses: Losses = field(default_factory=Losses)
     retreats: int = 0
     rate_factor: float = 1.0
+    pending: list[Decision] = field(default_factory=list)
 
 
 class CheckpointError(Exception):
@@ -94,17 +101,23 @@ class Keeper:
         minutes: of work between two checkpoints.
         keep: how many of the newest stay.
         halve: begin again with smaller micro-batches, since the system killed the process for want of memory.
+        decided: by the run that is done again here.
     """
 
-    def __init__(self, run: Path, minutes: float, keep: int, *, halve: bool = False) -> None:
-        self.run, self.halve = run, halve
-        self.folder, self.events = run / "checkpoints", run / "events.jsonl"
+    def __init__(
+        self, run: Path, minutes: float, keep: int, *, halve: bool = False, decided: Sequence[Decision] = ()
+    ) -> None:
+        self.run, self.halve, self.decided = run, halve, decided
+        self.folder, self.events = run / "checkpoints", run / EVENTS
         self.seconds, self.keep = minutes * 60, keep
         self.last = time.monotonic()  # a clock that nobody sets back
 
-    def due(self) -> bool:
-        """Whether the work since the last checkpoint is worth one."""
-        return time.monotonic() - self.last >= self.seconds
+    def due(self, standing: Standing) -> bool:
+        """Whether the work since the last checkpoint is worth one, or there was one of this step before."""
+        wanted = checkpoint_wanted(standing.pending, standing.progress.step)
+        if wanted is None:
+            return time.monotonic() - self.last >= self.seconds and not standing.losses.alarming
+        return wanted
 
     def write(self, model: Any, trained: Iterable[str], standing: Standing) -> None:
         """Write a checkpoint of the step that was just made, and remove those that nobody needs any more.
@@ -131,6 +144,7 @@ class Keeper:
             "losses": asdict(standing.losses),
             "retreats": standing.retreats,
             "rate_factor": standing.rate_factor,
+            "pending": standing.pending,
             "untuned": standing.untuned is not None,
             "events_bytes": self.events.stat().st_size,
             "optimizer": numbers,
@@ -139,23 +153,24 @@ class Keeper:
                 "step": best.step,
                 "rank": list(best.rank),
                 "metrics": best.metrics,
-                "worse_in_a_row": best.worse_in_a_row,
+                "ranks": best.ranks,
             }
             if best.predictions is not None
             else None,
         }
-        _write(self.folder / f"step-{step:08d}", state, {WEIGHTS: weights, OPTIMIZER: optimizer})
+        _write(self.folder / _name_of(step), state, {WEIGHTS: weights, OPTIMIZER: optimizer})
         standing.start.clear()
         self._prune()
         self.last = time.monotonic()
 
-    def newest(self, tell: Callable[[str], None]) -> Found | None:
-        """The newest checkpoint that is whole; what is wrong with newer ones is told.
+    def newest(self, tell: Callable[[str], None], step: int | None = None) -> Found | None:
+        """The newest checkpoint that is whole, and of no later step than `step`; what is wrong with newer ones is told.
 
         Returns:
             None where there is none: the run begins again at step 0.
         """
-        for path in sorted(self.folder.glob("step-*"), reverse=True):
+        paths = sorted(self.folder.glob("step-*"), reverse=True)
+        for path in [path for path in paths if step is None or path.name <= _name_of(step)]:
             try:
                 return self._read(path)
             except CheckpointError as error:
@@ -164,16 +179,21 @@ class Keeper:
 
     def _read(self, path: Path) -> Found:
         state = read_state(path)
-        if not self.events.is_file() or self.events.stat().st_size < state["events_bytes"]:
-            raise CheckpointError("events.jsonl is shorter than it was then")
-        found = Found(state, _load(path / WEIGHTS), _load(path / OPTIMIZER))
-        if state["best"] is not None:
-            folder = self._best(state["best"]["step"])
-            read_state(folder)
-            found.best = _load(folder / WEIGHTS), _load(folder / PREDICTIONS)
-        if state["untuned"]:
-            read_state(self.folder / "untuned")
-            found.untuned = _load(self.folder / "untuned" / PREDICTIONS)
+        try:
+            if not self.events.is_file() or self.events.stat().st_size < state["events_bytes"]:
+                raise CheckpointError("events.jsonl is shorter than it was then")
+            if not isinstance(state["pending"], list):
+                raise TypeError("pending is no list")
+            found = Found(path, state, _load(path / WEIGHTS), _load(path / OPTIMIZER))
+            if state["best"] is not None:
+                folder = self._best(state["best"]["step"])
+                read_state(folder)
+                found.best = _load(folder / WEIGHTS), _load(folder / PREDICTIONS)
+            if state["untuned"]:
+                read_state(self.folder / "untuned")
+                found.untuned = _load(self.folder / "untuned" / PREDICTIONS)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path.name}/{STATE} is not what is written there: {error}") from error
         return found
 
     def _best(self, step: int) -> Path:
@@ -184,16 +204,22 @@ class Keeper:
         paths = sorted(self.folder.glob("step-*"), reverse=True)
         needed = set()
         for path in paths[: self.keep]:
-            best = json.loads((path / STATE).read_text(encoding="utf-8"))["best"]
-            needed |= {self._best(best["step"])} if best else set()
+            with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):  # an older one may be damaged
+                best = json.loads((path / STATE).read_text(encoding="utf-8"))["best"]
+                needed |= {self._best(best["step"])} if best else set()
         for path in [*paths[self.keep :], *(set(self.folder.glob("best-*")) - needed)]:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _name_of(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 @dataclass
 class Found:
     """A checkpoint that was read and is whole."""
 
+    path: Path
     state: dict[str, Any]
     weights: Tensors
     optimizer: Tensors
@@ -209,19 +235,35 @@ class Found:
 
         Args:
             standing: with an optimizer over the parameters of the step's phase.
+
+        Raises:
+            ModelError: it is of another model, or not what is written there.
         """
-        named, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+        if standing.progress.optimizer is None:
+            raise ValueError("an optimizer must be there to take its state back")
+        try:
+            self._put_into(model, standing, standing.progress.optimizer)
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
+            todo = "Remove this checkpoint, so that the one before it is taken."
+            problem = Problem("a checkpoint of this model", str(error)[:300], todo, Where(file=str(self.path)))
+            raise ModelError(f"The checkpoint {self.path.name} cannot be used.", [problem]) from error
+
+    def _put_into(self, model: Any, standing: Standing, optimizer: Optimizer) -> None:
+        named = dict(model.named_parameters())
+        targets = named | dict(model.named_buffers())
+        for tensors in (self.weights, self.best[0] if self.best else {}):
+            for name, value in tensors.items():
+                if value.shape != targets[name].shape:
+                    raise ValueError(f"{name} is of the shape {list(value.shape)}, not {list(targets[name].shape)}")
         with torch.no_grad():
             for name, value in self.weights.items():
-                (named[name] if name in named else buffers[name]).copy_(value)
-        optimizer = standing.progress.optimizer
-        if optimizer is None:
-            raise ValueError("an optimizer must be there to take its state back")
+                targets[name].copy_(value)
         for name, numbers in self.state["optimizer"].items():
             tensors = {key: self.optimizer[f"{name}/{key}"] for key in numbers["tensors"]}
             place = named[name].device
             moved = {key: value if key == "step" else value.to(place) for key, value in tensors.items()}
-            optimizer.state[named[name]] = {**numbers["numbers"], **moved}
+            state = {**numbers["numbers"], **moved}
+            optimizer.state[named[name]] = checked_state(named[name], state) if is_native(optimizer) else state
         _set_generators(self.state["generators"])
         standing.progress.step, standing.seconds = self.step, float(self.state["seconds"])
         standing.micro_batch_tokens = self.state["micro_batch_tokens"]
@@ -230,9 +272,9 @@ class Found:
         standing.best = Best()
         if self.best is not None:
             kept, (weights, predictions) = self.state["best"], self.best
-            rank, worse = tuple(kept["rank"]), kept["worse_in_a_row"]
+            rank, ranks = tuple(kept["rank"]), [(first, second) for first, second in kept["ranks"]]
             found = _to_predictions(predictions)
-            standing.best = Best(kept["step"], rank, kept["metrics"], found, weights, worse)
+            standing.best = Best(kept["step"], rank, kept["metrics"], found, weights, ranks)
         if self.untuned is not None:
             standing.untuned = _to_predictions(self.untuned)
 
@@ -303,10 +345,7 @@ def _write(path: Path, state: dict[str, Any], files: Mapping[str, Tensors]) -> N
     with atomic_folder(path) as folder:
         for name, tensors in files.items():
             save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, folder / name)
-        hashes = {name: sha256(folder / name) for name in files}
-        document = {"format_version": FORMAT_VERSION, "files": hashes, **state}
-        text = json.dumps(document | {"sha256": _digest(document)}, allow_nan=True)
-        (folder / STATE).write_text(text, encoding="utf-8")
+        seal(folder, STATE, {"format_version": FORMAT_VERSION, **state})
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -316,18 +355,12 @@ def read_state(path: Path) -> dict[str, Any]:
         CheckpointError: they are not.
     """
     try:
-        document = json.loads((path / STATE).read_text(encoding="utf-8"))
-        claimed = document.pop("sha256")
-        if document.get("format_version") != FORMAT_VERSION:
-            raise CheckpointError(f"it is of format {document.get('format_version')!r}")
-        if claimed != _digest(document):
-            raise CheckpointError(f"{path.name}/{STATE} was altered")
-        for name, wanted in document["files"].items():
-            if sha256(path / name) != wanted:
-                raise CheckpointError(f"{path.name}/{name} is damaged")
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{path.name} is incomplete: {error}") from error
-    return dict(document)
+        state = unsealed(path, STATE)
+    except BrokenSealError as error:
+        raise CheckpointError(str(error)) from error
+    if state.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(f"it is of format {state.get('format_version')!r}")
+    return state
 
 
 def _is_whole(path: Path) -> bool:
@@ -344,7 +377,3 @@ def _load(path: Path) -> Tensors:
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path.parent.name}/{path.name} cannot be read: {error}") from error
     return tensors
-
-
-def _digest(document: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()

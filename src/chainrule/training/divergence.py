@@ -52,7 +52,15 @@ class Losses:
 
     @property
     def exploded(self) -> bool:
-        return len(self.last) == LATELY and fmean(self.last) > self.limit
+        return self._above(self.limit)
+
+    @property
+    def alarming(self) -> bool:
+        """On the way to an explosion, so that these weights are not to be gone back to."""
+        return self._above(self.limit / 2)
+
+    def _above(self, limit: float) -> bool:
+        return len(self.last) == LATELY and fmean(self.last) > limit
 
 
 def first_bad_part(model: Any, batch: Batch, autocast: Callable[[], Any]) -> str:

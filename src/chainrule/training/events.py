@@ -15,7 +15,7 @@ Sink = Callable[[dict[str, Any]], None]
 
 
 def event_log(path: Path) -> Sink:
-    """Appends each event to events.jsonl as one line, with the seconds since 1970 as `time`."""
+    """Appends each event to a file as one line, with the seconds since 1970 as `time`."""
 
     def write(event: dict[str, Any]) -> None:
         line = json.dumps(event | {"time": round(time.time(), 3)}, ensure_ascii=False, allow_nan=False)

@@ -16,13 +16,20 @@ from chainrule.data.batch import Batch, collate, epoch_order, micro_batches, pac
 from chainrule.data.encode import Encoded
 from chainrule.inference.predict import Forward
 from chainrule.strategies.base import Phase, Strategy
+from chainrule.training.averaging import Averaged, average_share
 from chainrule.training.loop import MakeOptimizer
 from chainrule.training.optimizers import make_optimizer
+from chainrule.training.watch import Watch
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is trained on what, and how: everything but the recipe's numbers."""
+    """What is trained on what, and how: everything but the recipe's numbers.
+
+    Attributes:
+        row_numbers: (n,) of the training rows, 1-based, in the file they come from.
+        watch: what is looked at while it is trained.
+    """
 
     model: Any
     task: Task
@@ -30,7 +37,9 @@ class Job:
     strategy: Strategy
     train: Encoded
     validation: Encoded
+    row_numbers: np.ndarray
     forward: Forward
+    watch: Watch | None = None
 
 
 def steps_per_epoch(recipe: Recipe, rows: int) -> int:
@@ -92,9 +101,13 @@ def forward_for(job: Job, recipe: Recipe) -> Forward:
     return Forward(chosen.model, chosen.pad_id, chosen.pad_left, chosen.device, recipe.training.precision)
 
 
-def optimizer_maker(recipe: Recipe) -> MakeOptimizer:
-    """Parameter groups -> the optimizer of a recipe."""
-    return partial(make_optimizer, recipe.optimizer)
+def optimizer_maker(job: Job, recipe: Recipe) -> MakeOptimizer:
+    """Parameter groups -> the optimizer of a recipe, with the average of the weights around it that it asks for."""
+    averaging = recipe.training.averaging
+    if averaging is None:
+        return partial(make_optimizer, recipe.optimizer)
+    share = average_share(averaging, planned_steps(recipe, len(job.train)))
+    return lambda groups: Averaged(make_optimizer(recipe.optimizer, groups), share)
 
 
 def trained_names(job: Job, recipe: Recipe, steps: int) -> set[str]:

@@ -27,7 +27,8 @@ from chainrule.training.job import (
     trained_count,
 )
 from chainrule.training.loop import activate
-from chainrule.training.memory import free_bytes, rows_that_fit
+from chainrule.training.memory import AVERAGED_BYTES, free_bytes, rows_that_fit
+from chainrule.training.regularisers import reads_embeddings
 
 PROBE_BATCHES = 3
 PROBE_TOKENS = 1024  # enough to see the faster number format; a language model in float32 takes a second for them
@@ -35,14 +36,14 @@ RESERVE_FOR_THE_REST = 1.15  # validation, saving and baselines take about this 
 
 
 def resolve(job: Job, recipe: Recipe, display: Display) -> Recipe:
-    """Fill in what the recipe leaves open: learning rate, number format, number of steps.
+    """Fill in what the recipe leaves open: number format, number of steps, size of micro-batches.
 
     What a clock or a probe decides is decided here, once, before step one: minutes become steps. Where the strategy has
     several phases, the one that trains the most is tried out.
     """
     changes: dict[str, Any] = {}
-    if recipe.optimizer.learning_rate is None:
-        changes["optimizer.learning_rate"] = job.strategy.default_learning_rate
+    if reads_embeddings(recipe.regularisers):  # which the output of frozen layers has left behind
+        changes["training.trunk_cache"] = False
     is_open = recipe.training.micro_batch_tokens is None
     if is_open:
         whole = recipe.training.batch_size * int(job.train.lengths.max())
@@ -64,7 +65,7 @@ def resolve(job: Job, recipe: Recipe, display: Display) -> Recipe:
         recipe = _within_memory(job, recipe, trained, display)
     minutes = recipe.training.minutes
     if minutes is not None:
-        steps = min(planned, _affordable(job, recipe, groups, precision))
+        steps = min(planned, _affordable(job, recipe, groups))
         recipe = recipe.replace({"training.steps": steps, "training.minutes": None})
         if steps < planned:
             display.say(f"{minutes:g} minutes are enough for {steps} of {planned} planned steps.")
@@ -77,6 +78,10 @@ def _refuse_packing(job: Job, recipe: Recipe) -> None:
     Raises:
         RecipeError: they would.
     """
+    if reads_embeddings(recipe.regularisers):
+        expected, todo = "rows apart, as each is moved by itself", "Leave fgm out, or training.packing."
+        problem = Problem(expected, "training.packing", todo, Where(field="regularisers.fgm"))
+        raise RecipeError("FGM cannot be used on packed rows.", [problem])
     if job.task.packs is not None and job.task.packs(job.model):
         return
     problem = Problem(
@@ -94,7 +99,8 @@ def _within_memory(job: Job, recipe: Recipe, trained: int, display: Display) -> 
     longest = int(job.train.lengths.max())
     row = batch_loader(job, recipe)(np.array([int(job.train.lengths.argmax())]))
     autocast = forward_for(job, recipe).autocast
-    fit = rows_that_fit(job.model, job.objective, row, autocast, trained, free_bytes(row.device))
+    free = free_bytes(row.device) - (AVERAGED_BYTES * trained if recipe.training.averaging else 0)
+    fit = rows_that_fit(job.model, job.objective, row, autocast, trained, free)
     if fit * longest >= (recipe.training.micro_batch_tokens or 0):
         return recipe
     display.say(f"Memory: {fit} of the longest rows fit at once, so batches are worked through in pieces.")
@@ -122,13 +128,28 @@ def _spread(job: Job, recipe: Recipe, count: int) -> list[np.ndarray]:
     return [batches[place] for place in places]
 
 
-def _affordable(job: Job, recipe: Recipe, groups: Sequence[dict[str, Any]], precision: str) -> int:
+def planned_seconds(job: Job, recipe: Recipe) -> float:
+    """About how long the steps of a recipe with all choices made would take, by a few of them made now."""
+    steps = planned_steps(recipe, len(job.train))
+    phase = largest_phase(job, recipe, steps)
+    groups, job = activate(job.model, phase), replace(job, objective=phase.wrap(job.objective))
+    token_seconds, step_seconds = _pace(job, recipe, groups)
+    tokens = sum(map(padded_tokens(job, recipe), planned_batches(recipe, job.train.lengths, steps)))
+    return tokens * token_seconds + steps * step_seconds
+
+
+def _affordable(job: Job, recipe: Recipe, groups: Sequence[dict[str, Any]]) -> int:
+    token_seconds, step_seconds = _pace(job, recipe, groups)
+    planned = planned_batches(recipe, job.train.lengths, planned_steps(recipe, len(job.train)))
+    budget = (recipe.training.minutes or 0.0) * 60 / RESERVE_FOR_THE_REST
+    return probe.steps_that_fit(budget, planned, padded_tokens(job, recipe), token_seconds, step_seconds)
+
+
+def _pace(job: Job, recipe: Recipe, groups: Sequence[dict[str, Any]]) -> tuple[float, float]:
+    """Seconds per padded token, and per optimizer step."""
     batches = _spread(job, recipe, PROBE_BATCHES)
     autocast = forward_for(job, recipe).autocast
     token_seconds = probe.seconds_per_token(
         job.model, job.objective, batches, piece_maker(job, recipe), batch_loader(job, recipe), autocast
     )
-    step_seconds = probe.optimizer_seconds(list(groups), optimizer_maker(recipe))
-    planned = planned_batches(recipe, job.train.lengths, planned_steps(recipe, len(job.train)))
-    budget = (recipe.training.minutes or 0.0) * 60 / RESERVE_FOR_THE_REST
-    return probe.steps_that_fit(budget, planned, padded_tokens(job, recipe), token_seconds, step_seconds)
+    return token_seconds, probe.optimizer_seconds(list(groups), optimizer_maker(job, recipe))

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from chainrule.core.artifact import MANIFEST, ROWS, Manifest
 from chainrule.core.recipe import Recipe
-from chainrule.core.report import EvaluationReport
+from chainrule.core.report import EvaluationReport, Finding
 from chainrule.core.task import Predictions, Task
 from chainrule.data.load import Dataset
 from chainrule.data.split import Cut
@@ -86,7 +86,7 @@ def _manifest(
         primary_metric=task.primary_metric,
         data={
             "fingerprint": dataset.fingerprint,
-            "rows": {name: len(split.table) for name, split in dataset.splits.items()},
+            "rows": {name: len(split) for name, split in dataset.splits.items()},
             "cut_sha256": dataset.cut.sha256 if dataset.cut else None,
         },
         loads_in=loads_in,
@@ -109,7 +109,7 @@ def judge_validation(
     out: Path, task: Task, prepared: Prepared, outcome: Outcome, recipe: Recipe, display: Display
 ) -> EvaluationReport:
     """Compare the tuned model with the cheap baselines, or with the untuned model, on validation."""
-    baselines, chosen = _baselines(out, task, prepared, outcome, recipe, display)
+    baselines, chosen, findings = _baselines(out, task, prepared, outcome, recipe, display)
     targets = prepared.encoded["validation"].targets
     if targets is None:
         raise DataError("The validation rows have no targets.")
@@ -127,6 +127,7 @@ def judge_validation(
         verdict=verdict,
         rows=len(targets),
         detail=detail,
+        findings=findings,
     )
     (out / "evaluations").mkdir()
     write_json(out / "evaluations" / "validation.json", report.as_dict())
@@ -135,10 +136,10 @@ def judge_validation(
 
 def _baselines(
     out: Path, task: Task, prepared: Prepared, outcome: Outcome, recipe: Recipe, display: Display
-) -> tuple[dict[str, Predictions], str]:
-    """What the model is compared with on validation, and which of it the verdict is about."""
+) -> tuple[dict[str, Predictions], str, tuple[Finding, ...]]:
+    """What the model is compared with on validation, which of it the verdict is about, and what to know of it."""
     if outcome.untuned is not None:
-        return {UNTUNED: outcome.untuned}, UNTUNED
+        return {UNTUNED: outcome.untuned}, UNTUNED, ()
     train_split, validation = (prepared.dataset.splits[name] for name in ("train", "validation"))
     display.say("Fitting the cheap baselines on the same training rows …")
     baselines = fit_baselines(
@@ -150,7 +151,7 @@ def _baselines(
     )
     with atomic_folder(out / "baselines") as folder:
         baselines.save(folder)
-    return baselines.predict(validation.inputs), baselines.best
+    return baselines.predict(validation.inputs), baselines.best, baselines.findings()
 
 
 def summary_of(out: Path, recipe: Recipe, outcome: Outcome, task: Task, report: EvaluationReport) -> dict[str, Any]:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import torch
 
-from chainrule.core.artifact import Run
+from chainrule.core.artifact import EVENTS, Run
 from chainrule.core.recipe import Recipe, read_recipe
-from chainrule.core.report import CheckReport
+from chainrule.core.report import CheckReport, Reproduction
 from chainrule.core.task import Task
 from chainrule.errors import DataError, OutputError, Problem, Where
 from chainrule.evaluation.report import model_card, write_report
@@ -21,27 +20,45 @@ from chainrule.inference.predict import forward_of
 from chainrule.kernels import native
 from chainrule.models.accelerate import accelerate
 from chainrule.models.adapters import plain_model
-from chainrule.models.load import load_classifier, load_language_model, weights_hash
+from chainrule.models.classifier import PooledClassifier, form_of
+from chainrule.models.inspect import count_parameters, layer_stack
+from chainrule.models.load import load_classifier, load_language_model
 from chainrule.strategies import make_strategy, refuse_misfit, reserved_tokens
 from chainrule.strategies.base import Strategy
-from chainrule.system.device import choose_device, environment, has_bfloat16, use_threads
-from chainrule.system.files import atomic_folder, output_errors, refuse_existing, write_json, write_text
+from chainrule.system.device import choose_device, has_bfloat16, use_threads
+from chainrule.system.files import (
+    atomic_folder,
+    output_errors,
+    read_json,
+    refuse_existing,
+    write_json,
+    write_text,
+)
 from chainrule.system.lock import only_one
 from chainrule.system.memory import PeakMemory, keep_freed, kernel_kills
 from chainrule.system.progress import Display
-from chainrule.system.seed import seed_everything
+from chainrule.system.seed import choose_determinism, seed_everything
 from chainrule.tasks import find_task
 from chainrule.tasks.conversation import end_replies
 from chainrule.tasks.language_model import check_model
+from chainrule.tasks.objectives import loss_maker
 from chainrule.tasks.prepare import Prepared, prepare
+from chainrule.training.averaging import average_share
 from chainrule.training.checkpoint import Keeper
+from chainrule.training.decisions import Decision, read_decisions
 from chainrule.training.events import Sink, event_log, require_trackers, trackers
-from chainrule.training.job import Job
+from chainrule.training.inputs import INPUTS, record_inputs, refuse_changes, tell_changes
+from chainrule.training.job import Job, planned_steps, trained_names
+from chainrule.training.memory import require_address_space
+from chainrule.training.optimizers import learning_rate, update_rule
+from chainrule.training.regularisers import regularised, regulariser_makers
+from chainrule.training.reproduction import keep_comparison
 from chainrule.training.resolve import resolve
 from chainrule.training.results import clear, is_finished, judge_validation, save_artifact, summary_of, write_summary
+from chainrule.training.schedules import make_schedule
 from chainrule.training.trainer import train
 
-INPUTS, STARTED = "inputs.json", "started.json"
+STARTED = "started.json"
 
 
 def train_recipe(recipe: Recipe, source: Any, out: Path, display: Display, began: float) -> Run:
@@ -61,16 +78,11 @@ def train_recipe(recipe: Recipe, source: Any, out: Path, display: Display, began
     refuse_existing(out)
     require_trackers(recipe.training.track)
     with PeakMemory() as memory:
-        job, prepared, recipe = _prepare(recipe, source, display)
+        job, prepared, recipe = prepare_job(recipe, source, display)
         resolved = resolve(job, _with_options(recipe, job.strategy), display)
-        with atomic_folder(out) as folder:
-            write_text(folder / "recipe.yaml", asked.to_yaml())
-            write_text(folder / "resolved.yaml", resolved.to_yaml())
-            write_json(folder / "environment.json", _machine(job, resolved))
-            write_json(folder / "check.json", prepared.report.as_dict())
-            write_json(folder / INPUTS, _inputs(resolved, prepared))
+        _begin(out, asked, job, resolved, prepared)
         with only_one(out):
-            _carry_out(out, job, resolved, prepared, display, began, memory)
+            _carry_out(_keeper(out, resolved), job, resolved, prepared, display, began, memory)
     return Run(out)
 
 
@@ -85,47 +97,118 @@ def resume_run(out: Path, source: Any, display: Display, began: float) -> Run:
         UserError: there is no such run, its data or its model has changed, or another process works on it.
         StoppedError: Ctrl-C or SIGTERM while steps were made.
     """
-    if not all((out / name).is_file() for name in ("resolved.yaml", INPUTS)):
-        got = "no such folder" if not out.exists() else f"a folder without resolved.yaml or {INPUTS}"
-        todo = "Give the folder that `chainrule train --out` made, or train anew."
-        problem = Problem(where=Where(file=str(out)), expected="a run folder", got=got, todo=todo)
-        raise OutputError(f"There is no run to go on with at {out}.", [problem])
+    _require_run(out)
     with only_one(out), PeakMemory() as memory:
         if is_finished(out):
             display.say(f"The run {out} is finished; there is nothing to go on with.")
             return Run(out)
         recipe = read_recipe(out / "resolved.yaml")
         require_trackers(recipe.training.track)
-        job, prepared, recipe = _prepare(recipe, recipe.data.source if source is None else source, display)
-        _refuse_changes(out, recipe, prepared)
-        _tell_changes(out, _machine(job, recipe), display)
+        job, prepared, recipe = prepare_job(recipe, recipe.data.source if source is None else source, display)
+        refuse_changes(out, recipe, prepared)
+        tell_changes(out, job, recipe, display)
         clear(out)
-        _carry_out(out, job, recipe, prepared, display, began, memory)
+        _carry_out(_keeper(out, recipe), job, recipe, prepared, display, began, memory)
     return Run(out)
 
 
-def _prepare(recipe: Recipe, source: Any, display: Display) -> tuple[Job, Prepared, Recipe]:
+def reproduce_run(run: Path, source: Any, out: Path, display: Display, began: float) -> Reproduction:
+    """Make a finished run again, with every choice it made, and compare what comes out.
+
+    Args:
+        run: the run folder.
+        source: the rows again, where the run was given an object instead of a path; None otherwise.
+        out: the folder of the second run, which must not exist.
+
+    Raises:
+        UserError: there is no such run, it is not finished, or its data or its model has changed.
+        StoppedError: Ctrl-C or SIGTERM while steps were made.
+    """
+    _require_run(run)
+    refuse_existing(out)
+    if not is_finished(run):
+        problem = Problem(
+            where=Where(file=str(run)),
+            expected="a finished run",
+            got="one that was stopped before its end",
+            todo=f"Finish it first: chainrule train --resume {run}",
+        )
+        raise OutputError("There is nothing yet to compare with.", [problem])
+    recipe = read_recipe(run / "resolved.yaml")
+    with PeakMemory() as memory:
+        job, prepared, resolved = prepare_job(recipe, recipe.data.source if source is None else source, display)
+        refuse_changes(run, resolved, prepared)
+        changed = tell_changes(run, job, resolved, display)
+        _begin(out, recipe, job, resolved, prepared)
+        keeper = _keeper(out, resolved, read_decisions(run / EVENTS))
+        with only_one(out):
+            _carry_out(keeper, job, resolved, prepared, display, began, memory)
+    return keep_comparison(run, out, changed)
+
+
+def _require_run(out: Path) -> None:
+    if not all((out / name).is_file() for name in ("resolved.yaml", INPUTS)):
+        got = "no such folder" if not out.exists() else f"a folder without resolved.yaml or {INPUTS}"
+        todo = "Give the folder that `chainrule train --out` made, or train anew."
+        problem = Problem(where=Where(file=str(out)), expected="a run folder", got=got, todo=todo)
+        raise OutputError(f"There is no run at {out}.", [problem])
+
+
+def _begin(out: Path, asked: Recipe, job: Job, resolved: Recipe, prepared: Prepared) -> None:
+    """The run folder, with what is known before step one."""
+    with atomic_folder(out) as folder:
+        write_text(folder / "recipe.yaml", asked.to_yaml())
+        write_text(folder / "resolved.yaml", resolved.to_yaml())
+        write_json(folder / "check.json", prepared.report.as_dict())
+        record_inputs(folder, job, resolved, prepared)
+
+
+def prepare_job(recipe: Recipe, source: Any, display: Display) -> tuple[Job, Prepared, Recipe]:
     """Data, model and kernels, ready for step one."""
+    require_address_space()
     task, strategy = find_task(recipe.task.name), make_strategy(recipe.strategy)
     refuse_misfit(recipe.strategy.name, task)
+    _check_parts(recipe, task)
     device = choose_device(recipe.training.device)
     threads = use_threads(recipe.training.threads)
+    deterministic = choose_determinism(device, recipe.training.deterministic)
     if task.micro_batch_tokens is None:  # where pieces keep memory low, freed memory must not stay
         keep_freed()
     display.say(f"Reading {recipe.data.source or type(source).__name__} …")
     prepared = prepare(recipe, source, task, ("train", "validation"), reserved=reserved_tokens(strategy))
     _tell(prepared.report, prepared.max_length, display)
-    recipe = recipe.replace({"model.max_length": prepared.max_length, "training.threads": threads})
+    rate = learning_rate(recipe.optimizer, strategy.default_learning_rate)
+    known = {"model.max_length": prepared.max_length, "optimizer.learning_rate": rate}
+    recipe = recipe.replace({**known, "training.threads": threads, "training.deterministic": deterministic})
     seed_everything(recipe.seed)
     return _job(recipe, task, strategy, prepared, device, display), prepared, recipe
 
 
+def _keeper(out: Path, recipe: Recipe, decided: Sequence[Decision] = ()) -> Keeper:
+    minutes, keep = recipe.training.checkpoint_minutes, recipe.training.keep_checkpoints
+    return Keeper(out, minutes, keep, halve=_was_killed_for_memory(out), decided=decided)
+
+
+def _check_parts(recipe: Recipe, task: Task) -> None:
+    """Make sure, before any work is done, that there are the parts and options that are wanted later.
+
+    Raises:
+        RecipeError: there are not.
+    """
+    loss_maker(task.losses, recipe.loss)
+    update_rule(recipe.optimizer)
+    make_schedule(recipe.schedule, steps=1)
+    regulariser_makers(recipe.regularisers)
+    if recipe.training.averaging is not None:
+        average_share(recipe.training.averaging, steps=1)
+    task.ranking_metric(recipe.training.early_stopping_metric)
+
+
 def _carry_out(
-    out: Path, job: Job, recipe: Recipe, prepared: Prepared, display: Display, began: float, memory: PeakMemory
+    keeper: Keeper, job: Job, recipe: Recipe, prepared: Prepared, display: Display, began: float, memory: PeakMemory
 ) -> None:
     """Train, save, judge, report."""
-    training, killed = recipe.training, _was_killed_for_memory(out)
-    keeper = Keeper(out, training.checkpoint_minutes, training.keep_checkpoints, halve=killed)
+    out = keeper.run
     with output_errors(out):
         write_json(out / STARTED, _started())
         seed_everything(recipe.seed)
@@ -139,57 +222,6 @@ def _carry_out(
         write_summary(out, summary, began, memory)  # with the time of the report
 
 
-def _machine(job: Job, recipe: Recipe) -> dict[str, Any]:
-    device = job.forward.device
-    return environment(device, recipe.training.threads or 1) | _numerics(recipe, device)
-
-
-def _inputs(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
-    """What the rows and the base model were when the run began."""
-    rows = {
-        name: hashlib.sha256(np.ascontiguousarray(split.hashes).tobytes()).hexdigest()
-        for name, split in prepared.dataset.splits.items()
-    }
-    return {"rows_sha256": rows, "base_sha256": weights_hash(recipe.model.name)}
-
-
-def _refuse_changes(out: Path, recipe: Recipe, prepared: Prepared) -> None:
-    """Make sure that rows and base model are those the run began with.
-
-    Raises:
-        DataError: they are not.
-    """
-    before = json.loads((out / INPUTS).read_text(encoding="utf-8"))
-    now = _inputs(recipe, prepared)
-    changed = [name for name, found in now["rows_sha256"].items() if before["rows_sha256"].get(name) != found]
-    problems = [
-        Problem(
-            where=Where(file=prepared.report.source, field=name),
-            expected="the rows that the run began with",
-            got="other rows",
-            todo="Put the data back as it was, or train anew with --out.",
-        )
-        for name in changed
-    ]
-    if before["base_sha256"] != now["base_sha256"]:
-        todo = "Put the model back as it was, or train anew with --out."
-        where = Where(field="model.name")
-        problems.append(Problem("the base model that the run began with", "other weights", todo, where))
-    if problems:
-        raise DataError(f"The run {out} cannot go on: what it reads has changed since it began.", problems)
-
-
-def _tell_changes(out: Path, now: dict[str, Any], display: Display) -> None:
-    """Say where the last digits may come out otherwise than without the interruption."""
-    before = json.loads((out / "environment.json").read_text(encoding="utf-8"))
-    changed = sorted(key for key in now if before.get(key) != now[key])
-    if changed:
-        display.say(
-            f"warning: {', '.join(changed)} changed since the run began (environment.json): results may differ in the "
-            "last digits from those of a run without interruption."
-        )
-
-
 def _started() -> dict[str, Any]:
     return {"boot": int(psutil.boot_time()), "kernel_kills": kernel_kills()}
 
@@ -198,8 +230,10 @@ def _was_killed_for_memory(out: Path) -> bool:
     """Whether the system has killed a process for want of memory since this run was last started."""
     if not (out / STARTED).is_file():
         return False
-    before, now = json.loads((out / STARTED).read_text(encoding="utf-8")), _started()
-    same_boot = abs(before["boot"] - now["boot"]) <= 1
+    before, now = read_json(out / STARTED), _started()
+    if not all(isinstance(before.get(name), int | None) for name in now):
+        return False
+    same_boot = abs((before["boot"] or 0) - now["boot"]) <= 1
     return same_boot and (now["kernel_kills"] or 0) > (before["kernel_kills"] or 0)
 
 
@@ -211,11 +245,19 @@ def _tell(report: CheckReport, limit: int, display: Display) -> None:
     display.say(f"Data: {sizes} rows;{labels} at most {limit} tokens a row.")
 
 
-def _numerics(recipe: Recipe, device: torch.device) -> dict[str, str]:
-    """The number format, and which kernels there are."""
-    on = recipe.training.accelerate and device.type == "cpu"
-    kernels = ("compiled" if native.available() else "plain torch") if on else "off"
-    return {"precision": recipe.training.precision, "kernels": kernels}
+def _tell_structure(model: Any, recipe: Recipe, task: Task, display: Display) -> None:
+    """What has become of the model, and what will load it: before step one, not after the last."""
+    changed = recipe.structure.makes_another_model
+    if changed:
+        display.say(f"Structure: {len(layer_stack(model))} layers, {count_parameters(model):,} parameters.")
+    if isinstance(model, PooledClassifier):
+        family, form = model.config.model_type, form_of(model.config)
+        display.say(
+            f"The artifact will load in Chainrule alone, because transformers has no {form} for {family}; "
+            "what is below the head will load with transformers' AutoModel."
+        )
+    if changed and task.baseline == "untuned":
+        display.say("The verdict will compare with this changed model as it is before step one.")
 
 
 def _with_options(recipe: Recipe, strategy: Strategy) -> Recipe:
@@ -226,7 +268,9 @@ def _with_options(recipe: Recipe, strategy: Strategy) -> Recipe:
 def _job(
     recipe: Recipe, task: Task, strategy: Strategy, prepared: Prepared, device: torch.device, display: Display
 ) -> Job:
-    model = strategy.prepare(_load(recipe, task, prepared).to(device), display.say)
+    model = _load(recipe, task, prepared).to(device)
+    _tell_structure(model, recipe, task, display)
+    model = strategy.prepare(model, display.say)
     targets = prepared.encoded["train"].targets
     if targets is None:
         raise DataError("The training rows have no labels.")
@@ -237,20 +281,23 @@ def _job(
             display.say("Compiling the CPU kernels, once: some seconds …")
         accelerate(plain_model(model), device)
     fast = "bfloat16" if has_bfloat16(device) else "float32"
-    return Job(
+    job = Job(
         model=model,
         task=task,
         objective=task.objective(recipe.loss, targets),
         strategy=strategy,
         train=prepared.encoded["train"],
         validation=prepared.encoded["validation"],
+        row_numbers=prepared.dataset.splits["train"].places.rows,
         forward=forward_of(model, prepared.tokenizer, device, fast),
     )
+    trained = trained_names(job, recipe, planned_steps(recipe, len(job.train)))
+    return replace(job, objective=regularised(job.objective, recipe.regularisers, model, trained))
 
 
 def _load(recipe: Recipe, task: Task, prepared: Prepared) -> Any:
     if task.head == "language-model":
-        model = load_language_model(recipe.model.name, recipe.structure)
+        model = load_language_model(recipe.model.name, prepared.tokenizer, recipe.structure, seed=recipe.seed)
         check_model(model)
         end_replies(model, prepared.tokenizer)
         return model
@@ -265,7 +312,7 @@ def _load(recipe: Recipe, task: Task, prepared: Prepared) -> Any:
 
 
 def _sink(recipe: Recipe, out: Path) -> Sink:
-    sinks = [event_log(out / "events.jsonl"), *trackers(recipe.training.track, out)]
+    sinks = [event_log(out / EVENTS), *trackers(recipe.training.track, out)]
 
     def write(event: dict[str, Any]) -> None:
         for sink in sinks:

@@ -12,6 +12,7 @@ from chainrule.strategies.base import Phase
 from chainrule.system.memory import is_shortage, return_freed
 from chainrule.system.progress import Display
 from chainrule.training.checkpoint import Standing
+from chainrule.training.decisions import take
 from chainrule.training.events import Sink
 from chainrule.training.job import (
     Job,
@@ -24,26 +25,53 @@ from chainrule.training.job import (
 )
 from chainrule.training.loop import Step, Stepping, training_steps
 from chainrule.training.profile import Profile, profiled
-from chainrule.training.schedules import make_schedule
+from chainrule.training.schedules import Factor, make_schedule
+from chainrule.training.validation import waits
+from chainrule.training.watch import watched
 
 
-def steps_in_memory(job: Job, recipe: Recipe, standing: Standing, record: Sink, display: Display) -> Iterator[Step]:
-    """The loop, watched where the recipe asks for it; where memory runs short it goes on with smaller pieces."""
+def steps_in_memory(
+    job: Job, recipe: Recipe, standing: Standing, record: Sink, display: Display, schedule: Factor | None = None
+) -> Iterator[Step]:
+    """The loop, looked at where the recipe asks for it; where memory runs short it goes on with smaller pieces.
+
+    Args:
+        schedule: in place of the recipe's.
+    """
+    schedule = schedule or make_schedule(recipe.schedule, planned_steps(recipe, len(job.train)))
     while True:
+        shrink_again(standing, record)
         tokens = standing.micro_batch_tokens or recipe.training.micro_batch_tokens
         now = recipe.replace({"training.micro_batch_tokens": tokens})
-        steps = training_steps(*_loop_parts(job, now, standing))
+        steps = training_steps(*_loop_parts(job, now, standing, schedule))
         try:
-            yield from _watched(steps, recipe, record, display)
+            for step in _looked_at(steps, job, recipe, standing, record, display):
+                yield step
+                if shrink_again(standing, record):
+                    break
+            else:
+                return
         except (MemoryError, RuntimeError) as error:
             if not is_shortage(error):
                 raise
             if standing.progress.updating or (tokens or math.inf) <= int(job.train.lengths.min()):
                 raise _no_memory(standing.progress.step) from None
-        else:
-            return
-        return_freed()
-        halve(job, recipe, standing, record, display)
+            return_freed()
+            halve(job, recipe, standing, record, display)
+
+
+def shrink_again(standing: Standing, record: Sink) -> bool:
+    """Go on with the smaller micro-batches that memory asked for at this step before; whether it did."""
+    decision = take(standing.pending, "memory", standing.progress.step)
+    if decision is None:
+        return False
+    _shrink(standing, decision["micro_batch_tokens"], record)
+    return True
+
+
+def _shrink(standing: Standing, tokens: int, record: Sink) -> None:
+    standing.micro_batch_tokens = tokens
+    record({"event": "memory", "step": standing.progress.step, "micro_batch_tokens": tokens})
 
 
 def _no_memory(made: int) -> ShortageError:
@@ -59,34 +87,35 @@ def halve(job: Job, recipe: Recipe, standing: Standing, record: Sink, display: D
     """Smaller micro-batches from the next step on; the effective batch stays."""
     whole = recipe.training.batch_size * int(job.train.lengths.max())
     tokens = max(1, (standing.micro_batch_tokens or recipe.training.micro_batch_tokens or whole) // 2)
-    standing.micro_batch_tokens = tokens
-    record({"event": "memory", "step": standing.progress.step, "micro_batch_tokens": tokens})
+    _shrink(standing, tokens, record)
     display.say(f"warning: memory ran short; from here on at most {tokens:,} tokens are worked through at once.")
 
 
-def _watched(steps: Iterator[Step], recipe: Recipe, record: Sink, display: Display) -> Iterator[Step]:
-    if not recipe.training.profile:
-        return steps
+def _looked_at(
+    steps: Iterator[Step], job: Job, recipe: Recipe, standing: Standing, record: Sink, display: Display
+) -> Iterator[Step]:
+    """The same steps, looked at as the recipe asks for it."""
 
     def report(seen: Profile) -> None:
         record(seen.as_event())
         for line in seen.lines():
             display.say(line)
 
-    return profiled(steps, recipe.training.precision, report)
+    if job.watch is not None:
+        steps = watched(steps, job.watch, standing.progress, record)
+    return profiled(steps, recipe.training.precision, report) if recipe.training.profile else steps
 
 
-def _loop_parts(job: Job, recipe: Recipe, standing: Standing) -> tuple[Any, ...]:
-    total = planned_steps(recipe, len(job.train))
-    schedule = make_schedule(recipe.schedule, total)
+def _loop_parts(job: Job, recipe: Recipe, standing: Standing, schedule: Factor) -> tuple[Any, ...]:
+    total, least = planned_steps(recipe, len(job.train)), recipe.training.min_delta
     stepping = Stepping(
         pieces=piece_maker(job, recipe),
         load=batch_loader(job, recipe),
         autocast=forward_for(job, recipe).autocast,
-        factor=lambda step: schedule(step) * standing.rate_factor,
+        factor=lambda step: schedule(step, waits(standing.best.ranks, least)) * standing.rate_factor,
         max_gradient_norm=recipe.optimizer.max_gradient_norm,
         seed=recipe.seed,
     )
     phases: list[Phase] = job.strategy.phases(job.model, recipe.optimizer, total)
     batches = planned_batches(recipe, job.train.lengths, total)
-    return job.model, job.objective, batches, phases, optimizer_maker(recipe), stepping, standing.progress
+    return job.model, job.objective, batches, phases, optimizer_maker(job, recipe), stepping, standing.progress

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import os
-import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from chainrule.core.recipe import Recipe
 from chainrule.core.task import Predictions, Task
 from chainrule.errors import DivergedError, Problem, StoppedError, Where
 from chainrule.kernels.adamw import forget_rows
 from chainrule.models.accelerate import keep_half_gradients, narrow_frozen, widen_frozen
+from chainrule.models.inspect import parts
 from chainrule.models.trunk import frozen_depth
 from chainrule.system.memory import return_freed
 from chainrule.system.progress import Bar, Display
-from chainrule.system.stop import stop_requests
+from chainrule.system.stop import stop_requests, who_stopped
 from chainrule.training.checkpoint import Best, Found, Keeper, Standing
+from chainrule.training.decisions import read_decisions, take
 from chainrule.training.divergence import MOST_RETREATS, RATE_FACTOR, DivergenceError, Losses, first_bad_part
 from chainrule.training.events import Sink
 from chainrule.training.handover import finished
@@ -32,9 +35,10 @@ from chainrule.training.job import (
     trained_names,
 )
 from chainrule.training.loop import Step, enter, phase_at
-from chainrule.training.shortage import halve, steps_in_memory
+from chainrule.training.shortage import halve, shrink_again, steps_in_memory
 from chainrule.training.trunk import with_states
-from chainrule.training.validation import evaluate, put_weights, validate_untuned
+from chainrule.training.validation import evaluate, put_weights, validate_untuned, waits
+from chainrule.training.watch import make_watch
 
 
 @dataclass(frozen=True)
@@ -74,17 +78,20 @@ def train(job: Job, recipe: Recipe, record: Sink, display: Display, keeper: Keep
         StoppedError: Ctrl-C or SIGTERM; there is a checkpoint of the last step.
     """
     total = planned_steps(recipe, len(job.train))
-    if recipe.training.accelerate:
-        _settle_formats(job, recipe, total)
+    settle_formats(job, recipe, total)
     job, trunk_seconds = _above_frozen(job, recipe, total, display)
+    job = watching(job, recipe, total)
     standing = Standing(seconds=trunk_seconds)
     if not _take_up(job, recipe, standing, keeper, record, display):
         record({"event": "start", "step": 0, "steps": total, "rows": len(job.train)})
+        if job.watch is not None:
+            record(job.watch.as_event())
         if job.task.baseline == "untuned":
             standing.untuned = _untuned(job, recipe, record)
         named = dict(job.model.named_parameters())
         standing.start = {name: named[name].detach().clone() for name in trained_names(job, recipe, total)}
     if keeper.halve:
+        shrink_again(standing, record)
         halve(job, recipe, standing, record, display)
     stopped = _make_steps(job, recipe, standing, keeper, record, display)
     best = standing.best
@@ -103,7 +110,7 @@ def _untuned(job: Job, recipe: Recipe, record: Sink) -> Predictions:
     try:
         return validate_untuned(job, recipe, record)
     except DivergenceError as error:  # there is nothing to go back to
-        raise _diverged(job, recipe, error) from None
+        raise _diverged(job, recipe, error, None) from None
 
 
 def _make_steps(job: Job, recipe: Recipe, standing: Standing, keeper: Keeper, record: Sink, display: Display) -> str:
@@ -112,16 +119,26 @@ def _make_steps(job: Job, recipe: Recipe, standing: Standing, keeper: Keeper, re
         try:
             return _go_on(job, recipe, standing, keeper, record, display)
         except DivergenceError as error:
-            found = keeper.newest(display.say)
+            first = _first_in(job, recipe, error)
+            found = _where_to(error.step, standing, keeper, display)
             if standing.retreats == MOST_RETREATS or not (found or standing.start):
-                raise _diverged(job, recipe, error) from None
+                raise _diverged(job, recipe, error, first) from None
             _retreat(job, recipe, standing, found)
-            told = {"step": error.step, "reason": str(error), "back_to": standing.progress.step}
+            told = {"step": error.step, "reason": str(error), "first_in": first, "back_to": standing.progress.step}
             record({"event": "diverged", **told, "rate_factor": standing.rate_factor})
             display.say(
                 f"warning: training has diverged ({error}); back to step {standing.progress.step:,} with "
                 f"{standing.rate_factor:g} of the learning rate."
             )
+
+
+def _where_to(step: int, standing: Standing, keeper: Keeper, display: Display) -> Found | None:
+    """The checkpoint that training goes back to; None for the start."""
+    decision = take(standing.pending, "diverged", step)
+    if decision is None:
+        standing.pending.clear()  # the steps have come out otherwise than before
+        return keeper.newest(display.say)
+    return keeper.newest(display.say, decision["back_to"])
 
 
 def _retreat(job: Job, recipe: Recipe, standing: Standing, found: Found | None) -> None:
@@ -135,12 +152,13 @@ def _retreat(job: Job, recipe: Recipe, standing: Standing, found: Found | None) 
     else:
         put_weights(job.model, standing.start)
         standing.progress.step, standing.best, standing.losses = 0, Best(), Losses()
+    standing.losses.last.clear()
     standing.retreats, standing.rate_factor = retreats, factor
 
 
 def _put_back(job: Job, recipe: Recipe, standing: Standing, found: Found) -> None:
     phases = job.strategy.phases(job.model, recipe.optimizer, planned_steps(recipe, len(job.train)))
-    enter(phase_at(phases, found.step), job.model, optimizer_maker(recipe), standing.progress)
+    enter(phase_at(phases, found.step), job.model, optimizer_maker(job, recipe), standing.progress)
     found.put_into(job.model, standing)
 
 
@@ -161,9 +179,9 @@ def _go_on(job: Job, recipe: Recipe, standing: Standing, keeper: Keeper, record:
                 what = f"a loss of {step.loss:.4g} at step {step.step}, above {standing.losses.limit:.4g}"
                 raise DivergenceError(what, step.step)
             if step.step % every == 0 or step.step == total:
-                evaluate(job, recipe, step.step, record, standing.best)
+                evaluate(job, recipe, standing, record)
                 stopped = _enough(job, recipe, standing)
-            if request.signal is not None or keeper.due():
+            if request.signal is not None or keeper.due(standing):
                 keeper.write(job.model, trained, standing)
             if request.signal is not None and step.step < total:
                 raise _stopped(request.signal, step.step, total, keeper.run)
@@ -174,22 +192,26 @@ def _go_on(job: Job, recipe: Recipe, standing: Standing, keeper: Keeper, record:
 
 def _enough(job: Job, recipe: Recipe, standing: Standing) -> str | None:
     """Why no further step is to be made, if so."""
-    patience, total = recipe.training.patience, planned_steps(recipe, len(job.train))
+    training, total = recipe.training, planned_steps(recipe, len(job.train))
     if standing.progress.step >= total:
         return "all steps done"
-    if patience is None or standing.best.worse_in_a_row < patience:
+    waited = waits(standing.best.ranks, training.min_delta)
+    if training.patience is None or not waited or waited[-1] < training.patience:
         return None
-    measure = "loss" if job.task.best_by_loss else job.task.primary_metric
-    return f"no better validation {measure} in {patience} evaluations"
+    metric = job.task.ranking_metric(training.early_stopping_metric)
+    return f"no better validation {metric} in {training.patience} evaluations"
 
 
 def _take_up(job: Job, recipe: Recipe, standing: Standing, keeper: Keeper, record: Sink, display: Display) -> bool:
     """Give the model and `standing` what the newest checkpoint holds; False where there is none."""
     found = keeper.newest(display.say)
     if found is None:
+        standing.pending = [*keeper.decided] or read_decisions(keeper.events)
         keeper.events.unlink(missing_ok=True)  # of steps that are made again
         return False
     _put_back(job, recipe, standing, found)
+    made = read_decisions(keeper.events, found.state["events_bytes"])
+    standing.pending = made + found.state["pending"][len(made) :]
     os.truncate(keeper.events, found.state["events_bytes"])
     record({"event": "resumed", "step": found.step})
     display.say(f"Going on after step {found.step:,}.")
@@ -197,7 +219,7 @@ def _take_up(job: Job, recipe: Recipe, standing: Standing, keeper: Keeper, recor
 
 
 def _stopped(number: int, step: int, total: int, run: Path) -> StoppedError:
-    name, code = ("Ctrl-C", 130) if number == signal.SIGINT else ("SIGTERM", 143)
+    name, code = who_stopped(number)
     problem = Problem(
         where=Where(file=str(run)),
         expected=f"{total:,} steps",
@@ -207,10 +229,12 @@ def _stopped(number: int, step: int, total: int, run: Path) -> StoppedError:
     return StoppedError(f"Stopped by {name} after step {step:,}.", [problem], code)
 
 
-def _settle_formats(job: Job, recipe: Recipe, steps: int) -> None:
+def settle_formats(job: Job, recipe: Recipe, steps: int) -> None:
     """Which weights and gradients are held in bfloat16 while this run lasts."""
+    if not recipe.training.accelerate:
+        return
     longest = recipe.training.batch_size * int(job.train.lengths.max())
-    if (recipe.training.micro_batch_tokens or longest) >= longest:
+    if (recipe.training.micro_batch_tokens or longest) >= longest and not recipe.regularisers:
         keep_half_gradients(job.model)
     if recipe.training.precision == "bfloat16" and next(job.model.parameters()).device.type == "cpu":
         narrow_frozen(job.model, trained_names(job, recipe, steps))
@@ -228,6 +252,13 @@ def _above_frozen(job: Job, recipe: Recipe, steps: int, display: Display) -> tup
     if trunk is None:
         return job, 0.0
     return replace(job, train=trunk.splits["train"], validation=trunk.splits["validation"]), trunk.seconds
+
+
+def watching(job: Job, recipe: Recipe, steps: int) -> Job:
+    """The job with its trained layers watched, if the recipe asks for it; before any weights are changed."""
+    if not recipe.training.watch_gradients:
+        return job
+    return replace(job, watch=make_watch(job.model, parts(job.model), trained_names(job, recipe, steps), steps))
 
 
 def _record_step(step: Step, recipe: Recipe, rows: int, record: Sink, bar: Bar, best: Best, task: Task) -> None:
@@ -249,14 +280,19 @@ def _record_step(step: Step, recipe: Recipe, rows: int, record: Sink, bar: Bar, 
     bar.advance(1, f"loss {step.loss:.4f}{seen}")
 
 
-def _diverged(job: Job, recipe: Recipe, error: DivergenceError) -> DivergedError:
+def _first_in(job: Job, recipe: Recipe, error: DivergenceError) -> str | None:
+    """What first gave no number for the rows of a step that could not be made; None for another kind of divergence."""
+    if error.rows is None:
+        return None
+    batch = batch_loader(job, recipe)(error.rows)
+    return first_bad_part(job.model, batch, forward_for(job, recipe).autocast)
+
+
+def _diverged(job: Job, recipe: Recipe, error: DivergenceError, first: str | None) -> DivergedError:
     """The end of a run that has diverged too often: what went wrong first, and with which rows."""
-    got = str(error)
+    got = str(error) if first is None else f"{error}; first in {first}"
     if error.rows is not None:
-        batch = batch_loader(job, recipe)(error.rows)
-        rows = ", ".join(f"{row + 1:,}" for row in sorted(error.rows.tolist()))
-        got += f"; first in {first_bad_part(job.model, batch, forward_for(job, recipe).autocast)}"
-        got += f"; rows of train: {rows}"
+        got += f"; rows of train: {', '.join(f'{row:,}' for row in np.sort(job.row_numbers[error.rows]))}"
     problem = Problem(
         expected="a finite loss and gradient",
         got=got,

@@ -7,8 +7,6 @@ mapped, under a hash of everything they follow from: weights, settings, depth, t
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,12 +20,11 @@ from chainrule.errors import OutputError
 from chainrule.inference.predict import BATCH_TOKENS, Forward, evaluating
 from chainrule.kernels import native
 from chainrule.models.trunk import is_whole, start_above, trunk_digest, trunk_states
-from chainrule.system.assets import cache_folder
 from chainrule.system.files import atomic_path
 from chainrule.system.progress import Display
+from chainrule.system.store import Store
 
 LIMIT_BYTES = 8 * 2**30  # all states in the cache together
-DISK_SHARE = 0.5  # of what is free
 
 
 @dataclass(frozen=True)
@@ -53,24 +50,23 @@ def with_states(forward: Forward, depth: int, splits: dict[str, Encoded], displa
     whole = is_whole(forward.model, depth)
     shapes = {name: (len(split) if whole else len(split.ids), hidden) for name, split in splits.items()}
     wanted = sum(count for count, _ in shapes.values()) * hidden * size
-    folder = cache_folder() / "trunks"
+    store = Store("trunks", LIMIT_BYTES)
     digest, made, done = trunk_digest(forward.model, depth), False, {}
-    paths = {name: folder / f"{_key(digest, depth, forward.precision, split)}.bin" for name, split in splits.items()}
-    missing = [name for name, path in paths.items() if not path.is_file()]
+    keys = {name: _key(digest, depth, forward.precision, split) for name, split in splits.items()}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if missing and wanted > min(LIMIT_BYTES, DISK_SHARE * shutil.disk_usage(folder).free):
+        paths = {name: store.entry(f"{key}.bin") for name, key in keys.items()}
+        missing = [name for name, path in paths.items() if not path.is_file()]
+        if missing and not store.has_room(wanted):
             display.say(f"The output of the frozen layers ({wanted / 2**30:.1f} GB) has no room in the cache.")
             return None
         for name in missing:
             made = True
             _make(paths[name], forward, depth, splits[name], shapes[name], display)
         for name, path in paths.items():
-            os.utime(path)
             kind = np.uint16 if size == 2 else np.float32
             values = np.memmap(path, dtype=kind, mode="c", shape=shapes[name])
             done[name] = replace(splits[name], states=States(values, per_token=not whole))
-        _make_room(folder, keep=set(paths.values()))
+        store.use(set(paths.values()))
     except (OSError, OutputError) as error:  # a cache that cannot be used is no reason to stop
         display.say(f"The output of the frozen layers is not kept: {error}")
         return None
@@ -118,13 +114,3 @@ def _key(digest: str, depth: int, precision: str, split: Encoded) -> str:
     for array in (split.ids, split.offsets, split.types):
         key.update(b"none" if array is None else np.ascontiguousarray(array).data)
     return key.hexdigest()[:32]
-
-
-def _make_room(folder: Path, keep: set[Path]) -> None:
-    """Remove what was not used for longest until the cache is within its limit."""
-    files = sorted(folder.glob("*.bin"), key=lambda path: path.stat().st_mtime, reverse=True)
-    total = 0
-    for path in [*keep, *(path for path in files if path not in keep)]:
-        total += path.stat().st_size
-        if total > LIMIT_BYTES and path not in keep:
-            path.unlink(missing_ok=True)

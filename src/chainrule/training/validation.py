@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -17,7 +17,8 @@ from chainrule.data.encode import Encoded
 from chainrule.inference.predict import predict_encoded
 from chainrule.kernels.adamw import catch_up
 from chainrule.models.adapters import has_adapters, without_adapters
-from chainrule.training.checkpoint import Best
+from chainrule.training.averaging import averages_in_place
+from chainrule.training.checkpoint import Standing
 from chainrule.training.divergence import DivergenceError
 from chainrule.training.events import Sink
 from chainrule.training.job import Job, forward_for, planned_steps, steps_per_epoch, trained_names
@@ -48,18 +49,24 @@ def validate(job: Job, recipe: Recipe, step: int) -> tuple[Predictions, dict[str
     return predictions, job.task.measure(_targets(job.validation), predictions)
 
 
-def evaluate(job: Job, recipe: Recipe, step: int, record: Sink, best: Best) -> None:
-    """Validate, record it, and keep a copy of the trained weights where they are the best so far."""
+def evaluate(job: Job, recipe: Recipe, standing: Standing, record: Sink) -> None:
+    """Validate, record it, and keep a copy of the trained weights where they are the best so far.
+
+    Where weights are averaged, it is the averages that are validated and kept.
+    """
     began = time.perf_counter()
-    predictions, metrics = validate(job, recipe, step)
-    rank = job.task.rank(metrics)
-    better = rank > best.rank
-    if better:
-        best.step, best.rank, best.metrics, best.predictions = step, rank, metrics, predictions
-        best.weights = trained_weights(job.model, trained_names(job, recipe, planned_steps(recipe, len(job.train))))
-        best.worse_in_a_row = 0
-    else:
-        best.worse_in_a_row += 1
+    best, step, optimizer = standing.best, standing.progress.step, standing.progress.optimizer
+    if optimizer is None:
+        raise ValueError("an evaluation is of a step that was made")
+    with averages_in_place(optimizer):
+        predictions, metrics = validate(job, recipe, step)
+        rank = job.task.rank(metrics, recipe.training.early_stopping_metric)
+        better = rank > best.rank
+        if better:
+            best.step, best.rank, best.metrics, best.predictions = step, rank, metrics, predictions
+            any_phase = trained_names(job, recipe, planned_steps(recipe, len(job.train)))
+            best.weights = trained_weights(job.model, any_phase)
+    best.ranks.append(rank)
     record(
         {
             "event": "evaluation",
@@ -70,6 +77,22 @@ def evaluate(job: Job, recipe: Recipe, step: int, record: Sink, best: Best) -> N
             "seconds": round(time.perf_counter() - began, 3),
         }
     )
+
+
+def waits(ranks: Sequence[tuple[float, float]], min_delta: float) -> list[int]:
+    """After each evaluation, how many there had been since one that was better than all before it.
+
+    Args:
+        ranks: of the evaluations, in their order.
+        min_delta: a better one exceeds the last better one's first number by more than this; where it is 0, the second
+            number settles a tie.
+    """
+    best, found = (-float("inf"), -float("inf")), [0]
+    for rank in ranks:
+        better = rank[0] > best[0] + min_delta if min_delta else rank > best
+        best = rank if better else best
+        found.append(0 if better else found[-1] + 1)
+    return found[1:]
 
 
 def trained_weights(model: Any, names: Collection[str]) -> dict[str, torch.Tensor]:

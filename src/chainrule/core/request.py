@@ -1,0 +1,98 @@
+"""From what a caller asks for to the recipe that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypedDict
+
+from chainrule.core.parsing import merge
+from chainrule.core.recipe import Recipe, parse_recipe, read_recipe
+from chainrule.errors import Problem, RecipeError, Where
+
+
+class Flags(TypedDict, total=False):
+    """Settings of a training with a name of their own; the command line has the same."""
+
+    task: str
+    model: str
+    strategy: str
+    fields: Mapping[str, str]
+    max_length: int
+    epochs: float
+    minutes: float
+    seed: int
+    watch_gradients: bool
+
+
+class WritingFlags(TypedDict, total=False):
+    """How `predict` writes replies, for a model that does."""
+
+    max_new_tokens: int
+    temperature: float
+    seed: int
+
+
+_FLAG_KEYS = {
+    "task": "task",
+    "model": "model.name",
+    "strategy": "strategy",
+    "max_length": "model.max_length",
+    "epochs": "training.epochs",
+    "minutes": "training.minutes",
+    "seed": "seed",
+    "watch_gradients": "training.watch_gradients",
+}
+
+
+def asked_recipe(
+    verb: str,
+    source: Any,
+    recipe: Recipe | str | Path | None,
+    flags: Mapping[str, Any],
+    settings: Mapping[str, Any] | None,
+    default_model: Callable[[str], str],
+) -> Recipe:
+    """The given recipe, or the defaults, with flags and then settings on top.
+
+    Args:
+        verb: who asks.
+        source: where the rows are, or an object that holds them.
+        settings: dotted keys.
+        default_model: task -> the model to take where none is named.
+
+    Raises:
+        RecipeError: unknown keys, values out of range, or nothing that says where the rows are.
+        TypeError: there is no such flag.
+    """
+    unknown = sorted(set(flags) - Flags.__annotations__.keys())
+    if unknown:
+        raise TypeError(f"{verb}() has no {', '.join(unknown)}; it has {', '.join(Flags.__annotations__)}")
+    changes = {_FLAG_KEYS[name]: value for name, value in flags.items() if name in _FLAG_KEYS}
+    changes |= {**field_changes(flags.get("fields")), **(settings or {})}
+    if source is not None:  # rows in memory have no name that a recipe could give again
+        changes["data.source"] = str(source) if isinstance(source, str | Path) else None
+    if isinstance(recipe, Recipe):
+        chosen = recipe.replace(changes)
+    elif recipe is not None:
+        chosen = read_recipe(Path(recipe), changes)
+    else:
+        changes.setdefault("task", "text-classification")
+        if not {"model", "model.name"} & changes.keys():
+            task = changes.get("task.name", changes["task"])
+            changes["model.name"] = default_model(task) if isinstance(task, str) else "minilm"
+        chosen = parse_recipe(merge({}, changes))
+    if chosen.data.source is None and source is None:
+        problem = Problem(
+            where=Where(field="data.source"),
+            expected="a file, a folder, or a catalog or hub name",
+            got="nothing",
+            todo="Name the data: chainrule train DATA …",
+        )
+        raise RecipeError("The recipe does not say where the rows are.", [problem])
+    return chosen
+
+
+def field_changes(fields: Mapping[str, str] | None) -> dict[str, str]:
+    """Task field -> column, as dotted keys."""
+    return {f"data.fields.{name}": column for name, column in (fields or {}).items()}
