@@ -106,7 +106,7 @@ def test_merged_adapters_reply_alike_in_plain_transformers(chat: Path, talks: Pa
     assert chainrule.evaluate(run, split="validation").verdict.better, "the base is loaded anew to compare with"
 
 
-@pytest.mark.parametrize("strategy", ["full", "partial", "gradual", "dora", "ia3", "hybrid", "prompt"])
+@pytest.mark.parametrize("strategy", ["full", "partial", "gradual", "dora", "ia3", "qlora", "hybrid", "prompt"])
 def test_other_strategies(strategy: str, chat: Path, talks: Path, tmp_path: Path) -> None:
     settings = {"strategy": strategy, "training.steps": 20}
     run = train(chat, talks, tmp_path / "run", **settings)

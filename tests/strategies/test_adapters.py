@@ -20,6 +20,7 @@ from chainrule.errors import ChainruleError, ModelError, RecipeError
 from chainrule.inference.predict import Predictor, load_predictor
 from chainrule.models.adapters import merged
 from chainrule.models.load import load_classifier, load_tokenizer
+from chainrule.models.quantized import hold
 from chainrule.strategies import make_strategy
 from chainrule.strategies.lora import Lora
 from chainrule.testing.data import rated, sentences, write_csv
@@ -33,10 +34,11 @@ TEXTS = ["a good film", "bad book and a dull room", "we had it"]
 OWN = {
     "lora": ("lora_A", "lora_B"),
     "dora": ("lora_A", "lora_B", "lora_magnitude_vector"),
+    "qlora": ("lora_A", "lora_B"),
     "ia3": ("ia3_l",),
     "prompt": ("prompt_embeddings",),
 }
-MERGED = ("lora", "dora", "ia3")
+MERGED = ("lora", "dora", "qlora", "ia3")
 
 
 def train(base: Path, data: Path, out: Path, **more: Any) -> Run:
@@ -86,9 +88,11 @@ def test_a_folder_of_adapters_holds_what_was_trained_and_names_its_base(
     assert str(tiny_bert) not in text
 
 
-def test_adapters_load_in_plain_peft(adapters: Run, tiny_bert: Path) -> None:
+def test_adapters_load_in_plain_peft(adapters: Run, method: str, tiny_bert: Path) -> None:
     folder = adapters.artifact.path
     base = AutoModelForSequenceClassification.from_pretrained(tiny_bert, config=AutoConfig.from_pretrained(folder))
+    if method == "qlora":  # they belong to the rounded weights
+        hold(base)
     with pytest.warns(FutureWarning, match="is_gradient_checkpointing"):
         model = peft.PeftModel.from_pretrained(base, str(folder)).eval()
     predictor = load_predictor(adapters.artifact)
@@ -259,4 +263,36 @@ def test_ia3_on_a_model_whose_layers_have_other_names(tiny_bert: Path, monkeypat
         "field 'strategy.options.targets': expected endings of names of linear layers: query, key, value, dense, "
         "got null, and no layers named like keys and values. "
         "Name the layers that make keys and values, and the last one of the feed-forward part."
+    )
+
+
+def test_weights_in_int8_take_a_quarter_and_come_back(tiny_bert: Path) -> None:
+    tokenizer = load_tokenizer(str(tiny_bert))
+    model, plain = (
+        load_classifier(str(tiny_bert), tokenizer, ["a", "b"], "single_label_classification", Structure(), seed=0)
+        for _ in range(2)
+    )
+    told: list[str] = []
+    strategy = make_strategy(Spec(name="qlora", options={"merge": True}))
+    model = strategy.prepare(model, told.append)
+    assert told[0] == "The frozen linear layers take 0 MB instead of 0."
+    held = {name: value for name, value in model.named_parameters() if value.dtype == torch.int8}
+    assert len(held) == 12
+    assert not any("classifier" in name or "pooler" in name or "embeddings" in name for name in held)
+    found, wanted = strategy.finish(model).state_dict(), plain.state_dict()
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        largest = float(value.abs().max())
+        assert torch.allclose(found[name], value, atol=largest / 127 / 2 * 1.001), name
+    assert sum(not torch.equal(found[name], wanted[name]) for name in wanted) == 12
+
+
+def test_layers_in_few_bits_elsewhere_than_on_a_cpu_or_cuda(tiny_bert: Path) -> None:
+    tokenizer = load_tokenizer(str(tiny_bert))
+    model = load_classifier(str(tiny_bert), tokenizer, ["a", "b"], "single_label_classification", Structure(), seed=0)
+    with pytest.raises(RecipeError) as caught:
+        hold(model.to("meta"))
+    assert str(caught.value.problems[0]) == (
+        "field 'strategy.name': expected linear layers (torch.nn.Linear) on a CPU or on CUDA, got 12 of them on meta. "
+        "Use --strategy lora."
     )

@@ -73,7 +73,8 @@ def load_predictor(artifact: Artifact, *, device: str = "auto") -> Predictor:
     _check_inputs(artifact, task)
     tokenizer = load_tokenizer(str(artifact.path))
     place = choose_device(device)
-    model = load_saved(artifact.path, task.head, base_name(artifact))
+    held = artifact.manifest.recipe.get("strategy", {}).get("name") == "qlora"
+    model = load_saved(artifact.path, task.head, base_name(artifact), held_on=place if held else None)
     if task.head == "classifier" and model.config.num_labels != len(artifact.manifest.labels):
         raise _contradiction(artifact, "labels", f"{model.config.num_labels} labels as in config.json")
     model = model.to(place).eval()

@@ -32,6 +32,7 @@ from chainrule.models.folder import (
     stored_shapes,
     weight_files,
 )
+from chainrule.models.quantized import hold
 from chainrule.models.surgery import change_layers
 from chainrule.models.vocabulary import extend_embeddings, extend_tokenizer, pieces_of
 from chainrule.system.files import sha256
@@ -185,11 +186,12 @@ def load_untuned(name: str) -> Any:
     return load_classifier(name, tokenizer, labels, "single_label_classification", Structure(), seed=0)
 
 
-def load_saved(folder: Path, head: Head, base: str) -> Any:
+def load_saved(folder: Path, head: Head, base: str, *, held_on: torch.device | None = None) -> Any:
     """A fine-tuned model from an artifact folder, in float32.
 
     Args:
         base: the model under the adapters, where the artifact is adapters.
+        held_on: where that is to be held in few bits, as it was while the adapters were trained; None for as it is.
 
     Raises:
         ModelError: the files are damaged or do not fit one another, or the base model cannot be found.
@@ -200,7 +202,10 @@ def load_saved(folder: Path, head: Head, base: str) -> Any:
     if not (folder / ADAPTERS).is_file():
         return _load(factory, place, config)
     check_adapters(folder)
-    return add_saved(_load(factory, _place(base), config, fresh_head=True), folder)
+    model = _load(factory, _place(base), config, fresh_head=True)
+    if held_on is not None:
+        hold(model.to(held_on))
+    return add_saved(model, folder)
 
 
 def weights_hash(name: str) -> str | None:

@@ -10,7 +10,7 @@ from chainrule.core import shelf
 from chainrule.core.recipe import Spec
 from chainrule.core.task import Task
 from chainrule.errors import Problem, RecipeError, Where
-from chainrule.strategies import bitfit, dora, full, gradual, head, hybrid, ia3, lora, partial, prompt
+from chainrule.strategies import bitfit, dora, full, gradual, head, hybrid, ia3, lora, partial, prompt, qlora
 from chainrule.strategies.adapted import LowRank
 from chainrule.strategies.base import Strategy
 
@@ -54,6 +54,11 @@ STRATEGIES: dict[str, Entry] = {
         LowRank,
         dora.Dora,
         "as lora, with the length of each row of a weight trained apart (options: as lora)",
+    ),
+    "qlora": Entry(
+        LowRank,
+        qlora.QLora,
+        "as lora, on weights held in int8 (CPU) or nf4 (CUDA, with bitsandbytes; options: as lora)",
     ),
     "ia3": Entry(
         ia3.Options,

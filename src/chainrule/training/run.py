@@ -272,7 +272,7 @@ def _with_options(recipe: Recipe, strategy: Strategy) -> Recipe:
 def _job(
     recipe: Recipe, task: Task, strategy: Strategy, prepared: Prepared, device: torch.device, display: Display
 ) -> Job:
-    model = _load(recipe, task, prepared)
+    model = _load(recipe, task, prepared).to(device)
     _tell_structure(model, recipe, task, display)
     model = strategy.prepare(model, display.say)
     targets = prepared.encoded["train"].targets
@@ -280,7 +280,6 @@ def _job(
         raise DataError("The training rows have no labels.")
     if task.prepare_head is not None:
         task.prepare_head(model, targets)
-    model.to(device)
     if recipe.training.accelerate:
         if device.type == "cpu" and native.must_build():
             display.say("Compiling the CPU kernels, once: some seconds …")
