@@ -241,9 +241,9 @@ DETECTORS: tuple[Detector, ...] = (
         severity="warning",
         measures="update over weight, the median of the layers, in the look where it is largest",
         threshold=2e-2,
-        reason="healthy runs stay below 0.1 %; 4 % ruined pretrained weights within ten steps, and 0.5 % on two of three "
-        "data sets, hence a tenth of it where the loss falls by less than 10 %. Adapters stay below 0.8 % and learn well "
-        "at 4 %, hence ten times as much where less than half of a layer is trained",
+        reason="healthy runs stay below 0.1 %; 4 % ruined pretrained weights within ten steps, and 0.5 % on two of "
+        "three data sets, hence a tenth of it where the loss falls by less than 10 %. Adapters stay below 0.8 % and "
+        "learn well at 4 %, hence ten times as much where less than half of a layer is trained",
         message="A step moved the layers by up to {ratio} of their length, at learning rates up to {rate}{learned}.",
         todo="Lower the learning rate, first to a tenth; `chainrule find-lr` shows which suit.",
         find=_too_high,
