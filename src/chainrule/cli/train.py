@@ -114,8 +114,9 @@ def _print(run: Run) -> None:
 def _print_folds(told: dict[str, Any], name: str) -> None:
     estimate, over = told["metrics"][name], told["over_folds"][name]
     print_line(
-        f"cross-validated {name} {estimate['value']:.4f} (95 % {estimate['low']:.4f} to {estimate['high']:.4f}; over "
-        f"{told['folds']} folds {over['mean']:.4f} ± {over['deviation']:.4f}) on {told['rows']:,} rows"
+        f"cross-validated {name} {estimate['value']:.4f} (95 % {estimate['low']:.4f} to {estimate['high']:.4f}) on "
+        f"{told['rows']:,} rows; mean over {told['folds']} folds {over['mean']:.4f}, standard deviation "
+        f"{over['deviation']:.4f}"
     )
     print_line(f"scored: {told['scored']}")
     print_line(f"verdict by cross-validation: {told['verdict']}")

@@ -238,7 +238,7 @@ def _notes(record: Record, evaluation: Mapping[str, Any], judged: Mapping[str, A
         notes.append(say("verdict.paired.folds" if _folds(evaluation) else "verdict.paired", rows=rows))
     if folds := _folds(evaluation):
         spread = mapping(mapping(folds.get("scores")).get(name))
-        mean, deviation = (metric_text(name, spread.get(key), unit=False) for key in ("mean", "deviation"))
+        mean, deviation = (metric_text(name, spread.get(key)) for key in ("mean", "deviation"))
         notes.append(say("verdict.folds", folds=count_text(folds.get("count"))))
         notes.append(say("verdict.folds.spread", metric=named("metric", name), mean=mean, deviation=deviation))
     if evaluation.get("limit"):

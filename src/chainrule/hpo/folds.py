@@ -156,10 +156,10 @@ def _datasets(prepared: Prepared, recipe: Recipe) -> list[Dataset]:
 
 def _tell_cost(job: Job, recipe: Recipe, display: Display) -> None:
     count, steps = recipe.training.folds or 0, planned_steps(recipe, len(job.train))
-    whole = duration((count + 1) * planned_seconds(job, recipe)).en
+    seconds = duration((count + 1) * planned_seconds(job, recipe)).en
     display.say(
-        f"{count} folds and then the final model: {count + 1} trainings of about {steps:,} steps, "
-        f"about {whole} and what validation takes."
+        f"{count} folds and then the final model: {count + 1} trainings of about {steps:,} steps, which take about "
+        f"{seconds} in all; loading, validation and baselines come on top."
     )
 
 
@@ -177,8 +177,11 @@ def _carry_out(
     for number, dataset in enumerate(datasets, start=1):
         folder = out / FOLDS / str(number)
         if not (folder / SUMMARY).is_file():
-            sizes = ", ".join(f"{len(dataset.splits[name]):,} {name}" for name in ("train", "validation"))
-            display.say(f"Fold {number} of {count}: {sizes} rows, and {len(dataset.splits['test']):,} that it is for.")
+            rows = {name: len(part) for name, part in dataset.splits.items()}
+            display.say(
+                f"Fold {number} of {count}: {rows['train']:,} train, {rows['validation']:,} validation rows, "
+                f"{rows['test']:,} held out."
+            )
             try:
                 _train_fold(folder, _fold_recipe(recipe, prepared, dataset), prepared, dataset, display)
             except StoppedError as error:
