@@ -92,11 +92,13 @@ def train(
     began = time.perf_counter()
     _set_environment()
     chosen = asked_recipe("train", source, recipe, flags, settings, _default_model)
+    from chainrule.hpo.folds import train_with_folds
     from chainrule.training.run import train_recipe
 
     rows = chosen.data.source if source is None else source
     folder = Path(out) if out is not None else _free_folder(chosen)
-    return train_recipe(chosen, rows, folder, display or Quiet(), began)
+    carry_out = train_recipe if chosen.training.folds is None else train_with_folds
+    return carry_out(chosen, rows, folder, display or Quiet(), began)
 
 
 def find_learning_rate(
@@ -141,10 +143,12 @@ def resume(run: str | Path | Run, source: Rows | None = None, *, display: Displa
     """
     began = time.perf_counter()
     _set_environment()
+    from chainrule.hpo.folds import has_folds, resume_with_folds
     from chainrule.training.run import resume_run
 
     folder = run.path if isinstance(run, Run) else Path(run)
-    return resume_run(folder, source, display or Quiet(), began)
+    go_on = resume_with_folds if has_folds(folder) else resume_run
+    return go_on(folder, source, display or Quiet(), began)
 
 
 def reproduce(
@@ -162,13 +166,15 @@ def reproduce(
         out: the folder of the second run; by default beside the first.
 
     Raises:
-        UserError: there is no such run, it is not finished, or its data or its model has changed.
+        UserError: there is no such run, it is not finished, it has folds, or its data or its model has changed.
     """
     began = time.perf_counter()
     _set_environment()
+    from chainrule.hpo.folds import refuse_again
     from chainrule.training.run import reproduce_run
 
     first = run.path if isinstance(run, Run) else Path(run)
+    refuse_again(first)
     again = Path(out) if out is not None else free_path(first.with_name(f"{first.name}-again"))
     return reproduce_run(first, source, again, display or Quiet(), began)
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chainrule.data.split import Cut, cut_rows, hash_texts, keep_labels_in_train, strata_of_numbers
+from chainrule.data.split import Cut, cut_folds, cut_rows, hash_texts, keep_labels_in_train, strata_of_numbers
 from chainrule.data.targets import Labels
 
 pytestmark = pytest.mark.unit
@@ -41,6 +41,32 @@ def test_a_cut_is_a_partition_that_keeps_equal_texts_together(rows: list[tuple[i
     assert shuffled is not None
     for name, indices in parts.items():
         assert sorted(order[shuffled[name]].tolist()) == indices.tolist()
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 60), st.integers(0, 4)), min_size=1, max_size=120),
+    st.integers(2, 7),
+    st.integers(0, 2**32 - 1),
+)
+def test_folds_keep_equal_texts_together_and_strata_apart(rows: list[tuple[int, int]], folds: int, seed: int) -> None:
+    texts = hash_texts([[str(text) for text, _ in rows]])
+    strata = np.array([label for _, label in rows], dtype=np.int64)
+    fold = cut_folds(texts, strata, folds, seed)
+    assert all(len(set(fold[texts == text])) == 1 for text in texts)
+    assert set(fold.tolist()) <= set(range(folds))
+    order = np.random.default_rng(0).permutation(len(rows))
+    assert cut_folds(texts[order], strata[order], folds, seed).tolist() == fold[order].tolist()
+    if len(set(texts.tolist())) == len(rows):
+        counts = np.array([[np.sum(fold[strata == code] == k) for k in range(folds)] for code in set(strata.tolist())])
+        assert (np.ptp(counts, axis=1) <= 1).all()
+        assert np.ptp(counts.sum(axis=0)) <= 1
+
+
+def test_another_seed_deals_out_otherwise() -> None:
+    strata = np.arange(60) % 3
+    first, again, other = (cut_folds(hashes(60), strata, 5, seed).tolist() for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
 
 
 def test_shares_are_kept_in_every_stratum() -> None:

@@ -33,6 +33,9 @@ def train(
     strategy: Annotated[str | None, typer.Option(help="full, partial, head, lora; see `show strategies`.")] = None,
     epochs: Annotated[float | None, typer.Option(help="How often every row is seen.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Train no longer than about this.")] = None,
+    folds: Annotated[
+        int | None, typer.Option(help="Cross-validate with so many folds first: for data too small for a test split.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Decides everything random.")] = None,
     resume: Annotated[
         Path | None, typer.Option(help="Go on with the run in this folder; takes no other flags.")
@@ -64,6 +67,7 @@ def train(
         "strategy": strategy,
         "training.epochs": epochs,
         "training.minutes": minutes,
+        "training.folds": folds,
         "training.track": track or None,
         "training.profile": profile,
         "training.watch_gradients": watch_gradients,
@@ -98,7 +102,21 @@ def _print(run: Run) -> None:
         f"peak memory {summary['peak_memory_mb']:.0f} MB"
     )
     print_line(f"validation {name} {summary['metrics'][name]:.4f} (step {summary['best_step']}, kept as the best)")
-    print_line(f"verdict on validation: {summary['verdict']}")
+    if "cross_validation" in summary:
+        _print_folds(summary["cross_validation"], name)
+    else:
+        print_line(f"verdict on validation: {summary['verdict']}")
     print_line(f"model: {summary['artifact']}")
     print_line(f"report: {run.path / 'report.html'}")
     print_line(f"next: chainrule evaluate {run.path} --split test")
+
+
+def _print_folds(told: dict[str, Any], name: str) -> None:
+    estimate, over = told["metrics"][name], told["over_folds"][name]
+    print_line(
+        f"cross-validated {name} {estimate['value']:.4f} (95 % {estimate['low']:.4f} to {estimate['high']:.4f}) on "
+        f"{told['rows']:,} rows; mean over {told['folds']} folds {over['mean']:.4f}, standard deviation "
+        f"{over['deviation']:.4f}"
+    )
+    print_line(f"scored: {told['scored']}")
+    print_line(f"verdict by cross-validation: {told['verdict']}")

@@ -19,6 +19,7 @@ from chainrule.system.files import read_json
 FORMAT_VERSION = 1
 MANIFEST = "chainrule.json"
 EVENTS = "events.jsonl"
+FOLDS = "folds"  # in a run that was cross-validated: a folder for each fold
 ROWS = "rows.safetensors"  # hashes of the rows it was made with, and the recorded cut
 
 
@@ -117,6 +118,12 @@ class Run:
     @property
     def artifact(self) -> Artifact:
         return Artifact.read(self.path / "artifact")
+
+    @property
+    def whole(self) -> Path | None:
+        """The run folder that this one is a fold of, if it is one."""
+        above = self.path.parent
+        return above.parent if above.name == FOLDS and (above.parent / "resolved.yaml").is_file() else None
 
     @property
     def summary(self) -> dict[str, Any]:

@@ -155,6 +155,7 @@ class Training(Section):
     epochs: float = Field(default=3, gt=0)
     steps: int | None = Field(default=None, ge=1)
     minutes: float | None = Field(default=None, gt=0)
+    folds: int | None = Field(default=None, ge=2)
     batch_size: int = Field(default=32, ge=1)
     micro_batch_tokens: int | None = Field(default=None, ge=1)
     group_by_length: bool = True

@@ -21,6 +21,7 @@ class Flags(TypedDict, total=False):
     max_length: int
     epochs: float
     minutes: float
+    folds: int
     seed: int
     watch_gradients: bool
 
@@ -40,6 +41,7 @@ _FLAG_KEYS = {
     "max_length": "model.max_length",
     "epochs": "training.epochs",
     "minutes": "training.minutes",
+    "folds": "training.folds",
     "seed": "seed",
     "watch_gradients": "training.watch_gradients",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,9 @@ from chainrule.data.fields import check_columns, find_fields
 from chainrule.data.flaws import MAX_PROBLEMS, agree, count_rows, finding, summarise
 from chainrule.data.read import SPLITS, Reading, read
 from chainrule.data.rows import Rows, prepare
-from chainrule.data.split import TRAIN, Cut, cut_rows, keep_labels_in_train, strata_of_numbers
+from chainrule.data.split import TRAIN, Cut, cut_labelled
 from chainrule.data.table import Places, Table
-from chainrule.data.targets import Labels, Values, encode_targets, label_names, unknown_labels
+from chainrule.data.targets import Labels, encode_targets, label_names, unknown_labels
 from chainrule.data.texts import Texts
 from chainrule.errors import DataError, Problem, Where
 
@@ -47,6 +48,18 @@ class Split:
         chosen = np.asarray(indices, dtype=np.int64)
         inputs = {name: texts[chosen] for name, texts in self.inputs.items()}
         return Split(self.places[chosen], inputs, self.targets[chosen], self.hashes[chosen])
+
+    @classmethod
+    def joined(cls, splits: Sequence[Split]) -> Split:
+        """The rows of all splits, one after the other. Rows of several files have no file and no lines."""
+        files = {split.places.file for split in splits}
+        lines = [split.places.lines for split in splits if split.places.lines is not None]
+        known = len(files) == 1 and len(lines) == len(splits)
+        rows = np.concatenate([split.places.rows for split in splits])
+        places = Places(files.pop() if len(files) == 1 else None, rows, np.concatenate(lines) if known else None)
+        inputs = {name: Texts.of(chain.from_iterable(s.inputs[name] for s in splits)) for name in splits[0].inputs}
+        targets, hashes = ([getattr(split, name) for split in splits] for name in ("targets", "hashes"))
+        return cls(places, inputs, np.concatenate(targets), np.concatenate(hashes))
 
 
 @dataclass(frozen=True)
@@ -294,9 +307,7 @@ def _cut(
     if recorded is not None and recorded.matches(fingerprint.get(source), whole.row_hashes):
         parts: dict[str, np.ndarray] | None = recorded.apply(whole.row_hashes)
     else:
-        parts = cut_rows(whole.hashes, _strata(whole.values), fractions)
-        if parts is not None and isinstance(whole.values, Labels):
-            parts = keep_labels_in_train(parts, whole.hashes, whole.values)
+        parts = cut_labelled(whole.hashes, whole.values, fractions)
     if parts is None:
         problem = Problem(
             f"rows enough to cut {' and '.join(reversed(fractions))} from, with every label left in train",
@@ -314,18 +325,6 @@ def _cut(
     splits = {name: (made | given)[name] for name in SPLITS if name in made | given}
     hashes = {name: np.sort(part.row_hashes) for name, part in made.items()}
     return splits, Cut(fingerprint.get(source), hashes), []
-
-
-def _strata(values: Values) -> np.ndarray:
-    if isinstance(values, np.ndarray):
-        return strata_of_numbers(values)
-    if isinstance(values, Texts):
-        return np.zeros(len(values), np.int64)
-    # By a row's rarest label, so that rare labels are spread first, as Sechidis, Tsoumakas and Vlahavas (2011) do.
-    counts = values.count()
-    order = {name: code for code, name in enumerate(sorted(counts, key=lambda name: (counts[name], name)))}
-    rarest = np.array([min((order[name] for name in names), default=-1) for names in values.sets], np.int64)
-    return np.take(rarest, values.codes)
 
 
 def _labels(train: Rows, task: Task) -> tuple[str, ...]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from chainrule.data.targets import Labels
+from chainrule.data.targets import Labels, Values
+from chainrule.data.texts import Texts
 
 TRAIN = "train"
 
@@ -54,6 +55,19 @@ def hash_texts(columns: Sequence[Iterable[str]]) -> np.ndarray:
     return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
 
 
+def strata_of(values: Values) -> np.ndarray:
+    """(n,) int64: what a cut keeps in the same proportions: labels, or quantile bins of numbers; replies are alike."""
+    if isinstance(values, np.ndarray):
+        return strata_of_numbers(values)
+    if isinstance(values, Texts):
+        return np.zeros(len(values), np.int64)
+    # By a row's rarest label, so that rare labels are spread first, as Sechidis, Tsoumakas and Vlahavas (2011) do.
+    counts = values.count()
+    order = {name: code for code, name in enumerate(sorted(counts, key=lambda name: (counts[name], name)))}
+    rarest = np.array([min((order[name] for name in names), default=-1) for names in values.sets], np.int64)
+    return np.take(rarest, values.codes)
+
+
 def strata_of_numbers(values: np.ndarray, bins: int = 10) -> np.ndarray:
     """(n,) int64: the quantile bin of each number, so that a cut keeps the spread of the targets."""
     edges = np.unique(np.quantile(values, np.linspace(0, 1, bins + 1)[1:-1])) if len(values) else np.array([])
@@ -74,12 +88,10 @@ def cut_rows(hashes: np.ndarray, strata: np.ndarray, fractions: Mapping[str, flo
     Returns:
         part name -> positions in ascending order; None if there are too few different rows to fill every part.
     """
-    groups, inverse, sizes = np.unique(hashes, return_inverse=True, return_counts=True)
-    stratum = np.full(len(groups), np.iinfo(np.int64).max)
-    np.minimum.at(stratum, inverse, strata)
-    codes, stratum = np.unique(stratum, return_inverse=True)
-    rows = np.bincount(stratum, weights=sizes, minlength=len(codes))
-    queues = [np.flatnonzero(stratum == code) for code in range(len(codes))]  # np.unique sorted them by hash
+    groups, inverse, sizes, stratum = _groups(hashes, strata)
+    strata_count = int(stratum.max(initial=-1)) + 1
+    rows = np.bincount(stratum, weights=sizes, minlength=strata_count)
+    queues = [np.flatnonzero(stratum == code) for code in range(strata_count)]
     part = np.zeros(len(groups), dtype=np.int64)
     for number, fraction in enumerate(fractions.values(), start=1):
         for code, quota in enumerate(_quotas(rows, fraction)):
@@ -92,6 +104,51 @@ def cut_rows(hashes: np.ndarray, strata: np.ndarray, fractions: Mapping[str, flo
             part[queue[part[queue] == 0][0]] = number
     of_row = part[inverse]
     return {name: np.flatnonzero(of_row == number) for number, name in enumerate([TRAIN, *fractions])}
+
+
+def cut_labelled(hashes: np.ndarray, values: Values, fractions: Mapping[str, float]) -> dict[str, np.ndarray] | None:
+    """What `cut_rows` gives for rows with these targets, with every label left in train; None if that cannot be."""
+    parts = cut_rows(hashes, strata_of(values), fractions)
+    if parts is not None and isinstance(values, Labels):
+        parts = keep_labels_in_train(parts, hashes, values)
+    return parts
+
+
+def cut_folds(hashes: np.ndarray, strata: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """Deal rows out to folds, keeping rows with equal hashes together.
+
+    Stratum by stratum, in an order that the seed decides, each group goes to the fold that has the fewest rows of its
+    stratum, and of those to the smallest. So every fold has a group of each stratum that has at least as many groups.
+
+    Args:
+        hashes: (n,) uint64 of the inputs.
+        strata: (n,) int64 of what each fold should have in the same proportions.
+
+    Returns:
+        (n,) int64 the fold of each row, from 0 on.
+    """
+    groups, inverse, sizes, stratum = _groups(hashes, strata)
+    order = np.argsort(hash_texts([[f"{seed} {group}" for group in groups.tolist()]]), kind="stable")
+    held, fold, current = np.zeros(folds, np.int64), np.zeros(len(groups), np.int64), -1
+    own = held
+    for group in order[np.argsort(stratum[order], kind="stable")].tolist():
+        if stratum[group] != current:
+            current, own = stratum[group], np.zeros(folds, np.int64)
+        fold[group] = np.lexsort((held, own))[0]
+        own[fold[group]] += sizes[group]
+        held[fold[group]] += sizes[group]
+    return np.take(fold, inverse)
+
+
+def _groups(hashes: np.ndarray, strata: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Rows with equal hashes as one: their hashes in order, the group of each row, the size and stratum of each group.
+
+    Strata are numbered from 0 on; a group whose rows are of several is in the first.
+    """
+    groups, inverse, sizes = np.unique(hashes, return_inverse=True, return_counts=True)
+    stratum = np.full(len(groups), np.iinfo(np.int64).max)
+    np.minimum.at(stratum, inverse, strata)
+    return groups, inverse, sizes, np.unique(stratum, return_inverse=True)[1]
 
 
 def keep_labels_in_train(

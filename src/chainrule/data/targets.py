@@ -117,6 +117,14 @@ def encode_targets(values: Values, kind: FieldKind, labels: Sequence[str]) -> np
     return np.take(matrix, values.codes, axis=0)
 
 
+def decode_targets(targets: np.ndarray, kind: FieldKind, labels: Sequence[str]) -> Labels | np.ndarray:
+    """The opposite of `encode_targets`, but for replies."""
+    if kind == "number":
+        return targets
+    chosen = targets[:, None].tolist() if kind == "class" else [np.flatnonzero(row).tolist() for row in targets]
+    return Labels.of(tuple(sorted(labels[index] for index in indices)) for indices in chosen)
+
+
 def unknown_labels(values: Labels, labels: Sequence[str], places: Places, field: str) -> tuple[np.ndarray, list[Flaw]]:
     """Which rows have only known labels (a mask), and the flaws of the others."""
     known = set(labels)

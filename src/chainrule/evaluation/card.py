@@ -16,7 +16,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from chainrule.core.artifact import Manifest
+from chainrule.core.artifact import FOLDS, Manifest
 from chainrule.core.recipe import Structure
 from chainrule.core.report import EvaluationReport
 from chainrule.evaluation.languages import named
@@ -48,6 +48,7 @@ def model_card(manifest: Manifest, evaluation: EvaluationReport | None) -> str:
         rows=_metric_rows(manifest, evaluation),
         evaluation=evaluation,
         measured=_measured_on(evaluation),
+        folds=evaluation is not None and evaluation.split == FOLDS,
         strategy=_strategy(manifest),
         structure=_structure(manifest),
         generates=manifest.task == GENERATION,
@@ -73,7 +74,7 @@ def _front_matter(manifest: Manifest, evaluation: EvaluationReport | None) -> di
     front["metrics"] = [name for name in _ordered(manifest, evaluation) if name != "loss"]
     if evaluation is not None:
         dataset = {"name": _data_name(evaluation.data), "type": "custom"}
-        if evaluation.split:
+        if evaluation.split and evaluation.split != FOLDS:
             dataset["split"] = evaluation.split
         metrics = [
             {"type": name, "value": round(estimate.value, 6), "name": named("metric", name).en}
@@ -120,6 +121,11 @@ def _ordered(manifest: Manifest, evaluation: EvaluationReport | None) -> list[st
 def _measured_on(evaluation: EvaluationReport | None) -> str:
     if evaluation is None:
         return "the validation split"
+    if evaluation.split == FOLDS:
+        count = evaluation.detail[FOLDS]["count"]
+        return (
+            f"{count_text(evaluation.rows)} rows of {_data_name(evaluation.data)} by cross-validation in {count} folds"
+        )
     split = f"the {evaluation.split} split" if evaluation.split else "all rows"
     return f"{split} of {_data_name(evaluation.data)} ({count_text(evaluation.rows)} rows)"
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from chainrule.core.artifact import FOLDS
 from chainrule.evaluation.baselines import UNTUNED
 from chainrule.evaluation.charts import Interval, difference_chart, interval_chart
 from chainrule.evaluation.languages import Words, both, named, say
@@ -42,13 +43,14 @@ def verdict(record: Record) -> dict[str, Any]:
         return _without_evaluation(record)
     judged = mapping(evaluation.get("verdict"))
     status = _status(evaluation)
-    split = evaluation.get("split")
+    split, folds = evaluation.get("split"), _folds(evaluation)
+    measured = say("measured.split", split=named("split", split)) if split else say("measured.file")
     notes = _notes(record, evaluation, judged, status)
     return {
         "status": status,
         "status_name": say(f"status.{status}"),
         "eyebrow": [
-            say("measured.split", split=named("split", split)) if split else say("measured.file"),
+            say("measured.folds", folds=count_text(folds.get("count"))) if folds else measured,
             say("rows", rows=count_text(evaluation.get("rows"))),
         ],
         "headline": _headline(record, judged, status),
@@ -104,7 +106,7 @@ def baseline_table(record: Record) -> dict[str, Any]:
     chosen = mapping(evaluation.get("verdict")).get("baseline")
     rows = [
         {
-            "name": say("model.this"),
+            "name": _model(evaluation),
             "about": both(""),
             "kind": "model",
             "judged": False,
@@ -233,7 +235,12 @@ def _notes(record: Record, evaluation: Mapping[str, Any], judged: Mapping[str, A
         more = finite(mapping(mapping(evaluation.get("detail")).get("verdict")).get("rows_to_settle"))
         if status == "unsure" and more:
             notes.append(say("verdict.settle", rows=count_text(more)))
-        notes.append(say("verdict.paired", rows=rows))
+        notes.append(say("verdict.paired.folds" if _folds(evaluation) else "verdict.paired", rows=rows))
+    if folds := _folds(evaluation):
+        spread = mapping(mapping(folds.get("scores")).get(name))
+        mean, deviation = (metric_text(name, spread.get(key)) for key in ("mean", "deviation"))
+        notes.append(say("verdict.folds", folds=count_text(folds.get("count"))))
+        notes.append(say("verdict.folds.spread", metric=named("metric", name), mean=mean, deviation=deviation))
     if evaluation.get("limit"):
         notes.append(say("verdict.limit", limit=count_text(evaluation["limit"])))
     if not record.finished:
@@ -242,6 +249,15 @@ def _notes(record: Record, evaluation: Mapping[str, Any], judged: Mapping[str, A
     if evaluation.get("split") == "validation":
         notes.append(say("verdict.validation"))
     return notes
+
+
+def _folds(evaluation: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What is told of the folds; empty where the model itself was judged."""
+    return mapping(mapping(evaluation.get("detail")).get(FOLDS)) if evaluation.get("split") == FOLDS else {}
+
+
+def _model(evaluation: Mapping[str, Any]) -> Words:
+    return say("model.folds" if _folds(evaluation) else "model.this")
 
 
 def _damage(record: Record) -> list[Words]:
@@ -298,7 +314,7 @@ def _interval(name: str, shown: Words, estimate: Mapping[str, Any], kind: str) -
 
 def _comparison(record: Record) -> tuple[Words, Markup] | None:
     name, evaluation = record.primary_metric, record.evaluation
-    found = [_interval(name, say("model.this"), mapping(mapping(evaluation.get("metrics")).get(name)), "model")]
+    found = [_interval(name, _model(evaluation), mapping(mapping(evaluation.get("metrics")).get(name)), "model")]
     for baseline, estimates in _baselines(evaluation):
         estimate = mapping(mapping(estimates).get(name))
         found.append(_interval(name, _baseline(baseline), estimate, "baseline"))

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from chainrule.core.artifact import MANIFEST
+from chainrule.core.artifact import FOLDS, MANIFEST
 from chainrule.evaluation.quantities import finite
 from chainrule.evaluation.trace import Trace
 
@@ -104,8 +104,8 @@ class Record:
 
     @property
     def evaluation(self) -> dict[str, Any]:
-        """The evaluation the report is about: on the test split, else on other new rows, else on validation."""
-        order = sorted(self.evaluations, key=lambda name: (name != "test", name == "validation", name))
+        """The evaluation the report is about: by folds, else on the test split, on other new rows, or on validation."""
+        order = sorted(self.evaluations, key=lambda name: (name != FOLDS, name != "test", name == "validation", name))
         return self.evaluations[order[0]] if order else {}
 
     @property

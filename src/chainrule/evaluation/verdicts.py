@@ -27,7 +27,7 @@ def verdict_text(numbers: Mapping[str, Any], language: Language) -> str:
 
     Args:
         numbers: what `judge` puts into the detail under "verdict": metric, rows, baseline, better, worse, difference,
-            low, high, p_value, rows_to_settle.
+            low, high, p_value, rows_to_settle; and "folds", their number, where models of several folds were judged.
         language: "en" or "zh".
     """
     return _english(numbers) if language == "en" else _chinese(numbers)
@@ -44,7 +44,8 @@ def _english(numbers: Mapping[str, Any]) -> str:
             f"No verdict: {rows} rows are too few to compare with {name} (difference {gap}{_unit(metric, 'en')} "
             f"of {metric}); at least 30 are needed, some hundreds are better."
         )
-    scope = f" This is about this trained model on these {rows:,} rows ({metric}), not about other seeds."
+    models = f"{numbers['folds']} models of this recipe" if numbers.get("folds") else "this trained model"
+    scope = f" This is about {models} on these {rows:,} rows ({metric}), not about other seeds."
     if numbers["better"] or numbers["worse"]:
         sign = 1.0 if numbers["better"] else -1.0
         low, high = sorted((sign * numbers["low"], sign * numbers["high"]))
@@ -70,7 +71,8 @@ def _chinese(numbers: Mapping[str, Any]) -> str:
             f"没有结论：只有 {rows} 行，太少，无法与{name}比较（{metric} 相差 {gap}{_unit(metric, 'zh')}）；"
             f"至少需要 30 行，几百行更好。"
         )
-    scope = f"此结论只针对这一个训练好的模型和这 {rows:,} 行数据（{metric}），不涉及其他随机种子。"
+    models = f"同一配方的 {numbers['folds']} 个模型" if numbers.get("folds") else "这一个训练好的模型"
+    scope = f"此结论只针对{models}和这 {rows:,} 行数据（{metric}），不涉及其他随机种子。"
     if numbers["better"] or numbers["worse"]:
         sign = 1.0 if numbers["better"] else -1.0
         low, high = sorted((sign * numbers["low"], sign * numbers["high"]))

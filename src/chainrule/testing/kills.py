@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import chainrule
+from chainrule.core.artifact import FOLDS
 from chainrule.system.assets import cache_folder
 from chainrule.testing.data import sentences, write_csv
 from chainrule.testing.models import tiny_chat_model, tiny_model
@@ -93,6 +94,7 @@ CASES = {
                 "structure.head": "cnn",
             },
         ),
+        Case("folds", {"training.folds": 2, "training.steps": 4}),
         Case("lora-chat", {"strategy": "lora", "training.steps": 9, "training.batch_size": 8}, chat=True),
     )
 }
@@ -169,9 +171,10 @@ def pause(case: Case, inputs: dict[bool, tuple[Path, Path]], out: Path, seconds:
 
 
 def weights(out: Path) -> str:
-    """One hash over every weights file of the artifact."""
+    """One hash over every weights file of the artifact, and what was predicted of folds where there are any."""
     files = sorted((out / "artifact").glob("*.safetensors"))
     assert files
+    files += sorted((out / FOLDS).glob("*/predictions.safetensors"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in files if path.name != "rows.safetensors")).hexdigest()
 
 

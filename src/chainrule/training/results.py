@@ -17,7 +17,7 @@ from chainrule.core.task import Predictions, Task
 from chainrule.data.load import Dataset
 from chainrule.data.split import Cut
 from chainrule.errors import DataError
-from chainrule.evaluation.baselines import UNTUNED, fit_baselines
+from chainrule.evaluation.baselines import UNTUNED, Baselines, fit_baselines
 from chainrule.evaluation.compare import judge
 from chainrule.evaluation.report import model_card
 from chainrule.models.inspect import count_parameters
@@ -140,18 +140,23 @@ def _baselines(
     """What the model is compared with on validation, which of it the verdict is about, and what to know of it."""
     if outcome.untuned is not None:
         return {UNTUNED: outcome.untuned}, UNTUNED, ()
+    baselines = fitted_baselines(task, prepared, recipe, display)
+    with atomic_folder(out / "baselines") as folder:
+        baselines.save(folder)
+    return baselines.predict(prepared.dataset.splits["validation"].inputs), baselines.best, baselines.findings()
+
+
+def fitted_baselines(task: Task, prepared: Prepared, recipe: Recipe, display: Display) -> Baselines:
+    """The cheap baselines of the rows that a model is trained on, chosen between on validation."""
     train_split, validation = (prepared.dataset.splits[name] for name in ("train", "validation"))
     display.say("Fitting the cheap baselines on the same training rows …")
-    baselines = fit_baselines(
+    return fit_baselines(
         task,
         prepared.dataset.labels,
         (train_split.inputs, train_split.targets),
         (validation.inputs, validation.targets),
         seed=recipe.seed,
     )
-    with atomic_folder(out / "baselines") as folder:
-        baselines.save(folder)
-    return baselines.predict(validation.inputs), baselines.best, baselines.findings()
 
 
 def summary_of(out: Path, recipe: Recipe, outcome: Outcome, task: Task, report: EvaluationReport) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 
 from chainrule.core.artifact import EVENTS, Run
 from chainrule.core.recipe import Recipe, read_recipe
@@ -56,7 +55,7 @@ from chainrule.training.reproduction import keep_comparison
 from chainrule.training.resolve import resolve
 from chainrule.training.results import clear, is_finished, judge_validation, save_artifact, summary_of, write_summary
 from chainrule.training.schedules import take_schedule
-from chainrule.training.trainer import train
+from chainrule.training.trainer import Outcome, train
 
 STARTED = "started.json"
 
@@ -74,15 +73,14 @@ def train_recipe(recipe: Recipe, source: Any, out: Path, display: Display, began
         UserError: the recipe, the data, the model or the output path is wrong.
         StoppedError: Ctrl-C or SIGTERM while steps were made.
     """
-    asked = recipe
     refuse_existing(out)
     require_trackers(recipe.training.track)
     with PeakMemory() as memory:
-        job, prepared, recipe = prepare_job(recipe, source, display)
-        resolved = resolve(job, _with_options(recipe, job.strategy), display)
-        _begin(out, asked, job, resolved, prepared)
+        prepared, chosen = prepare_rows(recipe, source, display)
+        job, resolved = plan(chosen, prepared, display)
+        begin(out, recipe, job, resolved, prepared)
         with only_one(out):
-            _carry_out(_keeper(out, resolved), job, resolved, prepared, display, began, memory)
+            carry_out(keeper_of(out, resolved), job, resolved, prepared, display, began, memory)
     return Run(out)
 
 
@@ -97,7 +95,7 @@ def resume_run(out: Path, source: Any, display: Display, began: float) -> Run:
         UserError: there is no such run, its data or its model has changed, or another process works on it.
         StoppedError: Ctrl-C or SIGTERM while steps were made.
     """
-    _require_run(out)
+    require_run(out)
     with only_one(out), PeakMemory() as memory:
         if is_finished(out):
             display.say(f"The run {out} is finished; there is nothing to go on with.")
@@ -108,7 +106,7 @@ def resume_run(out: Path, source: Any, display: Display, began: float) -> Run:
         refuse_changes(out, recipe, prepared)
         tell_changes(out, job, recipe, display)
         clear(out)
-        _carry_out(_keeper(out, recipe), job, recipe, prepared, display, began, memory)
+        carry_out(keeper_of(out, recipe), job, recipe, prepared, display, began, memory)
     return Run(out)
 
 
@@ -124,7 +122,7 @@ def reproduce_run(run: Path, source: Any, out: Path, display: Display, began: fl
         UserError: there is no such run, it is not finished, or its data or its model has changed.
         StoppedError: Ctrl-C or SIGTERM while steps were made.
     """
-    _require_run(run)
+    require_run(run)
     refuse_existing(out)
     if not is_finished(run):
         problem = Problem(
@@ -139,14 +137,23 @@ def reproduce_run(run: Path, source: Any, out: Path, display: Display, began: fl
         job, prepared, resolved = prepare_job(recipe, recipe.data.source if source is None else source, display)
         refuse_changes(run, resolved, prepared)
         changed = tell_changes(run, job, resolved, display)
-        _begin(out, recipe, job, resolved, prepared)
-        keeper = _keeper(out, resolved, read_decisions(run / EVENTS))
+        begin(out, recipe, job, resolved, prepared)
+        keeper = keeper_of(out, resolved, read_decisions(run / EVENTS))
         with only_one(out):
-            _carry_out(keeper, job, resolved, prepared, display, began, memory)
+            carry_out(keeper, job, resolved, prepared, display, began, memory)
     return keep_comparison(run, out, changed)
 
 
-def _require_run(out: Path) -> None:
+def require_run(out: Path) -> None:
+    """Make sure that a folder is that of a run.
+
+    Raises:
+        OutputError: it is not, or it is one fold of a run.
+    """
+    if (whole := Run(out).whole) is not None:
+        todo = f"Take the whole run: {whole}"
+        problem = Problem("a run folder", f"one fold of the run {whole}", todo, Where(file=str(out)))
+        raise OutputError(f"{out} is no run of its own.", [problem])
     if not all((out / name).is_file() for name in ("resolved.yaml", INPUTS)):
         got = "no such folder" if not out.exists() else f"a folder without resolved.yaml or {INPUTS}"
         todo = "Give the folder that `chainrule train --out` made, or train anew."
@@ -154,7 +161,7 @@ def _require_run(out: Path) -> None:
         raise OutputError(f"There is no run at {out}.", [problem])
 
 
-def _begin(out: Path, asked: Recipe, job: Job, resolved: Recipe, prepared: Prepared) -> None:
+def begin(out: Path, asked: Recipe, job: Job, resolved: Recipe, prepared: Prepared) -> None:
     """The run folder, with what is known before step one."""
     with atomic_folder(out) as folder:
         write_text(folder / "recipe.yaml", asked.to_yaml())
@@ -165,26 +172,42 @@ def _begin(out: Path, asked: Recipe, job: Job, resolved: Recipe, prepared: Prepa
 
 def prepare_job(recipe: Recipe, source: Any, display: Display) -> tuple[Job, Prepared, Recipe]:
     """Data, model and kernels, ready for step one."""
+    prepared, recipe = prepare_rows(recipe, source, display)
+    return make_job(recipe, prepared, display), prepared, recipe
+
+
+def prepare_rows(
+    recipe: Recipe, source: Any, display: Display, splits: Sequence[str] | None = ("train", "validation")
+) -> tuple[Prepared, Recipe]:
+    """The data, and the recipe with what is known before a model is loaded.
+
+    Args:
+        splits: which splits to encode; None for all.
+    """
     require_address_space()
     task, strategy = find_task(recipe.task.name), make_strategy(recipe.strategy)
     refuse_misfit(recipe.strategy.name, task)
     recipe = _with_parts(recipe, task)
-    device = choose_device(recipe.training.device)
     threads = use_threads(recipe.training.threads)
-    deterministic = choose_determinism(device, recipe.training.deterministic)
+    deterministic = choose_determinism(choose_device(recipe.training.device), recipe.training.deterministic)
     if task.micro_batch_tokens is None:  # where pieces keep memory low, freed memory must not stay
         keep_freed()
     display.say(f"Reading {recipe.data.source or type(source).__name__} …")
-    prepared = prepare(recipe, source, task, ("train", "validation"), reserved=reserved_tokens(strategy))
+    prepared = prepare(recipe, source, task, splits, reserved=reserved_tokens(strategy))
     _tell(prepared.report, prepared.max_length, display)
     rate = learning_rate(recipe.optimizer, strategy.default_learning_rate)
     known = {"model.max_length": prepared.max_length, "optimizer.learning_rate": rate}
-    recipe = recipe.replace({**known, "training.threads": threads, "training.deterministic": deterministic})
-    seed_everything(recipe.seed)
-    return _job(recipe, task, strategy, prepared, device, display), prepared, recipe
+    return prepared, recipe.replace({**known, "training.threads": threads, "training.deterministic": deterministic})
 
 
-def _keeper(out: Path, recipe: Recipe, decided: Sequence[Decision] = ()) -> Keeper:
+def plan(recipe: Recipe, prepared: Prepared, display: Display) -> tuple[Job, Recipe]:
+    """The job of a recipe, and the recipe with every choice made."""
+    job = make_job(recipe, prepared, display)
+    return job, resolve(job, _with_options(recipe, job.strategy), display)
+
+
+def keeper_of(out: Path, recipe: Recipe, decided: Sequence[Decision] = ()) -> Keeper:
+    """Of the checkpoints of a run, with what has become of the process that worked on it before."""
     minutes, keep = recipe.training.checkpoint_minutes, recipe.training.keep_checkpoints
     return Keeper(out, minutes, keep, halve=_was_killed_for_memory(out), decided=decided)
 
@@ -208,15 +231,13 @@ def _with_parts(recipe: Recipe, task: Task) -> Recipe:
     return recipe.replace(changes)
 
 
-def _carry_out(
+def carry_out(
     keeper: Keeper, job: Job, recipe: Recipe, prepared: Prepared, display: Display, began: float, memory: PeakMemory
 ) -> None:
     """Train, save, judge, report."""
     out = keeper.run
     with output_errors(out):
-        write_json(out / STARTED, _started())
-        seed_everything(recipe.seed)
-        outcome = train(job, recipe, _sink(recipe, out), display, keeper)
+        outcome = train_job(keeper, job, recipe, display)
         manifest = save_artifact(out, job, recipe, prepared, outcome)
         report = judge_validation(out, job.task, prepared, outcome, recipe, display)
         write_text(out / "artifact" / "README.md", model_card(manifest, report))
@@ -224,6 +245,13 @@ def _carry_out(
         write_summary(out, summary, began, memory)
         write_report(out)
         write_summary(out, summary, began, memory)  # with the time of the report
+
+
+def train_job(keeper: Keeper, job: Job, recipe: Recipe, display: Display) -> Outcome:
+    """Make the steps that are left of a run, and record them in its folder."""
+    write_json(keeper.run / STARTED, _started())
+    seed_everything(recipe.seed)
+    return train(job, recipe, _sink(recipe, keeper.run), display, keeper)
 
 
 def _started() -> dict[str, Any]:
@@ -269,9 +297,11 @@ def _with_options(recipe: Recipe, strategy: Strategy) -> Recipe:
     return recipe.replace({"strategy.options": strategy.options.model_dump(mode="json")})
 
 
-def _job(
-    recipe: Recipe, task: Task, strategy: Strategy, prepared: Prepared, device: torch.device, display: Display
-) -> Job:
+def make_job(recipe: Recipe, prepared: Prepared, display: Display) -> Job:
+    """Model and kernels, ready for step one on rows that are ready."""
+    task, strategy = find_task(recipe.task.name), make_strategy(recipe.strategy)
+    device = choose_device(recipe.training.device)
+    seed_everything(recipe.seed)
     model = _load(recipe, task, prepared).to(device)
     _tell_structure(model, recipe, task, display)
     model = strategy.prepare(model, display.say)
