@@ -92,12 +92,15 @@ def train(
     began = time.perf_counter()
     _set_environment()
     chosen = asked_recipe("train", source, recipe, flags, settings, _default_model)
+    from chainrule.hpo import auto
     from chainrule.hpo.folds import train_with_folds
     from chainrule.training.run import train_recipe
 
     rows = chosen.data.source if source is None else source
     folder = Path(out) if out is not None else _free_folder(chosen)
     carry_out = train_recipe if chosen.training.folds is None else train_with_folds
+    if chosen.strategy.name == auto.NAME:
+        carry_out = auto.train_chosen
     return carry_out(chosen, rows, folder, display or Quiet(), began)
 
 
@@ -123,7 +126,10 @@ def find_learning_rate(
     """
     _set_environment()
     chosen = asked_recipe("find_learning_rate", source, recipe, flags, settings, _default_model)
+    from chainrule.hpo.auto import refuse_open
     from chainrule.training.range_test import Range, find_rate
+
+    refuse_open(chosen, "find-lr")
 
     rows, page = chosen.data.source if source is None else source, None if out is None else Path(out)
     return find_rate(chosen, rows, Range(*tried), page, display or Quiet())
@@ -308,9 +314,11 @@ def show(what: str | Path, run: str | Path | Run | None = None) -> dict[str, Any
 
         return {"models": list_models(), "data": list_datasets()}
     if what in SHOWN:
+        from chainrule.hpo.auto import description
         from chainrule.training.shelves import rows_of
 
-        return {str(what): rows_of(str(what))}
+        rows = rows_of(str(what))
+        return {str(what): [*rows, description()] if what == "strategies" else rows}
     if not os.path.exists(what):  # noqa: PTH110  (unlike Path.exists it takes a name too long for no file)
         problem = Problem(
             where=Where(file=str(what)),

@@ -413,6 +413,11 @@ def artifact(trained: Run, tmp_path: Path) -> Path:
         ({"max_length": 0}, "field 'max_length': expected greater than or equal to 1, got 0."),
         ({"max_length": "x" * 999}, "field 'max_length': expected a valid integer"),
         ({"recipe": {"data": []}}, "field 'recipe': expected a mapping under data, got {'data': []}."),
+        ({"recipe": {"strategy": "full"}}, "expected a mapping under strategy, got {'strategy': 'full'}."),
+        (
+            {"recipe": {"structure": {"poolinG": None}}},
+            "keep_layers, pooling, reinitialise_top under structure.poolinG, got {'structure': {'poolinG': None}}.",
+        ),
         (
             {"recipe": {"data": {"clean": {"html": "perhaps"}}}},
             "field 'recipe': expected true or false for unicode_nfkc, html, ",

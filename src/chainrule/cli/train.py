@@ -30,7 +30,7 @@ def train(
     out: Annotated[Path | None, typer.Option(help="The run folder to make.")] = None,
     model: Annotated[str | None, typer.Option(help="A catalog name, a folder or a hub name.")] = None,
     task: Annotated[str | None, typer.Option(help="What a row means; see `chainrule show tasks`.")] = None,
-    strategy: Annotated[str | None, typer.Option(help="full, partial, head, lora; see `show strategies`.")] = None,
+    strategy: Annotated[str | None, typer.Option(help="full, partial, lora, auto, …; see `show strategies`.")] = None,
     epochs: Annotated[float | None, typer.Option(help="How often every row is seen.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Train no longer than about this.")] = None,
     folds: Annotated[

@@ -49,13 +49,18 @@ class Manifest(BaseModel):
     @classmethod
     def _sections(cls, recipe: dict[str, Any]) -> dict[str, Any]:
         """What is read of the recipe later must be there in its form."""
-        for name in ("data", "training"):
+        for name in ("data", "training", "strategy"):
             if not isinstance(recipe.get(name, {}), dict):
                 raise ValueError(f"a mapping under {name}")
         try:
             Clean.model_validate(recipe.get("data", {}).get("clean", {}))
         except ValidationError:
             raise ValueError(f"true or false for {', '.join(Clean.model_fields)} under data.clean") from None
+        try:
+            Structure.model_validate(recipe.get("structure", {}))
+        except ValidationError as error:
+            problems = validation_problems(error, Structure, None, prefix="structure")
+            raise ValueError("; ".join(f"{p.expected} under {p.where.field}" for p in problems)) from None
         return recipe
 
 

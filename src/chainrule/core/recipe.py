@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from chainrule.core.choice import Choice
 from chainrule.core.parsing import merge, read_yaml, unusual_values, validation_problems
 from chainrule.errors import Problem, RecipeError, Where
 
@@ -192,6 +193,7 @@ class Recipe(Section):
     regularisers: Annotated[dict[str, dict[str, Any]], BeforeValidator(_with_options)] = Field(default_factory=dict)
     training: Training = Field(default_factory=Training)
     seed: int = Field(default=0, ge=0, lt=2**32)
+    choice: Choice | None = None
 
     def to_yaml(self) -> str:
         """The recipe as YAML, every key written out, in the order of the fields."""

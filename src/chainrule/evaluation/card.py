@@ -131,8 +131,7 @@ def _measured_on(evaluation: EvaluationReport | None) -> str:
 
 
 def _strategy(manifest: Manifest) -> str:
-    strategy = manifest.recipe.get("strategy")
-    return str(strategy.get("name", "")) if isinstance(strategy, dict) else str(strategy or "")
+    return str(manifest.recipe.get("strategy", {}).get("name", ""))
 
 
 def _structure(manifest: Manifest) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from chainrule.evaluation import curves, judgement, sections
 from chainrule.evaluation.card import model_card
+from chainrule.evaluation.choice import choice
 from chainrule.evaluation.languages import named, say
 from chainrule.evaluation.layers import layers
 from chainrule.evaluation.page import render
@@ -50,6 +51,7 @@ def render_report(run_folder: Path) -> str:
         numbers=judgement.key_numbers(record),
         curves=curves.curves(record),
         facts=curves.facts(record),
+        choice=choice(record),
         layers=layers(record),
         errors=sections.errors(record),
         classes=sections.classes(record),

@@ -6,6 +6,7 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,11 @@ def peft_library(purpose: str) -> Any:
         MissingExtraError: it is not installed.
     """
     return require("peft", extra="peft", purpose=purpose)
+
+
+def has_peft() -> bool:
+    """Whether PEFT is installed."""
+    return find_spec("peft") is not None
 
 
 def has_adapters(model: Any) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from chainrule.core import shelf
-from chainrule.core.recipe import Spec
+from chainrule.core.recipe import Spec, unknown_name
 from chainrule.core.task import Task
 from chainrule.errors import Problem, RecipeError, Where
 from chainrule.strategies import bitfit, dora, full, gradual, head, hybrid, ia3, lora, partial, prompt, qlora
@@ -90,8 +90,10 @@ def refuse_misfit(name: str, task: Task) -> None:
     """Make sure that a strategy goes together with a task.
 
     Raises:
-        RecipeError: it does not; the message says why and lists those that do.
+        RecipeError: it does not; the message says why and lists those that do. Or there is no such strategy.
     """
+    if name not in STRATEGIES:
+        raise unknown_name("strategy", name, tuple(STRATEGIES))
     reason = STRATEGIES[name].misfit(task)
     if reason is None:
         return
