@@ -410,6 +410,7 @@ def artifact(trained: Run, tmp_path: Path) -> Path:
         ({"labels": ["a", "b", "c"]}, "field 'labels': expected 2 labels as in config.json, got ('a', 'b', 'c')."),
         ({"inputs": ["os.system"]}, "field 'inputs': expected inputs of text-classification: text, text_a, text_b"),
         ({"inputs": []}, "field 'inputs': expected inputs of text-classification"),
+        ({"loads_in": []}, "field 'loads_in': expected Tuple should have at least 1 item after validation, not 0"),
         ({"max_length": 0}, "field 'max_length': expected greater than or equal to 1, got 0."),
         ({"max_length": "x" * 999}, "field 'max_length': expected a valid integer"),
         ({"recipe": {"data": []}}, "field 'recipe': expected a mapping under data, got {'data': []}."),

@@ -15,6 +15,7 @@ import yaml
 import chainrule
 from chainrule.cli import main
 from chainrule.core.artifact import Run
+from chainrule.evaluation.report import write_report
 from chainrule.testing.data import sentences
 
 pytestmark = pytest.mark.unit
@@ -138,3 +139,11 @@ def test_a_name_that_is_no_text_is_told_all_the_same(tmp_path: Path, capsys: pyt
     out, _ = spoken(["check", name, "--json"], capsys)
     problem: Any = json.loads(out)["error"]["problems"][0]
     assert problem["where"]["field"] == "data.source"
+
+
+def test_half_a_surrogate_pair_is_written_out_in_a_report(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "check.json").write_text('{"source": "a.csv", "splits": {"\\ud800": {"rows": 3}}}', encoding="ascii")
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert "\\ud800" in page

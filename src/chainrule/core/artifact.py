@@ -42,7 +42,7 @@ class Manifest(BaseModel):
     metrics: dict[str, float]
     primary_metric: str
     data: dict[str, Any]
-    loads_in: tuple[str, ...]
+    loads_in: tuple[str, ...] = Field(min_length=1)
     weights_sha256: str
 
     @field_validator("recipe")

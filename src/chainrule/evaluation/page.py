@@ -27,7 +27,8 @@ def render(template: str, **values: Any) -> str:
     """
     css, script = _asset("report.css"), _asset("report.js")
     own = {"policy": _policy(css, script), "css": Markup(css), "script": Markup(script)}
-    return _templates().get_template(template).render(**own, **values)
+    text = _templates().get_template(template).render(**own, **values)
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")  # half a surrogate pair as JSON's escape
 
 
 @lru_cache(maxsize=1)

@@ -116,22 +116,24 @@ class Race:
             The results of the last round, the best first; those of the rounds before follow. Empty where there is no
             time for a race.
         """
-        began, results, left = time.perf_counter(), list[Result](), list(candidates)
-        rounds = max(1, math.ceil(math.log2(len(left)))) if left else 0
-        for number in range(1, rounds + 1):
+        began, results, steps = time.perf_counter(), list[Result](), 0
+        left = self._entrants(candidates, planned)
+        while len(left) > 1 and steps < planned:
             remaining = self.seconds - (time.perf_counter() - began)
-            steps = self.steps(len(left), remaining / (rounds - number + 1), planned)
-            while steps < FEWEST_STEPS and steps < planned and number == 1 and len(left) > 2:
-                left.pop()
-                steps = self.steps(len(left), remaining / (rounds - number + 1), planned)
-            if steps < min(FEWEST_STEPS, planned):
+            before, steps = steps, self.steps(len(left), remaining / _rounds(len(left)), planned)
+            if steps <= before:  # the clock has run on
                 break
-            done = self._round(left, number, steps, display)
+            done = self._round(left, 1 + (results[0].trial.round if results else 0), steps, display)
             results = [*done, *results]
             left = [result.candidate for result in done[: math.ceil(len(done) / 2)] if result.predictions is not None]
-            if len(left) < 2 or steps == planned:
-                break
         return results
+
+    def _entrants(self, candidates: Sequence[Candidate], planned: int) -> list[Candidate]:
+        """As many, the preferred first, as there is time to try."""
+        for count in range(len(candidates), 1, -1):
+            if self.steps(count, self.seconds / _rounds(count), planned) >= min(FEWEST_STEPS, planned):
+                return list(candidates[:count])
+        return []
 
     def _round(self, candidates: Sequence[Candidate], number: int, steps: int, display: Display) -> list[Result]:
         """Every candidate once, the best first."""
@@ -235,6 +237,11 @@ class Race:
             return np.arange(len(self.held_out))
         order = np.random.default_rng([self.recipe.seed, 3]).permutation(len(self.rows))
         return np.concatenate([np.sort(order[start::FOLDS]) for start in range(FOLDS)])
+
+
+def _rounds(candidates: int) -> int:
+    """Until one is left."""
+    return math.ceil(math.log2(candidates))
 
 
 def _forget(event: dict[str, object]) -> None:

@@ -163,7 +163,8 @@ def _baselines(folder: Path) -> list[Target]:
         def read(data: bytes, choose: random.Random) -> None:
             for other, content in files.items():
                 _put(fitted / other, data if other == name else content)
-            Baselines.load(fitted).predict({"text": ["good film", ""], "text_a": ["a", ""], "text_b": ["b", ""]})
+            baselines = Baselines.load(fitted)
+            baselines.predict({field: ["good film", ""] for field in baselines.fields})
 
         return read
 
@@ -278,7 +279,7 @@ def _trained(step: int) -> tuple[nn.Linear, Standing]:
 def _seal(checkpoint: Path) -> None:
     """Write the hashes that belong to the files, as whoever changes them on purpose would."""
     path = checkpoint / "state.json"
-    with suppress(ValueError, RecursionError, AttributeError, TypeError, OSError):
+    with suppress(ValueError, RecursionError, AttributeError, TypeError, KeyError, OSError):
         document = json.loads(path.read_text(encoding="utf-8"))
         document.pop("sha256", None)
         document["files"] = {name: sha256(checkpoint / name) for name in document["files"]}
