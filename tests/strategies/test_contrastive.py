@@ -145,6 +145,18 @@ def test_the_trunk_learns_from_its_mean_states_and_the_head_from_the_tasks_loss(
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
+def test_a_forward_that_fails_leaves_the_model_as_it_was(tmp_path: Path) -> None:
+    model, batch = model_and_batch(tmp_path, "bert", Structure())
+    accelerate(model, CPU)
+    kept = [module.__dict__.get("forward") for module in model.modules()]
+    task = class_objective(Spec(name="default"), batch.targets.numpy())
+    wrong = Batch(batch.inputs, batch.targets[:-1], batch.rows, 1)
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        ContrastiveObjective(task, 0.1).accumulate(model, wrong)
+    assert [module.__dict__.get("forward") for module in model.modules()] == kept
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
 def test_a_micro_batch_has_its_own_pairs(tmp_path: Path) -> None:
     model, batch = model_and_batch(tmp_path, "bert", Structure())
     task = class_objective(Spec(name="default"), batch.targets.numpy())

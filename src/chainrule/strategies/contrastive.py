@@ -21,14 +21,14 @@ from chainrule.tasks.objectives import backward
 
 
 def misfit(task: Task) -> str | None:
-    """Why the rows of a task are not alike or unlike by their targets; None where they are."""
+    """Why the targets of a task do not tell which rows are alike; None where they do."""
     if task.target.kind == "class":
         return None
     return "it needs rows of exactly one class each, to draw those of a class together"
 
 
 class Options(Section):
-    """How the encoder is tuned.
+    """How the encoder is tuned (defaults: LOG.md, "Does contrastive tuning help with few rows?").
 
     Attributes:
         temperature: cosines are divided by it; the lower, the more the most similar rows of other classes count.
