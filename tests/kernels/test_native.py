@@ -254,6 +254,8 @@ def test_several_layers_in_one_product() -> None:
         weights[1].mul_(3)
     assert torch.equal(stacked(weights), torch.cat(weights).bfloat16())
     assert stacked(weights) is stacked(weights)
+    for some in (weights[1:], weights):
+        assert torch.equal(stacked(some), torch.cat(some).bfloat16())
 
 
 @pytest.mark.parametrize("dtype", FORMATS)

@@ -80,7 +80,7 @@ def stacked(weights: Sequence[Any]) -> torch.Tensor:
     copies = [rounded(weight) for weight in weights]
     shared = [getattr(weight, "stack", None) for weight in weights]
     first = shared[0]
-    if first is not None and all(other is first for other in shared):
+    if first is not None and len(first) == sum(map(len, weights)) and all(other is first for other in shared):
         return first  # type: ignore[no-any-return]
     with torch.inference_mode(False), torch.no_grad():
         stack = torch.cat(copies)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -44,6 +45,19 @@ def accelerate(model: Any, device: torch.device) -> None:
         AttentionInterface.register(NAME, _attention)
         AttentionMaskInterface.register(NAME, _mask)
         model.set_attn_implementation(NAME)
+
+
+@contextmanager
+def every_token(model: Any) -> Iterator[None]:
+    """Inside, the last layer gives the states of all tokens, even where the head reads the first one alone."""
+    layers = layer_stack(model)
+    short = [layer for layer in layers if isinstance(_forward_of(layer), forwards.FirstTokenLayer)]
+    kept = [layer.__dict__.pop("forward") for layer in short]
+    try:
+        yield
+    finally:
+        for layer, forward in zip(short, kept, strict=True):
+            layer.forward = forward
 
 
 def keep_half_gradients(model: Any) -> None:

@@ -10,7 +10,20 @@ from chainrule.core import shelf
 from chainrule.core.recipe import Spec, unknown_name
 from chainrule.core.task import Task
 from chainrule.errors import Problem, RecipeError, Where
-from chainrule.strategies import bitfit, dora, full, gradual, head, hybrid, ia3, lora, partial, prompt, qlora
+from chainrule.strategies import (
+    bitfit,
+    contrastive,
+    dora,
+    full,
+    gradual,
+    head,
+    hybrid,
+    ia3,
+    lora,
+    partial,
+    prompt,
+    qlora,
+)
 from chainrule.strategies.adapted import LowRank
 from chainrule.strategies.base import Strategy
 
@@ -72,6 +85,13 @@ STRATEGIES: dict[str, Entry] = {
         prompt.Options,
         prompt.Prompt,
         "trains a few vectors before every text, and a classifier's head (option: tokens)",
+    ),
+    "contrastive": Entry(
+        contrastive.Options,
+        contrastive.Contrastive,
+        "for few rows: draws those of a class together, then trains the head (options: temperature, share, "
+        "head_learning_rate)",
+        contrastive.misfit,
     ),
 }
 
