@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import statistics
 from collections.abc import Mapping
@@ -315,8 +316,23 @@ def test_what_does_not_go_with_folds(
 
 def test_too_many_folds_leave_nothing_behind(data: Path, tiny_bert: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="There are too few rows for so many folds"):
-        train(data, tiny_bert, tmp_path / "run", {"training.folds": 40})
+        chainrule.train(str(data), model=str(tiny_bert), out=tmp_path / "run", folds=40)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_flag_is_the_recipe_s_key(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["train", str(data), "--folds", "1", "--out", str(tmp_path / "run"), "--json"])
+    assert stop.value.code == 2
+    (problem,) = json.loads(capsys.readouterr().out)["error"]["problems"]
+    assert problem["where"]["field"] == "training.folds"
+
+
+def test_the_page_stays_about_all_rows(folded: Run, data: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folded.path, tmp_path / "run"))
+    chainrule.evaluate(copy, str(data), split="test")
+    assert (copy / "evaluations" / "test.json").is_file()
+    assert "Cross-validated in 3 folds" in (copy / "report.html").read_text(encoding="utf-8")
 
 
 def test_what_cannot_be_done_with_the_run_or_a_fold(folded: Run, tmp_path: Path) -> None:
