@@ -98,14 +98,13 @@ def resume_with_folds(out: Path, source: Any, display: Display, began: float) ->
     """Go on with such a run where it was stopped: in the middle of a fold, between two, or in the final training.
 
     Args:
-        out: the run folder.
+        out: the folder of a run that has folds.
         source: as in `resume_run`.
 
     Raises:
         UserError: its data or its model has changed, or another process works on it.
         StoppedError: Ctrl-C or SIGTERM while steps were made.
     """
-    require_run(out)
     with only_one(out), PeakMemory() as memory:
         if is_finished(out) and TOLD in Run(out).summary:
             display.say(f"The run {out} is finished; there is nothing to go on with.")
@@ -119,16 +118,20 @@ def resume_with_folds(out: Path, source: Any, display: Display, began: float) ->
 
 
 def has_folds(run: Path) -> bool:
-    """Whether a run was begun with folds."""
-    resolved = run / "resolved.yaml"
-    return resolved.is_file() and read_recipe(resolved).training.folds is not None
+    """Whether a run was begun with folds.
+
+    Raises:
+        OutputError: there is no run, or it is one fold of a run.
+    """
+    require_run(run)
+    return read_recipe(run / "resolved.yaml").training.folds is not None
 
 
 def refuse_again(run: Path) -> None:
     """Refuse to reproduce a run with folds.
 
     Raises:
-        OutputError: it has folds.
+        OutputError: it has folds, or there is no run.
     """
     if has_folds(run):
         todo = f"Train anew with the choices it made, and compare: chainrule train --recipe {run / 'resolved.yaml'}"
