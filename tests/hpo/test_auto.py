@@ -222,3 +222,17 @@ def test_it_is_shown_with_the_others() -> None:
     assert rows[-1]["name"] == "auto"
     assert rows[-1]["options"] == {"candidates": [], "share": 0.25}
     assert math.prod(reason is None for reason in rows[-1]["tasks"].values())
+
+
+@pytest.mark.parametrize(
+    ("task", "rows", "names"),
+    [
+        ("text-classification", 64, ["contrastive", "gradual", "full"]),
+        ("text-classification", 5000, ["full", "gradual", "partial"]),
+        ("regression", 64, ["gradual", "full"]),
+        ("text-generation", 800, ["lora", "full"]),
+    ],
+)
+def test_what_races_where_nothing_is_named(task: str, rows: int, names: list[str]) -> None:
+    recipe = parse_recipe({"task": task, "model": "minilm"})
+    assert [spec.name for spec in auto._usual(recipe, rows)] == names

@@ -17,7 +17,7 @@ from chainrule.core.choice import Choice, LayerEvidence
 from chainrule.core.recipe import NamedSpec, Recipe, Section, Spec, parse_options
 from chainrule.errors import Problem, RecipeError, StoppedError, Where
 from chainrule.hpo.evidence import gather
-from chainrule.hpo.race import Candidate, Race, Result
+from chainrule.hpo.race import FEW, Candidate, Race, Result
 from chainrule.models.adapters import has_peft
 from chainrule.strategies import STRATEGIES, make_strategy, refuse_misfit, reserved_tokens
 from chainrule.system.files import refuse_existing
@@ -34,8 +34,11 @@ from chainrule.training.run import begin, carry_out, keeper_of, make_job, plan, 
 
 NAME = "auto"
 # The preferred first, with factors on their own learning rates; LOG.md, "Which strategies and learning rates race?"
-USUAL = ("full", "lora", "partial")
+FOR_FEW_ROWS = ("contrastive", "gradual", "full")
+FOR_MANY_ROWS = ("full", "gradual", "partial")
+FOR_LANGUAGE_MODELS = ("lora", "full")
 FACTORS = (1.0, 3.0)
+WHOLE = Spec(name="full")
 LEAST_SECONDS = 60.0  # for choosing, where no time was named
 NOISE = 0.02  # of probes' scores on some hundred rows
 LEFT = 0.1  # of the minutes, for training, however long choosing took
@@ -65,11 +68,12 @@ def train_chosen(recipe: Recipe, source: Any, out: Path, display: Display, began
     """
     refuse_existing(out)
     require_trackers(recipe.training.track)
-    options, candidates = _options(recipe)
-    roomiest = max(candidates, key=lambda spec: reserved_tokens(make_strategy(spec)))
+    options = _options(recipe)
+    roomiest = max(options.candidates or [WHOLE], key=lambda spec: reserved_tokens(make_strategy(spec)))
     with PeakMemory() as memory:
         prepared, known = prepare_rows(_of(recipe, roomiest), source, display)
         known = known.replace({"optimizer.learning_rate": recipe.optimizer.learning_rate})
+        candidates = options.candidates or _usual(recipe, sum(map(len, prepared.encoded.values())))
         job, resolved = plan(choose(known, candidates, options.share, prepared, display), prepared, display)
         begin(out, recipe, job, resolved, prepared)
         with only_one(out):
@@ -104,22 +108,20 @@ def refuse_open(recipe: Recipe, purpose: str) -> None:
         raise RecipeError(f"{purpose} works on one strategy.", [problem])
 
 
-def _options(recipe: Recipe) -> tuple[Options, tuple[Spec, ...]]:
-    """The options, and the strategies to choose from.
+def _options(recipe: Recipe) -> Options:
+    """The options, if there is something to choose.
 
     Raises:
         RecipeError: there are no such options or strategies, or nothing is left to choose.
     """
     options, task = parse_options(Options, recipe.strategy, "strategy"), find_task(recipe.task.name)
-    usual = (Spec(name=name) for name in USUAL if STRATEGIES[name].misfit(task) is None)
-    candidates = options.candidates or tuple(spec for spec in usual if spec.name != "lora" or has_peft())
-    for spec in candidates:
-        make_strategy(spec)
+    for spec in options.candidates:
         refuse_misfit(spec.name, task)
+        make_strategy(spec)
     problems = []
-    if len(candidates) < 2 and recipe.optimizer.learning_rate is not None:
-        expected = "two strategies or more, or a learning rate that is left open"
-        got, todo = f"{candidates[0].name} at {recipe.optimizer.learning_rate:g}", "Name the strategy with --strategy."
+    if len(options.candidates) == 1 and recipe.optimizer.learning_rate is not None:
+        expected, got = "two strategies or more, or a learning rate that is left open", options.candidates[0].name
+        got, todo = f"{got} at {recipe.optimizer.learning_rate:g}", "Name the strategy with --strategy."
         problems = [Problem(expected, got, todo, Where(field="strategy.options.candidates"))]
     elif recipe.training.folds is not None:
         expected = "a strategy that was not chosen by rows that the folds hold out"
@@ -127,7 +129,15 @@ def _options(recipe: Recipe) -> tuple[Options, tuple[Spec, ...]]:
         problems = [Problem(expected, "auto with folds", todo, Where(field="training.folds"))]
     if problems:
         raise RecipeError("The strategy cannot be chosen like this.", problems)
-    return options, candidates
+    return options
+
+
+def _usual(recipe: Recipe, rows: int) -> tuple[Spec, ...]:
+    """What did well on other data with as many rows."""
+    task = find_task(recipe.task.name)
+    names = FOR_LANGUAGE_MODELS if task.head == "language-model" else FOR_FEW_ROWS if rows <= FEW else FOR_MANY_ROWS
+    fitting = [name for name in names if STRATEGIES[name].misfit(task) is None and (name != "lora" or has_peft())]
+    return tuple(Spec(name=name) for name in fitting)
 
 
 def choose(recipe: Recipe, strategies: Sequence[Spec], share: float, prepared: Prepared, display: Display) -> Recipe:
@@ -145,8 +155,7 @@ def choose(recipe: Recipe, strategies: Sequence[Spec], share: float, prepared: P
     began = time.perf_counter()
     minutes, open_ended = recipe.training.minutes, recipe.replace({"training.minutes": None})
     display.say("Choosing the strategy: what each layer knows, and how sure its gradient is …")
-    whole = Spec(name="full")
-    plain = _at(open_ended.replace({"training.accelerate": False}), Candidate(whole, _rates(recipe, whole)[0]))
+    plain = _at(open_ended.replace({"training.accelerate": False}), Candidate(WHOLE, _rates(recipe, WHOLE)[0]))
     probe_metric, layers = gather(make_job(plain, prepared, Quiet()), recipe.seed)
     job, timed = plan(_at(open_ended, Candidate(strategies[0], _rates(recipe, strategies[0])[0])), prepared, Quiet())
     steps, seconds = planned_steps(timed, len(job.train)), planned_seconds(job, timed)
