@@ -135,13 +135,14 @@ def test_adapters_on_a_changed_model_are_merged_or_refused(tiny_bert: Path, labe
     assert "The adapters will be merged into the changed model." in told.lines
     assert run.artifact.manifest.loads_in == ("transformers",)
     judged_again(run)
-    with pytest.raises(RecipeError) as caught:
-        train(tiny_bert, labelled, tmp_path / "alone", **settings, **{"strategy.options.merge": False})
-    assert str(caught.value) == (
-        "Adapters alone could not be loaded again.\n  - field 'strategy.options.merge': expected true, as structure "
-        "makes another model than the one that has a name, got false. Set strategy.options.merge to true, or leave "
-        "structure out."
-    )
+    for alone in ({"strategy.options.merge": False}, {"strategy": "prompt"}):
+        with pytest.raises(RecipeError) as caught:
+            train(tiny_bert, labelled, tmp_path / "alone", **(settings | alone))
+        assert str(caught.value) == (
+            "Adapters alone could not be loaded again.\n  - field 'structure': expected the pretrained model as it is, "
+            "since adapters that are saved alone need one with a name, got changes that make another model of it. "
+            "Leave structure out, or merge: strategy lora with strategy.options.merge=true."
+        )
 
 
 def test_what_the_model_does_not_have_is_refused_before_there_is_a_run(

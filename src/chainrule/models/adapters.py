@@ -172,9 +172,12 @@ def refuse_alone(model: Any) -> None:
         RecipeError: the model was changed after it was loaded.
     """
     if not model.name_or_path:
-        todo = "Set strategy.options.merge to true, or leave structure out."
-        where = Where(field="strategy.options.merge")
-        problem = Problem("true, as structure makes another model than the one that has a name", "false", todo, where)
+        problem = Problem(
+            where=Where(field="structure"),
+            expected="the pretrained model as it is, since adapters that are saved alone need one with a name",
+            got="changes that make another model of it",
+            todo="Leave structure out, or merge: strategy lora with strategy.options.merge=true.",
+        )
         raise RecipeError("Adapters alone could not be loaded again.", [problem])
 
 

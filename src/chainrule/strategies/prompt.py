@@ -10,7 +10,7 @@ from pydantic import Field
 
 from chainrule.core.recipe import Optimizer, Section
 from chainrule.errors import Problem, RecipeError, Where
-from chainrule.models.adapters import head_modules, kind_of, peft_library, put_on
+from chainrule.models.adapters import head_modules, kind_of, peft_library, put_on, refuse_alone
 from chainrule.strategies.adapted import adapter_phases
 from chainrule.strategies.base import Phase
 
@@ -46,6 +46,7 @@ class Prompt:
                 todo="Use --strategy lora, or another model.",
             )
             raise RecipeError("The strategy 'prompt' does not go together with this classifier.", [problem])
+        refuse_alone(model)
         tell("The artifact will be the virtual tokens alone, which PEFT loads beside the base model.")
         config = peft.PromptTuningConfig(
             num_virtual_tokens=self.options.tokens,
