@@ -106,6 +106,7 @@ def run_one(options: argparse.Namespace, data: str, strategy: str, seed: int) ->
         "threads": options.threads,
         "quiet": options.quiet,
         "settings": options.settings,
+        "choice": resolved.choice.model_dump(mode="json") if resolved.choice else None,
     }
 
 

@@ -166,7 +166,7 @@ def trained_manifest() -> dict[str, Any]:
         metrics={"accuracy": 0.5},
         primary_metric="accuracy",
         data={},
-        loads_in=(),
+        loads_in=("transformers",),
         weights_sha256="00",
     )
     return manifest.model_dump(mode="json")

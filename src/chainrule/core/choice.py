@@ -59,6 +59,7 @@ class Choice(_Record):
         metric: that trials are ranked by; of "loss" and the like the negative.
         probe_metric: what `LayerEvidence.probe` is.
         seconds: that choosing took.
+        allowed_seconds: that it was meant to take at most.
     """
 
     by: str
@@ -68,3 +69,4 @@ class Choice(_Record):
     layers: tuple[LayerEvidence, ...] = ()
     trials: tuple[Trial, ...] = ()
     seconds: float
+    allowed_seconds: float

@@ -164,11 +164,11 @@ def choose(recipe: Recipe, strategies: Sequence[Spec], share: float, prepared: P
         allowed = share * minutes * 60
         steps = min(steps, max(1, int((1 - share) * minutes * 60 / RESERVE_FOR_THE_REST / each)))
     del job
-    allowed -= time.perf_counter() - began
-    race = Race(open_ended.replace({"training.precision": timed.training.precision}), prepared, allowed, each)
+    left = allowed - (time.perf_counter() - began)
+    race = Race(open_ended.replace({"training.precision": timed.training.precision}), prepared, left, each)
     candidates = _candidates(recipe, strategies, layers)
     names = ", ".join(dict.fromkeys(candidate.strategy.name for candidate in candidates))
-    display.say(f"Choosing the strategy: a race of {names}, for about {max(allowed, 0):.0f} s.")
+    display.say(f"Choosing the strategy: a race of {names}, for at most about {max(left, 0):.0f} s.")
     try:
         results = race.run(candidates, steps, display)
     except StoppedError as error:
@@ -184,10 +184,11 @@ def choose(recipe: Recipe, strategies: Sequence[Spec], share: float, prepared: P
         layers=layers,
         trials=tuple(result.trial for result in results),
         seconds=round(took, 2),
+        allowed_seconds=round(allowed, 2),
     )
     display.say(f"Strategy {winner.strategy.name} at a learning rate of {winner.learning_rate:g}: {verdict}")
-    left = None if minutes is None else max(minutes - took / 60, LEFT * minutes)
-    return _at(recipe, winner).replace({"training.minutes": left, "choice": choice.model_dump(mode="json")})
+    rest = None if minutes is None else max(minutes - took / 60, LEFT * minutes)
+    return _at(recipe, winner).replace({"training.minutes": rest, "choice": choice.model_dump(mode="json")})
 
 
 def _of(recipe: Recipe, spec: Spec) -> Recipe:
