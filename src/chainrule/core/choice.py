@@ -33,7 +33,7 @@ class Trial(_Record):
 
     Attributes:
         round: 1-based; who is left after a round is tried again, longer.
-        score: of the rows that were held out, by the metric that ranks weights, larger is better; null where it failed.
+        score: of the rows that were held out, by `Choice.metric`; null where training failed.
         standard_error: of the difference to the best score of its round.
         seconds: of all of it, loading the model included.
         note: why there is no score, or what became of it.
@@ -56,7 +56,7 @@ class Choice(_Record):
     """What `auto` found out. It is written by a training and changes nothing in another one.
 
     Attributes:
-        metric: that trials are ranked by; of "loss" and the like the negative.
+        metric: that trials are ranked by.
         probe_metric: what `LayerEvidence.probe` is.
         seconds: that choosing took.
         allowed_seconds: that it was meant to take at most.

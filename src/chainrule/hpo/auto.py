@@ -235,10 +235,11 @@ def _seen(layers: Sequence[LayerEvidence], metric: str | None, rows: int) -> lis
     """What the layers say, in words."""
     told, known = [], _lowest_of_the_best(layers)
     if known is not None:
-        lowest, at = layers[0], layers[known]
+        lowest, at = next(layer for layer in layers if layer.probe is not None), layers[known]
+        below = f"; on that of {lowest.layer} it reaches {lowest.probe:.3f}" if lowest is not at else ""
         told.append(
             f"A linear model on the mean state of {at.layer} reaches {metric} {at.probe:.3f}, and no layer above it is "
-            f"better by more than {NOISE:g}; on that of {lowest.layer} it reaches {lowest.probe:.3f}."
+            f"better by more than {NOISE:g}{below}."
         )
     scales = [layer.noise_scale for layer in layers if layer.noise_scale is not None]
     if layers and scales:
@@ -267,7 +268,7 @@ def _winner(results: Sequence[Result], candidates: Sequence[Candidate], metric: 
 
 
 def _behind(result: Result, best: Result) -> float:
-    return (best.trial.score or 0.0) - (result.trial.score or 0.0)
+    return abs((best.trial.score or 0.0) - (result.trial.score or 0.0))
 
 
 def _named(candidate: Candidate) -> str:

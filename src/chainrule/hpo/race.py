@@ -200,7 +200,7 @@ class Race:
             round=number,
             steps=steps,
             rows=len(portions[0].train),
-            score=None if whole is None else round(self._score(self.targets, whole)[0], 5),
+            score=None if whole is None else round(self.task.measure(self.targets, whole)[self.metric], 5),
             seconds=round(time.perf_counter() - began, 2),
             trained_parameters=trained,
             note=note,
