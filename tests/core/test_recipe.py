@@ -55,7 +55,8 @@ def test_all_problems_are_reported_at_once() -> None:
         "field 'optimizer.learning_rate': expected greater than 0, got -1.0. Change 'optimizer.learning_rate'.",
         "field 'seed': expected greater than or equal to 0, got -3. Change 'seed'.",
         "field 'optimiser': expected one of the keys choice, data, loss, model, optimizer, regularisers, schedule, "
-        "seed, strategy, structure, task, training, got the unknown key 'optimiser'. Correct the spelling or remove it.",
+        "seed, strategy, structure, task, training, got the unknown key 'optimiser'. Correct the spelling or remove "
+        "it.",
     ]
 
 
