@@ -174,6 +174,8 @@ def main() -> None:
     parser.add_argument("--one", type=int, nargs="+", help="make the runs of these seeds in this process")
     parser.add_argument("--report", action="store_true", help="make no runs, only the tables of those that are there")
     options = parser.parse_args()
+    if options.settings and not options.label:
+        parser.error("--set makes other runs than those of the strategy's defaults: give them a --label")
     if options.one is not None:
         for seed in options.one:
             result = run_one(options, options.data[0], options.strategies[0], seed)

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +16,14 @@ import pytest
 
 import chainrule
 from chainrule.core.artifact import Run
-from chainrule.core.choice import LayerEvidence
+from chainrule.core.choice import LayerEvidence, Trial
 from chainrule.core.recipe import Recipe, Spec, parse_recipe
 from chainrule.core.task import Predictions
-from chainrule.errors import RecipeError, StoppedError
+from chainrule.data.encode import Encoded
+from chainrule.errors import RecipeError, StoppedError, Where
 from chainrule.hpo import auto, race
-from chainrule.hpo.race import Candidate, Race
-from chainrule.system.progress import Quiet
+from chainrule.hpo.race import Candidate, Pace, Race
+from chainrule.system.progress import Bar, Quiet
 from chainrule.tasks.prepare import Prepared
 from chainrule.testing.data import sentences, write_csv
 from chainrule.training.run import prepare_rows
@@ -69,7 +75,7 @@ def test_what_was_found_is_trained_as_if_it_had_been_named(found: Run, reviews: 
 def test_a_learning_rate_that_teaches_nothing_loses(tiny_bert: Path, reviews: Path) -> None:
     prepared, recipe = prepared_rows(reviews, tiny_bert)
     candidates = [Candidate(FULL, 1e-9), Candidate(FULL, 5e-3)]
-    results = Race(recipe, prepared, 600.0, 1e-6).run(candidates, 60, Quiet())
+    results = Race(recipe, prepared, 600.0, Pace(0.0, 1e-6)).run(candidates, 60, Quiet())
     assert [result.candidate for result in results] == candidates[::-1]
     assert [result.trial.round for result in results] == [1, 1]
     better, worse = results
@@ -82,7 +88,7 @@ def test_of_those_that_are_as_good_the_preferred_one_is_taken(tiny_bert: Path, r
     """Two that teach nothing differ by no more than chance."""
     prepared, recipe = prepared_rows(reviews, tiny_bert)
     candidates = [Candidate(FULL, 1e-9), Candidate(HEAD, 1e-9)]
-    results = Race(recipe, prepared, 600.0, 1e-6).run(candidates, 20, Quiet())
+    results = Race(recipe, prepared, 600.0, Pace(0.0, 1e-6)).run(candidates, 20, Quiet())
     assert auto._winner(results, candidates, "accuracy")[0] == candidates[0]
     assert auto._winner(results, candidates[::-1], "accuracy")[0] == candidates[1]
 
@@ -90,9 +96,9 @@ def test_of_those_that_are_as_good_the_preferred_one_is_taken(tiny_bert: Path, r
 def test_a_trial_that_diverges_is_out(tiny_bert: Path, reviews: Path) -> None:
     prepared, recipe = prepared_rows(reviews, tiny_bert, **{"optimizer.max_gradient_norm": None})
     candidates = [Candidate(FULL, 1e30), Candidate(FULL, 1e-4)]
-    results = Race(recipe, prepared, 600.0, 1e-6).run(candidates, 20, Quiet())
+    results = Race(recipe, prepared, 600.0, Pace(0.0, 1e-6)).run(candidates, 20, Quiet())
     assert results[-1].trial.score is None
-    assert results[-1].trial.note == "Training has diverged."
+    assert re.match(r"(loss|a loss of) ", results[-1].trial.note)
     assert auto._winner(results, candidates, "accuracy")[0] == candidates[1]
 
 
@@ -103,7 +109,7 @@ def test_half_of_them_go_on_and_get_more_steps(
     prepared, recipe = prepared_rows(source, tiny_bert)
     monkeypatch.setattr(race, "FEWEST_STEPS", 2)
     candidates = [Candidate(FULL, rate) for rate in (1e-5, 1e-4, 1e-3, 5e-3)]
-    results = Race(recipe, prepared, 1000.0, 20.0).run(candidates, 1000, Quiet())
+    results = Race(recipe, prepared, 1000.0, Pace(0.0, 20.0)).run(candidates, 1000, Quiet())
     rounds = [result.trial.round for result in results]
     assert sorted(rounds) == [1, 1, 1, 1, 2, 2]
     assert rounds == sorted(rounds, reverse=True)
@@ -115,41 +121,64 @@ def test_half_of_them_go_on_and_get_more_steps(
 def test_where_time_is_short_fewer_start_and_where_there_is_none_nobody_does(tiny_bert: Path, reviews: Path) -> None:
     prepared, recipe = prepared_rows(reviews, tiny_bert)
     candidates = [Candidate(FULL, 1e-4), Candidate(HEAD, 1e-3), Candidate(FULL, 1e-3), Candidate(HEAD, 1e-2)]
-    few = Race(recipe, prepared, 900.0, 3.0)
+    few = Race(recipe, prepared, 900.0, Pace(0.0, 3.0))
     assert few.steps(4, 450.0, 1000) < race.FEWEST_STEPS < few.steps(2, 900.0, 1000)
     assert {result.trial.strategy for result in few.run(candidates, 24, Quiet())} == {"full", "head"}
     assert len(few.run(candidates, 24, Quiet())) == 2
-    nothing = Race(recipe, prepared, 1.0, 10.0).run(candidates, 1000, Quiet())
+    nothing = Race(recipe, prepared, 1.0, Pace(0.0, 10.0)).run(candidates, 1000, Quiet())
     winner, why = auto._winner(nothing, candidates, "accuracy")
-    assert (winner, why) == (candidates[0], "there was no time for a race; it did best on other data.")
+    assert (winner, why) == (candidates[0], "there was no time for a race; it comes first in the order of preference.")
 
 
-def test_every_row_of_a_small_set_is_held_out_once(tiny_bert: Path, reviews: Path) -> None:
-    prepared, recipe = prepared_rows(reviews, tiny_bert)
-    small = Race(recipe, prepared, 1.0, 1.0)
-    portions, order = small._portions(10), small._order()
-    assert sorted(order.tolist()) == list(range(360))
+def test_every_row_of_a_small_set_is_held_out_once_and_its_twins_with_it(tiny_bert: Path, tmp_path: Path) -> None:
+    rows = sentences(150)
+    source = write_csv(tmp_path / "twins.csv", rows + rows[:50])
+    prepared, recipe = prepared_rows(source, tiny_bert)
+    small = Race(recipe, prepared, 1.0, Pace(0.0, 1.0))
+    portions = small.portions(10)
+    assert len(portions) == small.trainings == race.FOLDS
+    assert sorted(np.concatenate(small.folds).tolist()) == list(range(180))
     held = np.concatenate([portion.held_out.targets for portion in portions if portion.held_out.targets is not None])
-    assert (held == small.targets[order]).all()
+    assert (held == small.targets).all()
     for portion in portions:
-        assert len(portion.train) + len(portion.held_out) == 360
-    whole = race._together([_of(order[:90]), _of(order[90:])], order)
-    assert whole.values.tolist() == list(range(360))
+        assert len(portion.train) + len(portion.held_out) == 180
+        assert not _texts(portion.train) & _texts(portion.held_out)
+        assert portion.held_out.targets is not None
+        assert 0.3 < portion.held_out.targets.mean() < 0.7
 
 
-def _of(values: np.ndarray) -> Any:
-    return Predictions(values, values.astype(float), values.astype(float))
+def _texts(rows: Encoded) -> set[bytes]:
+    return {rows.ids[start:end].tobytes() for start, end in pairwise(rows.offsets)}
 
 
-def test_minutes_are_shared(tiny_bert: Path, reviews: Path, tmp_path: Path) -> None:
-    settings = SETTINGS | {"training.steps": 400, "strategy.options": {"candidates": ["full", "head"], "share": 0.4}}
-    run = chainrule.train(
-        str(reviews), model=str(tiny_bert), strategy="auto", minutes=0.05, out=tmp_path / "run", settings=settings
-    )
-    resolved = chainrule.read_recipe(run.path / "resolved.yaml")
-    assert resolved.training.minutes is None
-    assert resolved.training.steps is not None
-    assert resolved.training.steps <= 400
+def test_enough_validation_rows_are_not_learned_from(tiny_bert: Path, tmp_path: Path) -> None:
+    write_csv(tmp_path / "train.csv", sentences(40))
+    write_csv(tmp_path / "validation.csv", sentences(200, seed=1))
+    prepared, recipe = prepared_rows(tmp_path, tiny_bert)
+    few = Race(recipe, prepared, 1.0, Pace(0.0, 1.0))
+    (portion,) = few.portions(10)
+    assert (few.trainings, len(portion.train), len(portion.held_out)) == (1, 40, 200)
+
+
+def test_the_time_of_a_whole_training_is_shared(
+    tiny_bert: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared, recipe = prepared_rows(reviews, tiny_bert, **{"training.minutes": 2.0, "training.steps": 100_000})
+    seen: list[tuple[float, int]] = []
+
+    def run(self: Race, candidates: Any, planned: int, display: Any) -> list[Any]:
+        seen.append((self.seconds, planned))
+        return []
+
+    monkeypatch.setattr(Race, "run", run)
+    monkeypatch.setattr(auto, "planned_seconds", lambda job, recipe: 100_000 * 0.01)
+    found = auto.choose(recipe, [FULL, HEAD], 0.4, prepared, Quiet())
+    ((seconds, planned),) = seen
+    assert 30 < seconds <= 0.4 * 120
+    assert planned == int(0.6 * 120 / 1.15 / 0.01)
+    assert found.choice is not None
+    assert found.choice.allowed_seconds == 48.0
+    assert found.training.minutes == pytest.approx(2.0 - found.choice.seconds / 60, abs=1e-3)
 
 
 def test_partial_trains_what_lies_above_what_is_known() -> None:
@@ -176,9 +205,13 @@ def test_partial_trains_what_lies_above_what_is_known() -> None:
         (
             {"training.folds": 4},
             "field 'training.folds': expected a strategy that was not chosen by rows that the folds hold out, got auto "
-            "with folds. Choose first without --folds; then name with --strategy what was found.",
+            "with folds. Name it with --strategy. One found on these rows makes the score of the folds look better "
+            "than it is.",
         ),
-        ({"strategy.options": {"candidates": ["ful"]}}, "got 'ful'. Choose one of the names"),
+        (
+            {"strategy.options": {"candidates": ["full", "ful"]}},
+            "field 'strategy.options.candidates.1.name': expected one of full, partial",
+        ),
         ({"strategy.options": {"candidate": ["full"]}}, "expected one of the keys candidates, share"),
         ({"strategy.options": {"share": 1.5}}, "field 'strategy.options.share': expected less than 1, got 1.5"),
     ],
@@ -204,17 +237,80 @@ def test_find_lr_wants_one_strategy(reviews: Path) -> None:
     assert caught.value.problems[0].todo.startswith("Name one with --strategy")
 
 
+@pytest.mark.parametrize(("number", "code", "name"), [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM")])
 def test_ctrl_c_while_choosing_leaves_nothing(
-    tiny_bert: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: int, code: int, name: str, tiny_bert: Path, reviews: Path, tmp_path: Path
 ) -> None:
-    def pressed(*arguments: Any) -> Any:
-        raise StoppedError("Stopped by Ctrl-C after step 1.", [], 130)
+    class Pressed(Quiet):
+        def __init__(self) -> None:
+            self.lines: list[str] = []
 
-    monkeypatch.setattr(race, "train", pressed)
-    with pytest.raises(StoppedError, match="Stopped while the strategy was chosen") as caught:
-        chainrule.train(str(reviews), model=str(tiny_bert), strategy="auto", out=tmp_path / "run", settings=SETTINGS)
-    assert caught.value.exit_code == 130
+        def say(self, message: str) -> None:
+            self.lines.append(message)
+
+        @contextmanager
+        def bar(self, title: str, total: int) -> Iterator[Bar]:
+            class Pressing:
+                def advance(self, amount: int, note: str = "") -> None:
+                    signal.raise_signal(number)
+
+            yield Pressing()
+
+    display = Pressed()
+    settings = SETTINGS | {"strategy.options": {"candidates": ["head", "full"]}}
+    with pytest.raises(StoppedError, match=f"Stopped by {name} while the strategy was chosen") as caught:
+        chainrule.train(
+            str(reviews),
+            model=str(tiny_bert),
+            strategy="auto",
+            out=tmp_path / "run",
+            settings=settings,
+            display=display,
+        )
+    assert caught.value.exit_code == code
+    assert "Stopping at the end of this step; once more stops at once." in display.lines
     assert not (tmp_path / "run").exists()
+
+
+def test_trials_are_broken_off_when_the_time_is_over(tiny_bert: Path, reviews: Path) -> None:
+    prepared, recipe = prepared_rows(reviews, tiny_bert)
+    candidates = [Candidate(FULL, 1e-4), Candidate(HEAD, 1e-3)]
+    results = Race(recipe, prepared, 0.5, Pace(0.0, 1e-9)).run(candidates, 5000, Quiet())
+    assert {result.trial.note for result in results} == {"broken off: the time was over"}
+    assert auto._winner(results, candidates, "accuracy") == (
+        candidates[0], "every trial failed; it comes first in the order of preference."
+    )  # fmt: skip
+
+
+def test_a_finalist_that_fails_later_is_not_taken() -> None:
+    first, second = Candidate(FULL, 1e-3), Candidate(FULL, 1e-4)
+    said = Predictions(np.zeros(1), np.zeros(1))
+
+    def result(candidate: Candidate, number: int, score: float | None) -> race.Result:
+        trial = Trial(
+            strategy="full",
+            learning_rate=candidate.learning_rate,
+            round=number,
+            steps=9,
+            rows=9,
+            score=score,
+            seconds=1,
+        )
+        return race.Result(candidate, trial, None if score is None else said)
+
+    results = [result(first, 2, None), result(second, 2, None), result(first, 1, 0.9), result(second, 1, 0.8)]
+    assert auto._winner(results, [first, second], "accuracy")[1].startswith("every trial failed")
+    third = Candidate(HEAD, 1e-3)
+    assert auto._winner([*results, result(third, 1, 0.5)], [first, second, third], "accuracy")[0] == third
+
+
+def test_a_candidate_that_the_model_does_not_go_with_is_refused_before_the_race(
+    tiny_bert: Path, reviews: Path, tmp_path: Path
+) -> None:
+    settings = SETTINGS | {"strategy.options": {"candidates": ["full", {"name": "partial", "options": {"top": 9}}]}}
+    with pytest.raises(RecipeError, match="The candidate 'partial' cannot be trained") as caught:
+        chainrule.train(str(reviews), model=str(tiny_bert), strategy="auto", out=tmp_path / "run", settings=settings)
+    assert caught.value.problems[0].where == Where(field="strategy.options.candidates")
 
 
 def test_it_is_shown_with_the_others() -> None:
@@ -236,3 +332,28 @@ def test_it_is_shown_with_the_others() -> None:
 def test_what_races_where_nothing_is_named(task: str, rows: int, names: list[str]) -> None:
     recipe = parse_recipe({"task": task, "model": "minilm"})
     assert [spec.name for spec in auto._usual(recipe, rows)] == names
+
+
+def test_a_choice_of_another_run_is_not_told_and_not_folded(found: Run, reviews: Path, tmp_path: Path) -> None:
+    again = chainrule.train(
+        str(reviews),
+        recipe=found.path / "resolved.yaml",
+        strategy="full",
+        out=tmp_path / "r",
+        settings={"training.steps": 2},
+    )
+    assert "How the strategy was found" not in (again.path / "report.html").read_text(encoding="utf-8")
+    with pytest.raises(RecipeError, match="The folds would flatter this strategy") as caught:
+        chainrule.train(str(reviews), recipe=found.path / "resolved.yaml", out=tmp_path / "f", folds=3)
+    assert str(caught.value.problems[0]) == (
+        "field 'choice': expected a strategy that was not chosen by rows that the folds hold out, got one that auto "
+        "has found. Remove choice from the recipe if the strategy was found on other rows."
+    )
+
+
+def test_a_damaged_choice_says_what_to_do() -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe({"task": "text-classification", "model": "minilm", "choice": {"by": "me"}})
+    assert str(caught.value.problems[0]) == (
+        "field 'choice.reasons': expected a value, got nothing. Remove choice: it changes nothing."
+    )

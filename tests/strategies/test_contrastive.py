@@ -180,7 +180,7 @@ def test_a_micro_batch_has_its_own_pairs(tmp_path: Path) -> None:
 def test_the_head_is_trained_from_the_start_and_alone_in_the_end(
     steps: int, share: float, starts: list[int], tiny_bert: Path
 ) -> None:
-    strategy = make_strategy(Spec(name="contrastive", options={"share": share, "head_learning_rate": 0.5}))
+    strategy = make_strategy(Spec(name="contrastive", options={"share": share, "head_factor": 500.0}))
     name = str(tiny_bert)
     model = load_classifier(name, load_tokenizer(name), ["a", "b"], "single_label_classification", Structure(), seed=0)
     phases = strategy.phases(model, Optimizer(learning_rate=1e-3), steps)

@@ -58,6 +58,17 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.values)
 
+    @classmethod
+    def joined(cls, parts: Sequence[Predictions]) -> Predictions:
+        """The rows of all parts, one after the other; losses only where every part has them."""
+        losses = [part.losses for part in parts if part.losses is not None]
+        values, scores = (np.concatenate([getattr(part, name) for part in parts]) for name in ("values", "scores"))
+        return cls(values, scores, np.concatenate(losses) if len(losses) == len(parts) else None)
+
+    def take(self, rows: np.ndarray) -> Predictions:
+        """Those of the rows at these positions, in that order."""
+        return Predictions(self.values[rows], self.scores[rows], None if self.losses is None else self.losses[rows])
+
 
 class Objective(Protocol):
     """Forward and backward of one micro-batch. Others (distillation, R-Drop, …) wrap it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from chainrule.evaluation.languages import named, say
+from chainrule.evaluation.languages import both, named, say
 from chainrule.evaluation.layer_charts import part_words
 from chainrule.evaluation.quantities import NOTHING, count_text, duration, finite, listed, mapping
 from chainrule.evaluation.record import Record
@@ -13,8 +13,8 @@ from chainrule.evaluation.record import Record
 
 def choice(record: Record) -> dict[str, Any]:
     """What was found, every trial, and what the layers showed; empty where nothing was left open."""
-    found = mapping(record.resolved.get("choice"))
-    if not found:
+    found, asked = mapping(record.resolved.get("choice")), mapping(record.asked.get("strategy"))
+    if not found or asked.get("name") != found.get("by"):  # else the recipe has it from another run
         return {}
     trials = [mapping(item) for item in listed(found.get("trials"))]
     rate = finite(mapping(record.resolved.get("optimizer")).get("learning_rate"))
@@ -26,6 +26,7 @@ def choice(record: Record) -> dict[str, Any]:
             rate=NOTHING if rate is None else f"{rate:g}",
             seconds=took,
         ),
+        "reasons": [both(str(reason)) for reason in listed(found.get("reasons"))],
         "metric": named("metric", found.get("metric", "")),
         "trials": [_trial(item) for item in trials],
         "probe": named("metric", found["probe_metric"]) if found.get("probe_metric") else None,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,14 @@ from pydantic import Field
 from chainrule.core.artifact import Run
 from chainrule.core.choice import Choice, LayerEvidence
 from chainrule.core.recipe import NamedSpec, Recipe, Section, Spec, parse_options
-from chainrule.errors import Problem, RecipeError, StoppedError, Where
+from chainrule.errors import MissingExtraError, Problem, RecipeError, ShortageError, UserError, Where
 from chainrule.hpo.evidence import gather
-from chainrule.hpo.race import FEW, Candidate, Race, Result
+from chainrule.hpo.race import FEW, Candidate, Pace, Race, Result
 from chainrule.models.adapters import has_peft
 from chainrule.strategies import STRATEGIES, make_strategy, refuse_misfit, reserved_tokens
 from chainrule.system.files import refuse_existing
 from chainrule.system.lock import only_one
-from chainrule.system.memory import PeakMemory
+from chainrule.system.memory import PeakMemory, is_shortage
 from chainrule.system.progress import Display, Quiet
 from chainrule.tasks import TASKS, find_task
 from chainrule.tasks.prepare import Prepared
@@ -37,7 +38,8 @@ NAME = "auto"
 FOR_FEW_ROWS = ("contrastive", "gradual", "full")
 FOR_MANY_ROWS = ("full", "gradual", "partial")
 FOR_LANGUAGE_MODELS = ("lora", "full")
-FACTORS = (1.0, 3.0)
+FACTORS = (3.0, 1.0)
+CONTRASTIVE_FACTORS = (1.0, 0.5)
 WHOLE = Spec(name="full")
 LEAST_SECONDS = 60.0  # for choosing, where no time was named
 NOISE = 0.02  # of probes' scores on some hundred rows
@@ -73,7 +75,7 @@ def train_chosen(recipe: Recipe, source: Any, out: Path, display: Display, began
     with PeakMemory() as memory:
         prepared, known = prepare_rows(_of(recipe, roomiest), source, display)
         known = known.replace({"optimizer.learning_rate": recipe.optimizer.learning_rate})
-        candidates = options.candidates or _usual(recipe, sum(map(len, prepared.encoded.values())))
+        candidates = options.candidates or _usual(recipe, len(prepared.encoded["train"]))
         job, resolved = plan(choose(known, candidates, options.share, prepared, display), prepared, display)
         begin(out, recipe, job, resolved, prepared)
         with only_one(out):
@@ -115,9 +117,9 @@ def _options(recipe: Recipe) -> Options:
         RecipeError: there are no such options or strategies, or nothing is left to choose.
     """
     options, task = parse_options(Options, recipe.strategy, "strategy"), find_task(recipe.task.name)
-    for spec in options.candidates:
+    for place, spec in enumerate(options.candidates):
+        make_strategy(spec, f"strategy.options.candidates.{place}")
         refuse_misfit(spec.name, task)
-        make_strategy(spec)
     problems = []
     if len(options.candidates) == 1 and recipe.optimizer.learning_rate is not None:
         expected, got = "two strategies or more, or a learning rate that is left open", options.candidates[0].name
@@ -125,7 +127,7 @@ def _options(recipe: Recipe) -> Options:
         problems = [Problem(expected, got, todo, Where(field="strategy.options.candidates"))]
     elif recipe.training.folds is not None:
         expected = "a strategy that was not chosen by rows that the folds hold out"
-        todo = "Choose first without --folds; then name with --strategy what was found."
+        todo = "Name it with --strategy. One found on these rows makes the score of the folds look better than it is."
         problems = [Problem(expected, "auto with folds", todo, Where(field="training.folds"))]
     if problems:
         raise RecipeError("The strategy cannot be chosen like this.", problems)
@@ -150,30 +152,24 @@ def choose(recipe: Recipe, strategies: Sequence[Spec], share: float, prepared: P
         share: of the time of the whole training, that choosing may take.
 
     Raises:
+        RecipeError: a strategy cannot be used on this model.
+        ShortageError: there is memory for none of them.
         StoppedError: Ctrl-C or SIGTERM.
     """
-    began = time.perf_counter()
-    minutes, open_ended = recipe.training.minutes, recipe.replace({"training.minutes": None})
+    began, minutes = time.perf_counter(), recipe.training.minutes
     display.say("Choosing the strategy: what each layer knows, and how sure its gradient is …")
-    plain = _at(open_ended.replace({"training.accelerate": False}), Candidate(WHOLE, _rates(recipe, WHOLE)[0]))
-    probe_metric, layers = gather(make_job(plain, prepared, Quiet()), recipe.seed)
-    job, timed = plan(_at(open_ended, Candidate(strategies[0], _rates(recipe, strategies[0])[0])), prepared, Quiet())
-    steps, seconds = planned_steps(timed, len(job.train)), planned_seconds(job, timed)
-    allowed, each = max(LEAST_SECONDS, share * seconds), seconds / steps
+    probe_metric, layers = _look(recipe, prepared)
+    timed, pace, fitting = _paced(recipe, strategies, prepared, display)
+    steps = planned_steps(timed, len(prepared.encoded["train"]))
+    allowed = max(LEAST_SECONDS, share * steps * pace.step) if minutes is None else share * minutes * 60
     if minutes is not None:
-        allowed = share * minutes * 60
-        steps = min(steps, max(1, int((1 - share) * minutes * 60 / RESERVE_FOR_THE_REST / each)))
-    del job
-    left = allowed - (time.perf_counter() - began)
-    race = Race(open_ended.replace({"training.precision": timed.training.precision}), prepared, left, each)
-    candidates = _candidates(recipe, strategies, layers)
+        steps = min(steps, max(1, int((1 - share) * minutes * 60 / RESERVE_FOR_THE_REST / pace.step)))
+    left = max(0.0, allowed - (time.perf_counter() - began))
+    candidates = _candidates(recipe, fitting, layers)
     names = ", ".join(dict.fromkeys(candidate.strategy.name for candidate in candidates))
-    display.say(f"Choosing the strategy: a race of {names}, for at most about {max(left, 0):.0f} s.")
-    try:
-        results = race.run(candidates, steps, display)
-    except StoppedError as error:
-        problem = Problem("a strategy that was chosen", "nothing that could be kept", "Start the training again.")
-        raise StoppedError("Stopped while the strategy was chosen.", [problem], error.exit_code) from None
+    display.say(f"Choosing the strategy: a race of {names}, for about {left:.0f} s.")
+    race = Race(recipe.replace({"training.precision": timed.training.precision}), prepared, left, pace)
+    results = race.run(candidates, steps, display)
     winner, verdict = _winner(results, candidates, race.metric)
     took = time.perf_counter() - began
     choice = Choice(
@@ -188,7 +184,58 @@ def choose(recipe: Recipe, strategies: Sequence[Spec], share: float, prepared: P
     )
     display.say(f"Strategy {winner.strategy.name} at a learning rate of {winner.learning_rate:g}: {verdict}")
     rest = None if minutes is None else max(minutes - took / 60, LEFT * minutes)
-    return _at(recipe, winner).replace({"training.minutes": rest, "choice": choice.model_dump(mode="json")})
+    known = {"training.minutes": rest, "training.precision": timed.training.precision}
+    return _at(recipe, winner).replace(known | {"choice": choice.model_dump(mode="json")})
+
+
+def _look(recipe: Recipe, prepared: Prepared) -> tuple[str | None, tuple[LayerEvidence, ...]]:
+    """What the layers show; nothing for a language model, where it would decide nothing, or where memory is short."""
+    if find_task(recipe.task.name).head == "language-model":
+        return None, ()
+    plain = _at(recipe.replace({"training.accelerate": False}), Candidate(WHOLE, _rates(recipe, WHOLE)[0]))
+    try:
+        return gather(make_job(plain, prepared, Quiet()), recipe.seed)
+    except (MemoryError, RuntimeError) as error:
+        if not is_shortage(error):
+            raise
+        return None, ()
+
+
+def _paced(
+    recipe: Recipe, strategies: Sequence[Spec], prepared: Prepared, display: Display
+) -> tuple[Recipe, Pace, list[Spec]]:
+    """The recipe with its number format chosen, the pace of the slowest, and the strategies that there is memory for.
+
+    Raises:
+        RecipeError: a candidate cannot be used on this model.
+        ShortageError: there is memory for none of them.
+    """
+    timed, paces, fitting, short = recipe.replace({"training.minutes": None}), list[Pace](), list[Spec](), None
+    for spec in strategies:
+        began = time.perf_counter()
+        try:
+            job, planned = plan(_at(timed, Candidate(spec, _rates(recipe, spec)[0])), prepared, Quiet())
+        except ShortageError as error:
+            display.say(f"warning: {spec.name} does not take part: {error.message}")
+            short = error
+            continue
+        except (RecipeError, MissingExtraError) as error:
+            raise _unusable(spec, error) from error
+        load = time.perf_counter() - began
+        steps = planned_steps(planned, len(job.train))
+        paces.append(Pace(load, planned_seconds(job, planned) / steps))
+        timed = timed.replace({"training.precision": planned.training.precision})
+        fitting.append(spec)
+        del job
+    if short is not None and not fitting:
+        raise short
+    return timed, Pace(paces[-1].load, max(pace.step for pace in paces)), fitting
+
+
+def _unusable(spec: Spec, error: UserError) -> RecipeError:
+    """What is wrong with a candidate, said of the place where it is named."""
+    problems = [replace(problem, where=Where(field="strategy.options.candidates")) for problem in error.problems]
+    return RecipeError(f"The candidate {spec.name!r} cannot be trained. {error.message}", problems)
 
 
 def _of(recipe: Recipe, spec: Spec) -> Recipe:
@@ -204,11 +251,11 @@ def _rates(recipe: Recipe, spec: Spec) -> list[float]:
     if recipe.optimizer.learning_rate is not None:
         return [recipe.optimizer.learning_rate]
     own = learning_rate(recipe.optimizer, STRATEGIES[spec.name].make.default_learning_rate)
-    return [float(f"{own * factor:.3g}") for factor in FACTORS]
+    return [float(f"{own * by:.3g}") for by in (CONTRASTIVE_FACTORS if spec.name == "contrastive" else FACTORS)]
 
 
 def _candidates(recipe: Recipe, strategies: Sequence[Spec], layers: Sequence[LayerEvidence]) -> list[Candidate]:
-    """Strategies at learning rates, the preferred first: each strategy at its own rate, then each at the next."""
+    """Strategies at learning rates, the preferred first: each strategy at its first rate, then each at the next."""
     specs = [_above_what_is_known(spec, layers) for spec in strategies]
     rates = zip(*(_rates(recipe, spec) for spec in specs), strict=True)
     return [Candidate(*pair) for tried in rates for pair in zip(specs, tried, strict=True)]
@@ -252,19 +299,20 @@ def _seen(layers: Sequence[LayerEvidence], metric: str | None, rows: int) -> lis
 
 def _winner(results: Sequence[Result], candidates: Sequence[Candidate], metric: str) -> tuple[Candidate, str]:
     """The candidate that is preferred of those that are as good as the best, and what made it so."""
-    there = [result for result in results if result.predictions is not None]
+    broken = [result.candidate for result in results if result.predictions is None]
+    there = [result for result in results if result.candidate not in broken]
     if not there:
-        why = "no trial came to an end" if results else "there was no time for a race"
-        return candidates[0], f"{why}; it did best on other data."
+        why = "every trial failed" if results else "there was no time for a race"
+        return candidates[0], f"{why}; it comes first in the order of preference."
     last = [result for result in there if result.trial.round == there[0].trial.round]
     best, *rest = last
     as_good = [best, *(result for result in rest if _behind(result, best) <= (result.trial.standard_error or 0.0))]
     winner = min(as_good, key=lambda result: candidates.index(result.candidate))
     told = f"{metric} {winner.trial.score:.4f} after {best.trial.steps:,} steps on {best.trial.rows:,} rows"
-    others = ", ".join(f"{_named(other.candidate)} {other.trial.score:.4f}" for other in last if other is not winner)
     if winner is not best:
-        return winner.candidate, f"{told}; {others}, which is no more than one standard error better."
-    return winner.candidate, f"{told}; {others}." if others else f"{told}, the only one of its round."
+        told += f", within a standard error of the best, {_named(best.candidate)} with {best.trial.score:.4f}"
+    others = ", ".join(f"{_named(r.candidate)} {r.trial.score:.4f}" for r in last if r not in (winner, best))
+    return winner.candidate, f"{told}; {others}." if others else f"{told}."
 
 
 def _behind(result: Result, best: Result) -> float:

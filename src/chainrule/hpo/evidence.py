@@ -20,12 +20,12 @@ from chainrule.inference.predict import evaluating
 from chainrule.models.inspect import parts
 from chainrule.models.pooling import mean
 from chainrule.training.job import Job
+from chainrule.training.watch import sampled_rows
 
 PROBED_ROWS = 512
 PROBED_AT_ONCE = 32
 BATCHES = 8
 BATCH_ROWS = 16
-ENTRIES = 2**15  # of a parameter's gradient that are read where a sample will do
 PENALTIES = np.logspace(0, 5, 6)
 FOLDS = 5
 
@@ -97,7 +97,7 @@ def noise_scales(job: Job, rows: np.ndarray) -> dict[str, float | None]:
     scales: dict[str, float | None] = {}
     for part in parts(job.model):
         seen = [name for name in part.parameters if name in means]
-        weights = np.array([_stride(named[name]) for name in seen], dtype=np.float64)
+        weights = np.array([named[name].numel() / means[name].numel() for name in seen])
         squares = (np.stack([sums[name] for name in seen]) * weights[:, None]).sum(0) if seen else np.zeros(2)
         scales[part.name] = _scale(squares[0], squares[1], len(batches), size)
     return scales
@@ -112,18 +112,14 @@ def _scale(square_of_sum: float, sum_of_squares: float, batches: int, rows: int)
 
 
 def _gradients(job: Job, rows: np.ndarray) -> Iterator[tuple[str, torch.Tensor]]:
-    """The gradient of the mean loss of these rows, for each parameter a flat sample in float32."""
+    """The gradient of the mean loss of these rows, for each parameter a sample of its rows in float32."""
     job.model.zero_grad(set_to_none=True)
     _, count = job.objective.accumulate(job.model, _load(job, rows))
     for name, parameter in job.model.named_parameters():
         if parameter.grad is not None:
             gradient = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
-            yield name, gradient.flatten()[:: _stride(parameter)].float() / count
+            yield name, sampled_rows(gradient) / count
     job.model.zero_grad(set_to_none=True)
-
-
-def _stride(parameter: torch.Tensor) -> int:
-    return max(1, parameter.numel() // ENTRIES)
 
 
 @torch.inference_mode()

@@ -145,6 +145,11 @@ def _refuse_misfit(recipe: Recipe) -> None:
         expected = "a task whose models are compared with baselines fitted on the same folds"
         problem = Problem(expected, task.name, "Leave --folds out, and evaluate on a test split.", Where(field=FIELD))
         raise RecipeError(f"The task {task.name!r} cannot be cross-validated.", [problem])
+    if recipe.choice is not None:
+        expected = "a strategy that was not chosen by rows that the folds hold out"
+        todo = "Remove choice from the recipe if the strategy was found on other rows."
+        problem = Problem(expected, f"one that {recipe.choice.by} has found", todo, Where(field="choice"))
+        raise RecipeError("The folds would flatter this strategy.", [problem])
     if minutes is not None:
         expected = "the length of each training by epochs or steps, since there will be several"
         todo = "Leave --minutes out; what the folds will cost is told before the first."
@@ -214,6 +219,7 @@ def _train_fold(folder: Path, recipe: Recipe, whole: Prepared, dataset: Dataset,
     job = make_job(recipe, prepared, display)
     if folder.is_dir():
         refuse_changes(folder, recipe, prepared)
+        tell_changes(folder, job, recipe, display)
         clear(folder)
     else:
         begin(folder, recipe, job, recipe, prepared)
@@ -284,7 +290,7 @@ def _read(folder: Path) -> Judged:
 
 def _judge(out: Path, task: Task, prepared: Prepared, folds: Sequence[Judged]) -> EvaluationReport:
     """All rows together against the baselines, each predicted by what was fitted without it."""
-    pooled = {name: _pooled([fold.predictions[name] for fold in folds]) for name in folds[0].predictions}
+    pooled = {name: Predictions.joined([fold.predictions[name] for fold in folds]) for name in folds[0].predictions}
     model, targets = pooled.pop(MODEL), np.concatenate([fold.targets for fold in folds])
     chosen = _better_on_validation(task, folds)
     metrics, baselines, verdict, detail = judge(
@@ -307,12 +313,6 @@ def _judge(out: Path, task: Task, prepared: Prepared, folds: Sequence[Judged]) -
         detail=detail | {"verdict": numbers, FOLDS: {"count": len(folds), "scores": scores}},
         findings=tuple(told.values()),
     )
-
-
-def _pooled(parts: Sequence[Predictions]) -> Predictions:
-    losses = [part.losses for part in parts if part.losses is not None]
-    values, scores = (np.concatenate([getattr(part, name) for part in parts]) for name in ("values", "scores"))
-    return Predictions(values, scores, np.concatenate(losses) if losses else None)
 
 
 def _better_on_validation(task: Task, folds: Sequence[Judged]) -> str:

@@ -7,11 +7,9 @@ halving): each round takes the same time in all, half of the candidates stay, an
 from __future__ import annotations
 
 import math
-import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,19 +18,29 @@ from chainrule.core.choice import Trial
 from chainrule.core.recipe import Recipe, Spec
 from chainrule.core.task import Predictions, Task
 from chainrule.data.encode import Encoded, joined
-from chainrule.errors import DivergedError, ShortageError
+from chainrule.data.load import Split
+from chainrule.data.split import cut_folds, strata_of
+from chainrule.data.targets import decode_targets
+from chainrule.errors import Problem, ShortageError, StoppedError
 from chainrule.system.progress import Display, Quiet
+from chainrule.system.stop import StopRequest, stop_requests, who_stopped
 from chainrule.tasks import find_task
 from chainrule.tasks.prepare import Prepared
-from chainrule.training.checkpoint import Keeper
+from chainrule.training.checkpoint import Standing
+from chainrule.training.divergence import DivergenceError
+from chainrule.training.job import trained_count
 from chainrule.training.run import plan
-from chainrule.training.trainer import train
+from chainrule.training.shortage import steps_in_memory
+from chainrule.training.trainer import above_frozen, settle_formats
+from chainrule.training.validation import validate
 
-FEW = 512  # rows up to which every row is held out once; above, the validation rows are enough
+FEW = 512  # training rows up to which every row is held out once, unless there are enough validation rows
+ENOUGH = 128  # validation rows to score trials on
 FOLDS = 4
 HELD_OUT = 512  # validation rows that a trial is scored on, at most
 RESAMPLES = 200
 FEWEST_STEPS = 20  # a shorter trial tells nothing
+PATIENCE = 1.2  # times the seconds there are, after which trials are broken off
 OFF: dict[str, Any] = {
     "training.minutes": None,
     "training.patience": None,
@@ -45,15 +53,15 @@ OFF: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Candidate:
-    """A strategy with a learning rate; None for the strategy's own."""
+    """A strategy with a learning rate."""
 
     strategy: Spec
-    learning_rate: float | None
+    learning_rate: float
 
 
 @dataclass(frozen=True)
 class Portion:
-    """Which rows a trial learns from and which it is scored on; several where each row is held out once."""
+    """What a training learns from and what it is scored on."""
 
     train: Encoded
     held_out: Encoded
@@ -72,80 +80,58 @@ class Result:
     predictions: Predictions | None
 
 
+@dataclass(frozen=True)
+class Pace:
+    """What a trial costs.
+
+    Attributes:
+        load: seconds until step one.
+        step: seconds of one step.
+    """
+
+    load: float
+    step: float
+
+
+class NoTimeError(Exception):
+    """A trial was broken off as the time is over."""
+
+
 class Race:
     """Trials of candidates on the rows of one training.
 
     Args:
-        recipe: of the training, number format and size of micro-batches resolved.
+        recipe: of the training, its number format resolved.
         seconds: that all trials together may take.
-        step_seconds: of one step of a training of every parameter.
+        pace: of the slowest candidate, about.
     """
 
-    def __init__(self, recipe: Recipe, prepared: Prepared, seconds: float, step_seconds: float) -> None:
-        self.recipe, self.prepared = recipe, prepared
-        self.seconds, self.step_seconds = seconds, step_seconds
+    def __init__(self, recipe: Recipe, prepared: Prepared, seconds: float, pace: Pace) -> None:
+        self.recipe, self.prepared, self.seconds, self.pace = recipe, prepared, seconds, pace
         self.task: Task = find_task(recipe.task.name)
         train, validation = (prepared.encoded[name] for name in ("train", "validation"))
-        self.is_small = len(train) + len(validation) <= FEW
-        self.rows = joined([train, validation]) if self.is_small else train
-        if self.is_small:
-            self.held_out = self.rows
+        self.folds = self._folds(len(train), len(validation))
+        self.rows: Encoded = joined([train, validation]) if self.folds else train
+        if self.folds:
+            self.held_out = self.rows.take(np.concatenate(self.folds))
         else:
             chosen = np.random.default_rng([recipe.seed, 2]).permutation(len(validation))[:HELD_OUT]
             self.held_out = validation.take(np.sort(chosen))
 
+    def _folds(self, train: int, validation: int) -> list[np.ndarray]:
+        """Positions of the rows that are held out together; empty where the validation rows are enough."""
+        if train > FEW or validation >= ENOUGH:
+            return []
+        dataset = self.prepared.dataset
+        pooled = Split.joined([dataset.splits[name] for name in ("train", "validation")])
+        strata = strata_of(decode_targets(pooled.targets, self.task.target.kind, dataset.labels))
+        fold_of = cut_folds(pooled.hashes, strata, FOLDS, self.recipe.seed)
+        return [found for fold in range(FOLDS) if len(found := np.flatnonzero(fold_of == fold))]
+
     @property
     def trainings(self) -> int:
         """Of one trial."""
-        return FOLDS if self.is_small else 1
-
-    def steps(self, candidates: int, seconds: float, planned: int) -> int:
-        """How many steps each training of a round with so many candidates can have."""
-        held = len(self.held_out) / self.trainings / self.recipe.training.batch_size / 3  # a step is three forwards
-        each = seconds / (candidates * self.trainings) / self.step_seconds - held
-        return min(planned, math.floor(each))
-
-    def run(self, candidates: Sequence[Candidate], planned: int, display: Display) -> list[Result]:
-        """Round after round until one candidate is left, or the steps of the whole training were made.
-
-        Args:
-            candidates: those to be preferred first, should all else be equal.
-            planned: steps of the whole training.
-
-        Returns:
-            The results of the last round, the best first; those of the rounds before follow. Empty where there is no
-            time for a race.
-        """
-        began, results, steps = time.perf_counter(), list[Result](), 0
-        left = self._entrants(candidates, planned)
-        while len(left) > 1 and steps < planned:
-            remaining = self.seconds - (time.perf_counter() - began)
-            before, steps = steps, self.steps(len(left), remaining / _rounds(len(left)), planned)
-            if steps <= before:  # the clock has run on
-                break
-            done = self._round(left, 1 + (results[0].trial.round if results else 0), steps, display)
-            results = [*done, *results]
-            left = [result.candidate for result in done[: math.ceil(len(done) / 2)] if result.predictions is not None]
-        return results
-
-    def _entrants(self, candidates: Sequence[Candidate], planned: int) -> list[Candidate]:
-        """As many, the preferred first, as there is time to try."""
-        for count in range(len(candidates), 1, -1):
-            if self.steps(count, self.seconds / _rounds(count), planned) >= min(FEWEST_STEPS, planned):
-                return list(candidates[:count])
-        return []
-
-    def _round(self, candidates: Sequence[Candidate], number: int, steps: int, display: Display) -> list[Result]:
-        """Every candidate once, the best first."""
-        results = []
-        with display.bar(f"trying strategies, round {number}", len(candidates)) as bar:
-            for candidate in candidates:
-                result = self._try(candidate, number, steps)
-                results.append(result)
-                score = "failed" if result.trial.score is None else f"{self.metric} {result.trial.score:.4f}"
-                bar.advance(1, f"{candidate.strategy.name} {score}")
-        ranked = sorted(results, key=self._rank, reverse=True)
-        return [replace(result, trial=self._beside(result, ranked[0])) for result in ranked]
+        return max(1, len(self.folds))
 
     @property
     def metric(self) -> str:
@@ -159,6 +145,62 @@ class Race:
             raise ValueError("rows that are held out need targets")
         return self.held_out.targets
 
+    def steps(self, candidates: int, seconds: float, planned: int) -> int:
+        """How many steps each training of a round with so many candidates can have."""
+        scoring = len(self.held_out) / self.trainings / self.recipe.training.batch_size / 3  # a step is three forwards
+        each = seconds / (candidates * self.trainings) - self.pace.load
+        return min(planned, math.floor(each / self.pace.step - scoring))
+
+    def run(self, candidates: Sequence[Candidate], planned: int, display: Display) -> list[Result]:
+        """Round after round until one candidate is left, or the steps of the whole training were made.
+
+        Args:
+            candidates: those to be preferred first, should all else be equal.
+            planned: steps of the whole training.
+
+        Returns:
+            The results of the last round, the best first; those of the rounds before follow. Empty where there is no
+            time for a race.
+
+        Raises:
+            StoppedError: Ctrl-C or SIGTERM.
+        """
+        began, results, steps = time.perf_counter(), list[Result](), 0
+        left = self._entrants(candidates, planned)
+        with stop_requests(display.say) as request:
+            while len(left) > 1 and steps < planned:
+                remaining = self.seconds - (time.perf_counter() - began)
+                before, steps = steps, self.steps(len(left), remaining / _rounds(len(left)), planned)
+                if steps <= before:  # the clock has run on
+                    break
+                trial = Course(self, steps, began + PATIENCE * self.seconds, request)
+                done = self._round(left, 1 + (results[0].trial.round if results else 0), trial, display)
+                results = [*done, *results]
+                there = [result.candidate for result in done if result.predictions is not None]
+                left = there[: math.ceil(len(done) / 2)]
+        return results
+
+    def _entrants(self, candidates: Sequence[Candidate], planned: int) -> list[Candidate]:
+        """As many, the preferred first, as there is time to try."""
+        if len(self.folds) == 1:  # all rows are alike
+            return []
+        for count in range(len(candidates), 1, -1):
+            if self.steps(count, self.seconds / _rounds(count), planned) >= min(FEWEST_STEPS, planned):
+                return list(candidates[:count])
+        return []
+
+    def _round(self, candidates: Sequence[Candidate], number: int, course: Course, display: Display) -> list[Result]:
+        """Every candidate once, the best first."""
+        results = []
+        with display.bar(f"trying strategies, round {number}", len(candidates)) as bar:
+            for candidate in candidates:
+                result = self._try(candidate, number, course)
+                results.append(result)
+                score = "failed" if result.trial.score is None else f"{self.metric} {result.trial.score:.4f}"
+                bar.advance(1, f"{candidate.strategy.name} {score}")
+        ranked = sorted(results, key=self._rank, reverse=True)
+        return [replace(result, trial=self._beside(result, ranked[0])) for result in ranked]
+
     def _rank(self, result: Result) -> tuple[float, float]:
         if result.predictions is None:
             return (-math.inf, -math.inf)
@@ -171,34 +213,32 @@ class Race:
         """The trial with the standard error of its difference to the best, from resampled rows."""
         if result.predictions is None or best.predictions is None:
             return result.trial
-        draw, differences = np.random.default_rng(0), []
+        draw, differences, targets = np.random.default_rng(0), [], self.targets
         for _ in range(RESAMPLES if result is not best else 0):
-            rows = draw.integers(len(self.targets), size=len(self.targets))
-            ours, theirs = (
-                self._score(self.targets[rows], _of_rows(each.predictions, rows))[0] for each in (result, best)
-            )
+            rows = draw.integers(len(targets), size=len(targets))
+            said = result.predictions.take(rows), best.predictions.take(rows)
+            ours, theirs = (self._score(targets[rows], each)[0] for each in said)
             differences.append(theirs - ours)
         return result.trial.model_copy(
             update={"standard_error": round(float(np.std(differences)), 5) if differences else 0.0}
         )
 
-    def _try(self, candidate: Candidate, number: int, steps: int) -> Result:
-        began, parts, trained, rate = time.perf_counter(), list[Predictions](), 0, candidate.learning_rate
-        note, portions = "", self._portions(steps)
-        for portion in portions:
-            try:
-                predictions, trained, rate = self._train(candidate, portion, steps)
-            except (DivergedError, ShortageError) as error:
-                note = str(error).splitlines()[0]
-                break
-            parts.append(predictions)
-        whole = None if note else _together(parts, self._order())
+    def _try(self, candidate: Candidate, number: int, course: Course) -> Result:
+        began, parts, trained, note = time.perf_counter(), list[Predictions](), 0, ""
+        portions = self.portions(course.steps)
+        try:
+            for portion in portions:
+                predictions, trained = course.train(candidate, portion)
+                parts.append(predictions)
+        except (DivergenceError, ShortageError, NoTimeError) as error:
+            note = str(error).splitlines()[0]
+        whole = None if note else Predictions.joined(parts)
         trial = Trial(
             strategy=candidate.strategy.name,
             options=candidate.strategy.options,
-            learning_rate=rate or 0.0,
+            learning_rate=candidate.learning_rate,
             round=number,
-            steps=steps,
+            steps=course.steps,
             rows=len(portions[0].train),
             score=None if whole is None else round(self.task.measure(self.targets, whole)[self.metric], 5),
             seconds=round(time.perf_counter() - began, 2),
@@ -207,36 +247,58 @@ class Race:
         )
         return Result(candidate, trial, whole)
 
-    def _train(self, candidate: Candidate, portion: Portion, steps: int) -> tuple[Predictions, int, float]:
-        """Train one candidate; what it says of the rows that were held out, and what it had trained at which rate."""
-        changes = {
-            "strategy": candidate.strategy.model_dump(mode="json"),
-            "optimizer.learning_rate": candidate.learning_rate,
-            "training.steps": steps,
-            "training.evaluate_every_steps": steps,
-        }
-        encoded = {"train": portion.train, "validation": portion.held_out}
-        job, recipe = plan(self.recipe.replace(OFF | changes), replace(self.prepared, encoded=encoded), Quiet())
-        with tempfile.TemporaryDirectory() as folder:
-            outcome = train(job, recipe, _forget, Quiet(), Keeper(Path(folder), math.inf, 1))
-        return outcome.predictions, outcome.trained_parameters, recipe.optimizer.learning_rate or 0.0
-
-    def _portions(self, steps: int) -> list[Portion]:
-        """As many rows as the steps can see once, drawn by the seed."""
+    def portions(self, steps: int) -> list[Portion]:
+        """What each training of a trial learns from: as many rows as the steps can see once, drawn by the seed."""
+        if self.folds:
+            every = np.arange(len(self.rows))
+            rest = [np.setdiff1d(every, fold) for fold in self.folds]
+            return [Portion(*map(self.rows.take, places)) for places in zip(rest, self.folds, strict=True)]
         order = np.random.default_rng([self.recipe.seed, 3]).permutation(len(self.rows))
-        if self.is_small:
-            folds = [np.sort(order[start::FOLDS]) for start in range(FOLDS)]
-            rest = [np.setdiff1d(order, fold) for fold in folds]
-            return [Portion(self.rows.take(a), self.rows.take(b)) for a, b in zip(rest, folds, strict=True)]
         count = min(len(order), steps * self.recipe.training.batch_size)
         return [Portion(self.rows.take(np.sort(order[:count])), self.held_out)]
 
-    def _order(self) -> np.ndarray:
-        """The rows that are held out, as the portions follow each other."""
-        if not self.is_small:
-            return np.arange(len(self.held_out))
-        order = np.random.default_rng([self.recipe.seed, 3]).permutation(len(self.rows))
-        return np.concatenate([np.sort(order[start::FOLDS]) for start in range(FOLDS)])
+
+@dataclass(frozen=True)
+class Course:
+    """How each training of a round goes.
+
+    Attributes:
+        deadline: reading of `time.perf_counter` at which trainings are broken off.
+        request: whether somebody wants an end.
+    """
+
+    race: Race
+    steps: int
+    deadline: float
+    request: StopRequest
+
+    def train(self, candidate: Candidate, portion: Portion) -> tuple[Predictions, int]:
+        """Train one candidate; what it says of the rows that are held out, and how many numbers it has trained.
+
+        Raises:
+            DivergenceError: a loss is not a finite number.
+            ShortageError: there is not enough memory.
+            NoTimeError: the time is over.
+            StoppedError: Ctrl-C or SIGTERM.
+        """
+        changes = {
+            "strategy": candidate.strategy.model_dump(mode="json"),
+            "optimizer.learning_rate": candidate.learning_rate,
+            "training.steps": self.steps,
+        }
+        encoded = {"train": portion.train, "validation": portion.held_out}
+        prepared = replace(self.race.prepared, encoded=encoded)
+        job, recipe = plan(self.race.recipe.replace(OFF | changes), prepared, Quiet())
+        settle_formats(job, recipe, self.steps)
+        job, _ = above_frozen(job, recipe, self.steps, Quiet())
+        for _ in steps_in_memory(job, recipe, Standing(), _forget, Quiet()):
+            if self.request.signal is not None:
+                name, code = who_stopped(self.request.signal)
+                problem = Problem("a strategy that was chosen", "nothing that could be kept", "Start it again.")
+                raise StoppedError(f"Stopped by {name} while the strategy was chosen.", [problem], code)
+            if time.perf_counter() > self.deadline:
+                raise NoTimeError("broken off: the time was over")
+        return validate(job, recipe, self.steps)[0], trained_count(job, recipe, self.steps)
 
 
 def _rounds(candidates: int) -> int:
@@ -246,23 +308,3 @@ def _rounds(candidates: int) -> int:
 
 def _forget(event: dict[str, object]) -> None:
     """The events of a trial are not kept."""
-
-
-def _together(parts: Sequence[Predictions], order: np.ndarray) -> Predictions:
-    """The predictions of several portions in the order of the rows."""
-    back = np.argsort(order)
-
-    def put(of: Callable[[Predictions], np.ndarray]) -> np.ndarray:
-        return np.concatenate([of(part) for part in parts])[back]
-
-    losses = [part.losses for part in parts if part.losses is not None]
-    return Predictions(
-        put(lambda part: part.values), put(lambda part: part.scores), np.concatenate(losses)[back] if losses else None
-    )
-
-
-def _of_rows(predictions: Predictions | None, rows: np.ndarray) -> Predictions:
-    if predictions is None:
-        raise ValueError("a trial that failed has no predictions")
-    losses = None if predictions.losses is None else predictions.losses[rows]
-    return Predictions(predictions.values[rows], predictions.scores[rows], losses)

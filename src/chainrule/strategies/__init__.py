@@ -90,19 +90,22 @@ STRATEGIES: dict[str, Entry] = {
         contrastive.Options,
         contrastive.Contrastive,
         "for few rows: draws those of a class together, then trains the head (options: temperature, share, "
-        "head_learning_rate)",
+        "head_factor)",
         contrastive.misfit,
     ),
 }
 
 
-def make_strategy(spec: Spec) -> Strategy:
+def make_strategy(spec: Spec, field: str = "strategy") -> Strategy:
     """The strategy that a recipe names, with its options checked.
+
+    Args:
+        field: where in the recipe it is named.
 
     Raises:
         RecipeError: no such strategy, or options it does not have.
     """
-    strategy: Strategy = shelf.take(STRATEGIES, spec, "strategy")()
+    strategy: Strategy = shelf.take(STRATEGIES, spec, "strategy", (f"{field}.name", f"{field}.options"))()
     return strategy
 
 

@@ -33,12 +33,12 @@ class Options(Section):
     Attributes:
         temperature: cosines are divided by it; the lower, the more the most similar rows of other classes count.
         share: of the steps, those that tune the encoder; the rest train the head alone.
-        head_learning_rate: of the head, in all steps.
+        head_factor: how many times the encoder's learning rate the head's is, in all steps.
     """
 
     temperature: float = Field(default=0.1, gt=0)
     share: float = Field(default=0.5, gt=0, le=1)
-    head_learning_rate: float = Field(default=1e-3, gt=0)
+    head_factor: float = Field(default=5.0, gt=0)
 
 
 class Contrastive:
@@ -61,7 +61,7 @@ class Contrastive:
         """The encoder with the head beside it, then the head alone; one phase where no steps are left for that."""
         above = tuple(f"{name}." for name in head_modules(model))
         names = [name for name, _ in model.named_parameters()]
-        rate = {"learning_rate": self.options.head_learning_rate}
+        rate = {"learning_rate": (optimizer.learning_rate or 0.0) * self.options.head_factor}
         head = decayed_groups(
             model, [name for name in names if name.startswith(above)], optimizer.model_copy(update=rate)
         )

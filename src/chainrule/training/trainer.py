@@ -79,7 +79,7 @@ def train(job: Job, recipe: Recipe, record: Sink, display: Display, keeper: Keep
     """
     total = planned_steps(recipe, len(job.train))
     settle_formats(job, recipe, total)
-    job, trunk_seconds = _above_frozen(job, recipe, total, display)
+    job, trunk_seconds = above_frozen(job, recipe, total, display)
     job = watching(job, recipe, total)
     standing = Standing(seconds=trunk_seconds)
     if not _take_up(job, recipe, standing, keeper, record, display):
@@ -241,7 +241,7 @@ def settle_formats(job: Job, recipe: Recipe, steps: int) -> None:
         return_freed()
 
 
-def _above_frozen(job: Job, recipe: Recipe, steps: int, display: Display) -> tuple[Job, float]:
+def above_frozen(job: Job, recipe: Recipe, steps: int, display: Display) -> tuple[Job, float]:
     """The job with the frozen layers' output in place of token ids, where rows are seen more than once."""
     trained = trained_names(job, recipe, steps)
     depth = frozen_depth(job.model, trained) if recipe.training.trunk_cache else 0

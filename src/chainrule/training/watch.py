@@ -85,7 +85,7 @@ def make_watch(model: nn.Module, parts: Sequence[Part], trained: Iterable[str], 
         layers=layers,
         names=names,
         modules={part.name: model.get_submodule(part.module) for part in parts if part.module},
-        start={parameter: _rows(parameter).clone() for parameter in layers},
+        start={parameter: sampled_rows(parameter).clone() for parameter in layers},
         about=about,
         steps=steps,
         every=max(EVERY, math.ceil(steps / LOOKS)),
@@ -161,7 +161,7 @@ class Look:
         def read(module: nn.Module, inputs: Any, output: Any) -> None:
             values = output[0] if isinstance(output, tuple) else output
             if isinstance(values, torch.Tensor):
-                part = _rows(values.flatten(0, -2))
+                part = sampled_rows(values.flatten(0, -2))
                 seen = {"output": part.square().sum(), "output_zeros": (part == 0).sum(), "outputs": part.numel()}
                 _add(self.outputs[layer], seen, values.numel() / part.numel())
 
@@ -187,7 +187,7 @@ class Look:
             sums["entries"] = sums["zeros"] = parameter.numel()
             return
         values = gradient.values() if gradient.is_sparse else gradient
-        part = _rows(values)
+        part = sampled_rows(values)
         times = values.numel() / part.numel()
         rows = gradient.indices()[0][_thinned(values)] if gradient.is_sparse else _thinned(values)
         _add(sums, {"entries": part.numel(), "zeros": (part == 0).sum()}, times)
@@ -195,7 +195,7 @@ class Look:
         if mean is not None:
             taken = part * getattr(optimizer, "gradient_scale", 1.0)  # torch's own get what is scaled already
             _add(sums, {"own": taken.square().sum(), "agreed": (taken * mean).sum()}, times)
-        self.before[parameter] = rows, times, _rows(parameter, rows).clone()
+        self.before[parameter] = rows, times, sampled_rows(parameter, rows).clone()
 
     @torch.no_grad()
     def _after_update(self, optimizer: Any, *arguments: Any) -> None:
@@ -205,12 +205,12 @@ class Look:
         for parameter, sums in self.sums.items():
             if parameter in self.before:
                 rows, times, before = self.before.pop(parameter)
-                update = _rows(parameter, rows) - before
+                update = sampled_rows(parameter, rows) - before
                 _add(sums, {"update": update.square().sum(), "weight": before.square().sum()}, times)
             start = self.watch.start[parameter]
             if hasattr(parameter, "catch_up"):
                 catch_up(parameter, torch.arange(len(parameter))[_thinned(parameter)])
-            way = _rows(parameter) - start
+            way = sampled_rows(parameter) - start
             _add(sums, {"way": way.square().sum(), "start": start.square().sum()}, parameter.numel() / start.numel())
 
 
@@ -222,7 +222,7 @@ def _mean_before(state: Mapping[str, Any], group: Mapping[str, Any], rows: Any) 
     if not {"step", "exp_avg", "exp_avg_sq"} <= state.keys():
         return None
     correction: float = 1 - group["betas"][0] ** float(state["step"])
-    return _rows(state["exp_avg"], rows) / correction
+    return sampled_rows(state["exp_avg"], rows) / correction
 
 
 def _told(sums: Sums, scale: float) -> dict[str, float | None]:
@@ -263,7 +263,7 @@ def _add(sums: Sums, seen: Mapping[str, Any], times: float = 1.0) -> None:
         sums[key] += float(value) * times
 
 
-def _rows(tensor: torch.Tensor, rows: Any = None) -> torch.Tensor:
+def sampled_rows(tensor: torch.Tensor, rows: Any = None) -> torch.Tensor:
     """Rows of a tensor in float32: the given ones, or an even sample."""
     values = tensor.detach().reshape(1) if tensor.ndim == 0 else tensor.detach()
     picked: torch.Tensor = values[_thinned(tensor) if rows is None else rows]
