@@ -87,7 +87,7 @@ def main() -> None:
             take_turns(workload, settings, Path(folder), options.turns)
         run = chainrule.train(str(workload.folder), out=Path(folder) / "run", settings=settings)
         report = chainrule.evaluate(run, str(workload.folder), split="test")
-        summary = run.summary
+        summary, choice = run.summary, chainrule.read_recipe(run.path / "resolved.yaml").choice
     baseline = report.baselines.get(report.verdict.baseline or "", {})
     result = {
         "trainer": options.name,
@@ -99,6 +99,7 @@ def main() -> None:
         "baseline_value": baseline[workload.metric].value if baseline else None,
         "verdict": report.verdict.text,
         "seconds": summary["seconds"],
+        "seconds_choosing": choice.seconds if choice else 0.0,
         "seconds_total": summary["seconds_total"],
         "precision": summary["precision"],
         "best_step": summary["best_step"],
