@@ -51,7 +51,7 @@ class Options(Section):
 
     Attributes:
         candidates: strategies to choose from, the preferred first; left open, those that did best on other data.
-        share: of the time of the whole training, that choosing may take.
+        share: of the time of the whole training, that choosing may take; of `training.minutes`, at least.
     """
 
     candidates: tuple[NamedSpec, ...] = ()
@@ -161,9 +161,10 @@ def choose(recipe: Recipe, strategies: Sequence[Spec], share: float, prepared: P
     probe_metric, layers = _look(recipe, prepared)
     timed, pace, fitting = _paced(recipe, strategies, prepared, display)
     steps = planned_steps(timed, len(prepared.encoded["train"]))
-    allowed = max(LEAST_SECONDS, share * steps * pace.step) if minutes is None else share * minutes * 60
-    if minutes is not None:
-        steps = min(steps, max(1, int((1 - share) * minutes * 60 / RESERVE_FOR_THE_REST / pace.step)))
+    allowed = max(LEAST_SECONDS, share * steps * pace.step)
+    if minutes is not None:  # choosing may take what the training leaves
+        allowed = max(share * minutes * 60, minutes * 60 - RESERVE_FOR_THE_REST * steps * pace.step)
+        steps = min(steps, max(1, int((minutes * 60 - allowed) / RESERVE_FOR_THE_REST / pace.step)))
     left = max(0.0, allowed - (time.perf_counter() - began))
     candidates = _candidates(recipe, fitting, layers)
     names = ", ".join(dict.fromkeys(candidate.strategy.name for candidate in candidates))
