@@ -100,9 +100,6 @@ def validation_problems(
     return problems
 
 
-_SET = "Set {!r} in the recipe or by its flag."
-
-
 def _problem(item: Any, path: str, model: type[BaseModel], file: str | None) -> Problem:
     where = Where(file=file, field=path)
     kind, got = item["type"], item["input"]
@@ -115,8 +112,9 @@ def _problem(item: Any, path: str, model: type[BaseModel], file: str | None) -> 
             todo="Correct the spelling or remove it.",
         )
     if kind == "missing":
-        todo = "Remove choice: it changes nothing." if path.startswith("choice.") else _SET.format(path)
-        return Problem(where=where, expected="a value", got="nothing", todo=todo)
+        return Problem(
+            where=where, expected="a value", got="nothing", todo=f"Set {path!r} in the recipe or by its flag."
+        )
     message = str(item["msg"]).removeprefix("Input should be ").removeprefix("Value error, ")
     return Problem(where=where, expected=message[:200], got=_shown(got), todo=f"Change {path!r}.")
 

@@ -53,6 +53,14 @@ def _sourced(value: Any) -> Any:
     return {"source": value} if isinstance(value, str) else value
 
 
+def _written(value: Any) -> Any:
+    """What `auto` has written, whole; in part it would be told as something that it is not."""
+    try:
+        return None if value is None else Choice.model_validate(value)
+    except ValidationError:
+        raise ValueError("what a training wrote there, unchanged, or null") from None
+
+
 def _layer_numbers(value: Any) -> Any:
     """3, "0-3" and "0, 2, 4-5" as lists of numbers."""
     if isinstance(value, int) and not isinstance(value, bool):
@@ -193,7 +201,7 @@ class Recipe(Section):
     regularisers: Annotated[dict[str, dict[str, Any]], BeforeValidator(_with_options)] = Field(default_factory=dict)
     training: Training = Field(default_factory=Training)
     seed: int = Field(default=0, ge=0, lt=2**32)
-    choice: Choice | None = None
+    choice: Annotated[Choice | None, BeforeValidator(_written)] = None
 
     def to_yaml(self) -> str:
         """The recipe as YAML, every key written out, in the order of the fields."""
