@@ -360,3 +360,8 @@ def test_a_damaged_choice_is_one_problem() -> None:
     assert [str(problem) for problem in caught.value.problems] == [
         "field 'choice': expected what a training wrote there, unchanged, or null, got {'by': 'me'}. Change 'choice'."
     ]
+
+
+def test_one_candidate_is_taken_without_a_race() -> None:
+    only = Candidate(FULL, 1e-4)
+    assert auto._winner([], [only], "accuracy") == (only, "there is nothing else to try.")

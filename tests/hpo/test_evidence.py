@@ -96,6 +96,23 @@ def test_a_probe_reads_what_the_words_say(job: Job) -> None:
     assert max(shuffled.values()) < 0.65
 
 
+def test_where_there_is_nothing_to_tell_apart_nothing_is_probed(job: Job) -> None:
+    alike = np.flatnonzero(np.asarray(job.train.targets) == 0)
+    assert evidence.probe_scores(job, alike) == (None, {})
+
+
+def test_a_model_with_numbers_that_are_none_is_passed_over(tiny_bert: Path, reviews: Path) -> None:
+    """Training names the module; looking at it is no place to fail."""
+    broken = job_of(reviews, tiny_bert)
+    with torch.no_grad():
+        dict(broken.model.named_parameters())["bert.encoder.layer.1.output.dense.weight"].fill_(torch.nan)
+    _, layers = evidence.gather(broken, seed=0)
+    assert {layer.layer: layer.probe is not None for layer in layers} == {
+        "embeddings": True, "layer 0": True, "layer 1": False, "head": False,
+    }  # fmt: skip
+    assert all(layer.noise_scale is None for layer in layers if layer.layer.startswith("layer"))
+
+
 def test_probes_of_numbers(tiny_bert: Path, tmp_path: Path) -> None:
     source = write_csv(tmp_path / "rated.csv", rated(300))
     metric, scores = evidence.probe_scores(job_of(source, tiny_bert, task="regression"), np.arange(240))

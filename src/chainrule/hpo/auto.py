@@ -303,6 +303,8 @@ def _winner(results: Sequence[Result], candidates: Sequence[Candidate], metric: 
     broken = [result.candidate for result in results if result.predictions is None]
     there = [result for result in results if result.candidate not in broken]
     if not there:
+        if len(candidates) == 1:
+            return candidates[0], "there is nothing else to try."
         why = "every trial failed" if results else "there was no time for a race"
         return candidates[0], f"{why}; it comes first in the order of preference."
     last = [result for result in there if result.trial.round == there[0].trial.round]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -56,17 +57,22 @@ def probe_scores(job: Job, rows: np.ndarray) -> tuple[str | None, dict[str, floa
     on. Alain and Bengio (2016), Understanding intermediate layers using linear classifier probes.
 
     Returns:
-        "accuracy" or "r2" with the score of each layer; nothing for tasks whose rows have no target as a whole.
+        "accuracy" or "r2" with the score of each layer; nothing for tasks whose rows have no target as a whole, and
+        where there is nothing to tell apart.
     """
     kind, targets = job.task.target.kind, job.train.targets
     if kind == "reply" or targets is None or len(rows) < FOLDS:
         return None, {}
     wanted = np.asarray(targets[rows], dtype=np.float64)
     classes = np.unique(targets[rows]) if kind == "class" else np.zeros(0)
+    if len(classes) == 1:  # of a class with very few rows none may be among them
+        return None, {}
     if kind == "class":
         wanted = (targets[rows][:, None] == classes[None]).astype(np.float64)
     scores = {}
     for name, states in _mean_states(job, rows).items():
+        if not np.isfinite(states).all():  # training will say where
+            continue
         model = make_pipeline(StandardScaler(), RidgeCV(PENALTIES))
         found = cross_val_predict(model, states, wanted, cv=KFold(FOLDS, shuffle=True, random_state=0))
         is_class = kind == "class"
@@ -108,7 +114,7 @@ def _scale(square_of_sum: float, sum_of_squares: float, batches: int, rows: int)
     mean_square = square_of_sum / batches**2
     variance = (sum_of_squares - batches * mean_square) / (batches - 1)
     signal = mean_square - variance / batches
-    return float(f"{rows * variance / signal:.3g}") if signal > 0 else None
+    return float(f"{rows * variance / signal:.3g}") if 0 < signal < math.inf else None
 
 
 def _gradients(job: Job, rows: np.ndarray) -> Iterator[tuple[str, torch.Tensor]]:
