@@ -36,13 +36,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workloads", nargs="+", default=list(DATA), choices=sorted(WORKLOADS))
     parser.add_argument("--peer", default="hf-tuned")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="how many")
+    parser.add_argument("--first-seed", type=int, default=0, help="settings that were found on seeds want others")
     parser.add_argument("--set", action="append", default=[], dest="settings", help="key=value of our recipe")
     options = parser.parse_args()
     print("| data | ours | peer | peer's seconds / ours | as good |\n|---|---|---|---|---|")
     for name in options.workloads:
         workload, ours, theirs = WORKLOADS[name], list[dict[str, Any]](), list[dict[str, Any]]()
-        for seed in range(options.seeds):
+        for seed in range(options.first_seed, options.first_seed + options.seeds):
             for trainer, results in (("chainrule", ours), (options.peer, theirs)):
                 result = run_one(trainer, workload, seed, options.settings)
                 results.append(result)

@@ -31,6 +31,7 @@ def check(
     model: str | None = None,
     max_length: int | None = None,
     settings: Mapping[str, Any] | None = None,
+    shown: int = 1,
 ) -> CheckReport:
     """Look at labelled data before anything is trained on it.
 
@@ -40,6 +41,7 @@ def check(
         model: also count tokens with this model's tokenizer.
         max_length: tell which rows are longer than this many tokens.
         settings: dotted keys of the recipe's `data` section, e.g. {"data.on_bad_row": "skip"}.
+        shown: how many training rows to show with the tokens that are learned, where not every token is.
 
     Raises:
         DataError: the source cannot be read at all. Wrong rows are in the report.
@@ -62,7 +64,7 @@ def check(
         return dataset.report
     from chainrule.tasks.prepare import with_tokens
 
-    return with_tokens(dataset, recipe, known).report
+    return with_tokens(dataset, recipe, known, shown=shown).report
 
 
 def train(

@@ -197,9 +197,9 @@ def test_rows_of_which_nothing_can_be_learned(chat: Path, tmp_path: Path) -> Non
 
 def test_check_shows_what_is_learned(chat: Path, talks: Path) -> None:
     report = chainrule.check(str(talks), task="text-generation", model=str(chat))
-    assert report.example is not None
-    assert (report.example.row, report.example.split) == (1, "train")
-    assert report.example.text.count("⟦very good [SEP]⟧") == 1
+    (example,) = report.examples
+    assert (example.row, example.split) == (1, "train")
+    assert example.text.count("⟦very good [SEP]⟧") == 1
     lengths = report.splits["train"].lengths
     assert lengths["tokens_learned"] == 96 * 3
 

@@ -80,7 +80,7 @@ def test_files_that_cannot_be_read_say_why(tmp_path: Path, monkeypatch: pytest.M
         "no.parquet": ("hello", "no.parquet: expected a Parquet file, got a file that cannot be read as one"),
         "sheet.xlsx": (
             "PK",
-            "sheet.xlsx: expected a file that ends in one of .csv, .tsv, .jsonl, .json, .parquet, got ",
+            "sheet.xlsx: expected a file that ends in one of .csv, .tsv, .jsonl, .json, .parquet, .conll, got ",
         ),
     }
     for name, (content, message) in cases.items():

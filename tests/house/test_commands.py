@@ -16,6 +16,7 @@ import pytest
 
 from chainrule.errors import AssetError
 from chainrule.models.catalog import model_folder
+from chainrule.testing.data import write_json_lines
 
 pytestmark = pytest.mark.docs
 
@@ -39,12 +40,13 @@ DOCUMENTS = (
 THINGS = ("soup", "hotel", "phone", "film", "service", "garden", "book", "train ride")
 GOOD = ("delightful", "excellent", "a real pleasure", "better than I hoped", "wonderful")
 BAD = ("awful", "a great disappointment", "broken from the start", "worse than I feared", "dreadful")
+PLACES = ("Hamburg", "Oslo", "New Delhi", "Lima")
 FRAMES = ("The {} was {}.", "We found the {} to be {}.", "Honestly, the {} turned out {}.")
 
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty folder with the two files that the README speaks of. The rows are made up here."""
+    """An empty folder with the files that the documents speak of. The rows are made up here."""
     try:
         model_folder("minilm")
     except AssetError as error:
@@ -56,6 +58,15 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for word in words
     ]
     write_csv(folder / "reviews.csv", ("review", "stars"), rows)
+    placed = [
+        {
+            "text": f"The {thing} in {place} was {word}.",
+            "entities": [[len(thing) + 8, len(thing) + 8 + len(place), "LOC"]],
+        }
+        for thing, place, word in itertools.product(THINGS, PLACES, GOOD[:2])
+    ]
+    write_json_lines(folder / "news" / "train.jsonl", placed[::2] + placed[1::4])
+    write_json_lines(folder / "news" / "validation.jsonl", placed[3::4])
     write_csv(
         folder / "new.csv", ("id", "review"), [("a", "The soup was excellent."), ("b", "What a dreadful film, again.")]
     )

@@ -71,7 +71,7 @@ def test_every_reply_and_its_end_is_learned_and_nothing_else(template: str | Non
     assert learned(tokenizer, encoded) == "good [SEP] bad room [SEP]"
     assert encoded.targets is not None
     assert encoded.targets.tolist() == [5]
-    text = marked(tokenizer, encoded, 0)
+    text = marked(tokenizer, encoded.take(np.array([0])))
     assert text.count("⟦") == 2
     assert "⟦bad room [SEP]⟧" in text
     assert "⟦good [SEP]⟧" in text

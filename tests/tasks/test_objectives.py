@@ -12,6 +12,7 @@ from torch.distributions import Bernoulli, Categorical, Normal, kl_divergence
 from torch.nn import functional
 
 from chainrule.core.recipe import Spec, parse_recipe
+from chainrule.core.spans import Spans
 from chainrule.core.task import Predictions
 from chainrule.errors import RecipeError
 from chainrule.tasks import TASKS, find_task
@@ -169,10 +170,11 @@ def test_the_loss_of_another_task_is_refused(task: str, loss: Mapping[str, Any],
     assert "chainrule show losses" in str(caught.value.problems[0]) or "options" in problem
 
 
-PREDICTED: dict[str, tuple[np.ndarray, np.ndarray]] = {
+PREDICTED: dict[str, tuple[Any, Any]] = {
     "class": (np.array([0, 1]), np.array([0, 1])),
     "classes": (np.array([[0, 1]]), np.array([[0, 1]])),
     "number": (np.array([0.5, 1.0]), np.array([0.5, 2.0])),
+    "spans": (Spans.of([[(0, 3, 0)], []]), Spans.of([[(0, 3, 0)], [(1, 2, 1)]])),
     "reply": (np.array([3, 4]), np.array([3, 2])),
 }
 

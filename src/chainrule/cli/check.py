@@ -17,6 +17,7 @@ from chainrule.cli.output import (
     TextB,
     print_json,
     print_line,
+    print_marked,
     print_table,
     settings_of,
 )
@@ -34,6 +35,9 @@ def check(
     model: Annotated[str | None, typer.Option(help="Also count tokens with this model's tokenizer.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Tell which rows have more tokens than this.")] = None,
     on_bad_row: Annotated[str | None, typer.Option(help="stop (the default) or skip.")] = None,
+    show_mask: Annotated[
+        int, typer.Option(min=0, help="Show so many training rows with the tokens that are learned.")
+    ] = 1,
     assignments: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -41,7 +45,9 @@ def check(
     columns = {"text": text, "text_a": text_a, "text_b": text_b, "label": label, "score": score}
     fields = {name: column for name, column in columns.items() if column is not None}
     settings = settings_of({"data.on_bad_row": on_bad_row}, assignments)
-    report = api.check(data, task=task, fields=fields, model=model, max_length=max_length, settings=settings)
+    report = api.check(
+        data, task=task, fields=fields, model=model, max_length=max_length, settings=settings, shown=show_mask
+    )
     if as_json:
         print_json(report.as_dict())
     else:
@@ -69,8 +75,8 @@ def _print(report: CheckReport) -> None:
         if "tokens_learned" in split.lengths:
             learned, read = split.lengths["tokens_learned"], split.lengths["tokens_read"]
             share = f"{100 * learned / max(read, 1):.1f} %"
-            print_line(f"{name}: {learned:,.0f} of {read:,.0f} tokens ({share}) are learned: those of the replies")
-    if report.example is not None:
-        where = f"row {report.example.row} of {report.example.split}"
-        print_line(f"{where} as the model reads it, what is learned between ⟦ and ⟧:\n{report.example.text}")
+            print_line(f"{name}: {learned:,.0f} of {read:,.0f} tokens ({share}) are learned")
+    for example in report.examples:
+        print_line(f"row {example.row} of {example.split} as the model reads it, what is learned between ⟦ and ⟧:")
+        print_marked(example.text)
     print_line("The data can be used." if report.ok else "The data cannot be used as it is.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -12,6 +13,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text as RichText
 
 from chainrule.core.parsing import parse_setting
 from chainrule.system.progress import Display, Quiet, Terminal, visible
@@ -52,6 +54,14 @@ def print_json(value: Any) -> None:
 def print_line(text: str = "") -> None:
     """A line of the result on stdout."""
     Console(highlight=False, soft_wrap=True).print(visible(text), markup=False)
+
+
+def print_marked(text: str) -> None:
+    """A row as a model reads it on stdout, what is learned of it between ⟦ and ⟧ and in colour."""
+    marked = RichText()
+    for piece in re.split("(⟦[^⟧]*⟧)", visible(text)):
+        marked.append(piece, "bold green" if piece.startswith("⟦") else "dim")
+    Console(highlight=False, soft_wrap=True).print(marked)
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:

@@ -60,6 +60,13 @@ def predict(
 
 
 def _print_answer(row: dict[str, Any]) -> None:
+    if "predicted_entities" in row:
+        for entity in row["predicted_entities"]:
+            keys = ("label", "text", "start", "end", "score")
+            print_line("\t".join(str(entity[key]) for key in keys))
+        if not row["predicted_entities"]:
+            display().say("no entities")
+        return
     if "predicted_text" not in row:
         print_line("\t".join(str(value) for value in row.values()))
         return

@@ -66,7 +66,7 @@ class CheckReport(Report):
     problems: tuple[Problem, ...] = Field(default=(), exclude=True)
     cut: dict[str, Any] | None = None
     max_length: int | None = None
-    example: Rendering | None = None
+    examples: tuple[Rendering, ...] = ()
 
     @property
     def ok(self) -> bool:

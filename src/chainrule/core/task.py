@@ -10,10 +10,11 @@ import numpy as np
 
 from chainrule.core.recipe import Spec
 from chainrule.core.shelf import Entry
+from chainrule.core.spans import together
 from chainrule.errors import Problem, RecipeError, Where
 
-FieldKind = Literal["text", "messages", "class", "classes", "number", "reply"]
-Head = Literal["classifier", "language-model"]
+FieldKind = Literal["text", "words", "messages", "class", "classes", "number", "spans", "reply"]
+Head = Literal["classifier", "token-classifier", "language-model"]
 
 LOWER_IS_BETTER = frozenset({"loss", "perplexity", "rmse"})  # of all metrics there are
 
@@ -24,8 +25,9 @@ class FieldSpec:
 
     Attributes:
         name: the field's name in recipes and flags ("text", "label", …).
-        kind: "text"; "messages" (a conversation); "class" (one label); "classes" (several labels, joined by "|" or a
-            JSON list); "number"; "reply" (a text that is to be written).
+        kind: "text"; "words" (a text as a list of words); "messages" (a conversation); "class" (one label); "classes"
+            (several labels, joined by "|" or a JSON list); "number"; "spans" (pieces of the text, each with a label);
+            "reply" (a text that is to be written).
         aliases: column names that are taken for this field when none is named, best first.
         required: whether every row must have it.
     """
@@ -37,7 +39,7 @@ class FieldSpec:
 
     @property
     def is_input(self) -> bool:
-        return self.kind in ("text", "messages")
+        return self.kind in ("text", "words", "messages")
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,13 @@ class Predictions:
     """What a model says of some rows, without logits.
 
     Attributes:
-        values: what is scored: class indexes (n,), a 0/1 matrix (n, labels), numbers (n,), or of each reply the number
-            of tokens that were the model's first choice (n,).
+        values: what is scored: class indexes (n,), a 0/1 matrix (n, labels), numbers (n,), `Spans` of n rows, or of
+            each reply the number of tokens that were the model's first choice (n,).
         scores: the model's confidence in each value: (n,), or (n, labels) for several labels.
-        losses: the loss of each row (of a reply: the mean over its tokens), or None where the targets are unknown.
+        losses: the loss of each row (of a reply or of words: their mean), or None where the targets are unknown.
     """
 
-    values: np.ndarray
+    values: Any
     scores: np.ndarray
     losses: np.ndarray | None = None
 
@@ -62,8 +64,8 @@ class Predictions:
     def joined(cls, parts: Sequence[Predictions]) -> Predictions:
         """The rows of all parts, one after the other; losses only where every part has them."""
         losses = [part.losses for part in parts if part.losses is not None]
-        values, scores = (np.concatenate([getattr(part, name) for part in parts]) for name in ("values", "scores"))
-        return cls(values, scores, np.concatenate(losses) if len(losses) == len(parts) else None)
+        values, scores = (together([getattr(part, name) for part in parts]) for name in ("values", "scores"))
+        return cls(values, np.asarray(scores), np.concatenate(losses) if len(losses) == len(parts) else None)
 
     def take(self, rows: np.ndarray) -> Predictions:
         """Those of the rows at these positions, in that order."""
@@ -88,33 +90,39 @@ class Encode(Protocol):
 
 
 class Read(Protocol):
-    """One forward of a batch, and what the model says of its rows; with targets, the loss of each row too."""
+    """One forward of a batch of encoded rows, and what the model says of them; with targets, the loss of each too."""
 
-    def __call__(self, model: Any, batch: Any, targets: np.ndarray | None) -> Predictions: ...
+    def __call__(self, model: Any, batch: Any, encoded: Any) -> Predictions: ...
 
 
 class MakeObjective(Protocol):
-    """The base objective from the recipe's loss Spec and the training targets."""
+    """The base objective from the recipe's loss Spec and the training targets (arrays, or `Spans`)."""
 
-    def __call__(self, loss: Spec, targets: np.ndarray) -> Objective: ...
+    def __call__(self, loss: Spec, targets: Any) -> Objective: ...
 
 
 class Measure(Protocol):
     """All metrics of predictions against targets, including the primary one, by their standard names."""
 
-    def __call__(self, targets: np.ndarray, predictions: Predictions) -> dict[str, float]: ...
+    def __call__(self, targets: Any, predictions: Predictions) -> dict[str, float]: ...
 
 
 class Detail(Protocol):
     """Tables for a person: per-class scores, confusion matrix, scatter. Plain JSON values."""
 
-    def __call__(self, targets: np.ndarray, predictions: Predictions, labels: Sequence[str]) -> dict[str, Any]: ...
+    def __call__(self, targets: Any, predictions: Predictions, labels: Sequence[str]) -> dict[str, Any]: ...
 
 
 class PrepareTokenizer(Protocol):
     """Give a tokenizer what the task needs and it lacks; what is added is saved with the model."""
 
     def __call__(self, tokenizer: Any) -> None: ...
+
+
+class Marked(Protocol):
+    """A single encoded row as the model reads it, with what is learned of it between ⟦ and ⟧."""
+
+    def __call__(self, tokenizer: Any, encoded: Any, labels: Sequence[str]) -> str: ...
 
 
 class PrepareHead(Protocol):
@@ -130,9 +138,11 @@ class Task:
     Attributes:
         problem_type: transformers' name for it, written to config.json; empty where it has none.
         head: what stands on top of the pretrained trunk.
+        outputs: label names -> what each of the head's outputs is called.
         measure: every metric at once, used for validation and for the point estimates of `evaluate`.
         metrics: the names of what `measure` gives where row losses are known.
         losses: what may be trained with; the first is the default.
+        marked: shows what is learned of a row; None where the row has one target as a whole.
         best_by_loss: keep the weights with the lowest validation loss instead of the best primary metric. A
             correlation does not see a wrong level or scale, so it cannot choose the weights of a regression.
         baseline: what the verdict compares with: cheap models fitted on the same rows, or the untuned model itself.
@@ -154,8 +164,10 @@ class Task:
     read: Read
     objective: MakeObjective
     head: Head = "classifier"
+    outputs: Callable[[Sequence[str]], tuple[str, ...]] = tuple
     prepare_tokenizer: PrepareTokenizer | None = None
     prepare_head: PrepareHead | None = None
+    marked: Marked | None = None
     best_by_loss: bool = False
     baseline: Literal["fitted", "untuned"] = "fitted"
     micro_batch_tokens: int | None = None
@@ -200,8 +212,8 @@ class Task:
 
     @property
     def has_labels(self) -> bool:
-        """Whether the target is one or several names out of a fixed set."""
-        return self.target.kind in ("class", "classes")
+        """Whether the target is, or has, names out of a fixed set."""
+        return self.target.kind in ("class", "classes", "spans")
 
     @property
     def target(self) -> FieldSpec:

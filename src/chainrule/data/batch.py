@@ -20,11 +20,12 @@ class Batch:
     """Tensors of one micro-batch.
 
     Attributes:
-        inputs: input_ids (b, t) int64, and attention_mask and token_type_ids (b, t) where the model needs them; or
-            inputs_embeds (b, t or 1, hidden) and attention_mask for a model that starts above its frozen layers; or
-            input_ids and position_ids (1, t) of rows side by side.
-        targets: (b,) or (b, labels); or (b, t) token ids with IGNORED where nothing is to be predicted; or None.
-        rows: (b,) int64 positions in the Encoded they came from.
+        inputs: input_ids (s, t) int64 of all sequences of the rows, and attention_mask and token_type_ids (s, t) where
+            the model needs them; or inputs_embeds (s, t or 1, hidden) and attention_mask for a model that starts above
+            its frozen layers; or input_ids and position_ids (1, t) of rows side by side.
+        targets: (b,) or (b, labels); or (s, t) what is learned of each token (its id, or a class), IGNORED where
+            nothing is; or None.
+        rows: (b,) int64 positions in the Encoded they came from; s = b where a row is one sequence.
         tokens: real tokens, without padding.
     """
 
@@ -85,14 +86,15 @@ def collate(encoded: Encoded, rows: np.ndarray, *, pad_id: int, left: bool, devi
 
     The attention mask is left out where nothing is padded: attention without a mask is faster and gives the same.
     """
-    lengths = encoded.lengths[rows]
+    taken = encoded.sequences_of(rows)
+    starts, ends = encoded.offsets[taken], encoded.offsets[taken + 1]
+    lengths = ends - starts
     width = int(lengths.max())
-    ids = np.full((len(rows), width), pad_id, dtype=np.int64)
-    types = np.zeros((len(rows), width), dtype=np.int64) if encoded.types is not None else None
-    mask = np.zeros((len(rows), width), dtype=np.int64)
-    for place, row in enumerate(rows):
-        start, end = encoded.offsets[row], encoded.offsets[row + 1]
-        span = slice(width - (end - start), width) if left else slice(0, end - start)
+    ids = np.full((len(taken), width), pad_id, dtype=np.int64)
+    types = np.zeros((len(taken), width), dtype=np.int64) if encoded.types is not None else None
+    mask = np.zeros((len(taken), width), dtype=np.int64)
+    for place, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
+        span = _filled(width, end - start, left)
         ids[place, span] = encoded.ids[start:end]
         mask[place, span] = 1
         if types is not None and encoded.types is not None:
@@ -103,9 +105,9 @@ def collate(encoded: Encoded, rows: np.ndarray, *, pad_id: int, left: bool, devi
     if types is not None:
         inputs["token_type_ids"] = torch.from_numpy(types).to(device)
     if encoded.states is not None:
-        inputs = _state_inputs(encoded, rows, inputs, left)
+        inputs = _state_inputs(encoded, taken, inputs, left)
     if encoded.trained is not None:
-        return Batch(inputs, _token_targets(encoded, rows, ids, left).to(device), rows, int(lengths.sum()))
+        return Batch(inputs, _token_targets(encoded, taken, width, left).to(device), rows, int(lengths.sum()))
     targets = None if encoded.targets is None else torch.from_numpy(np.ascontiguousarray(encoded.targets[rows]))
     if targets is not None:
         targets = targets.to(device, torch.float32 if targets.is_floating_point() else torch.int64)
@@ -150,19 +152,19 @@ def packs_of(rows: np.ndarray, lengths: np.ndarray, tokens: int) -> list[np.ndar
 
 
 def _state_inputs(
-    encoded: Encoded, rows: np.ndarray, inputs: dict[str, torch.Tensor], left: bool
+    encoded: Encoded, taken: np.ndarray, inputs: dict[str, torch.Tensor], left: bool
 ) -> dict[str, torch.Tensor]:
-    """The rows' states in place of their ids, zeros where rows are padded."""
+    """The sequences' states in place of their ids, zeros where they are padded."""
     states, width = encoded.states, inputs["input_ids"].shape[1]
     if states is None:
         return inputs
     device = inputs["input_ids"].device
     if not states.per_token:
-        return {"inputs_embeds": _numbers(states.values[rows][:, None]).to(device)}
-    padded = np.zeros((len(rows), width, states.values.shape[1]), dtype=states.values.dtype)
-    for place, row in enumerate(rows):
-        start, end = encoded.offsets[row], encoded.offsets[row + 1]
-        padded[place, slice(width - (end - start), width) if left else slice(0, end - start)] = states.values[start:end]
+        return {"inputs_embeds": _numbers(states.values[taken][:, None]).to(device)}
+    padded = np.zeros((len(taken), width, states.values.shape[1]), dtype=states.values.dtype)
+    for place, sequence in enumerate(taken):
+        start, end = encoded.offsets[sequence], encoded.offsets[sequence + 1]
+        padded[place, _filled(width, end - start, left)] = states.values[start:end]
     kept = {"attention_mask": inputs["attention_mask"]} if "attention_mask" in inputs else {}
     return {"inputs_embeds": _numbers(padded).to(device), **kept}
 
@@ -172,15 +174,20 @@ def _numbers(values: np.ndarray) -> torch.Tensor:
     return tensor.view(torch.bfloat16) if values.dtype == np.uint16 else tensor
 
 
-def _token_targets(encoded: Encoded, rows: np.ndarray, ids: np.ndarray, left: bool) -> torch.Tensor:
-    """The ids themselves where a token is to be predicted (b, t), IGNORED elsewhere."""
-    targets = np.full(ids.shape, IGNORED, dtype=np.int64)
+def _token_targets(encoded: Encoded, taken: np.ndarray, width: int, left: bool) -> torch.Tensor:
+    """What is learned of each token (s, t), IGNORED where nothing is."""
+    targets = np.full((len(taken), width), IGNORED, dtype=np.int64)
+    learned = encoded.ids if encoded.classes is None else encoded.classes
     trained = encoded.trained if encoded.trained is not None else np.ones(len(encoded.ids), bool)
-    for place, row in enumerate(rows):
-        start, end = encoded.offsets[row], encoded.offsets[row + 1]
-        span = slice(ids.shape[1] - (end - start), ids.shape[1]) if left else slice(0, end - start)
-        targets[place, span] = np.where(trained[start:end], ids[place, span], IGNORED)
+    for place, sequence in enumerate(taken):
+        start, end = encoded.offsets[sequence], encoded.offsets[sequence + 1]
+        targets[place, _filled(width, end - start, left)] = np.where(trained[start:end], learned[start:end], IGNORED)
     return torch.from_numpy(targets)
+
+
+def _filled(width: int, length: int, left: bool) -> slice:
+    """Where the tokens of a sequence stand in a padded row."""
+    return slice(width - length, width) if left else slice(0, length)
 
 
 def by_length(lengths: np.ndarray, tokens: int) -> Iterator[np.ndarray]:

@@ -9,14 +9,16 @@ import numpy as np
 from chainrule.core.report import Finding, SplitSummary
 from chainrule.core.task import Task
 from chainrule.data.chat import MESSAGES, turns_of
+from chainrule.data.entities import TOKENS, units_of
 from chainrule.data.flaws import agree, count_rows, finding, shorten
 from chainrule.data.rows import Rows
 from chainrule.data.table import Places
-from chainrule.data.targets import Labels
+from chainrule.data.targets import Entities, Labels, labels_of
 from chainrule.data.texts import Texts
 from chainrule.errors import Problem, Where
 
 IMBALANCE = 10
+_ONE = {"entities": "way to mark them"}
 
 
 def check_splits(splits: Mapping[str, Rows], labels: Sequence[str], task: Task) -> tuple[list[Finding], list[Problem]]:
@@ -44,7 +46,7 @@ def check_splits(splits: Mapping[str, Rows], labels: Sequence[str], task: Task) 
 def summary(rows: Rows, labels: Sequence[str], task: Task) -> SplitSummary:
     """Size and make-up of a split; lengths are in characters (all texts of a row together)."""
     counts: dict[str, int] = {}
-    if isinstance(rows.values, Labels) and len(rows):
+    if isinstance(rows.values, Labels | Entities) and len(rows):
         seen = rows.values.count()
         counts = {label: seen[label] for label in labels}
     lengths: dict[str, float] = {}
@@ -63,6 +65,8 @@ def _characters(rows: Rows) -> np.ndarray:
         contexts = zip(rows.inputs[MESSAGES], rows.values, strict=True)
         counts = (sum(len(turn["content"]) for turn in turns_of(text)) + len(end) for text, end in contexts)
         return np.fromiter(counts, dtype=np.int64)
+    if TOKENS in rows.inputs:
+        return np.fromiter((len(units_of(cell)[0]) for cell in rows.inputs[TOKENS]), dtype=np.int64)
     return np.fromiter((sum(map(len, texts)) for texts in zip(*rows.inputs.values(), strict=True)), dtype=np.int64)
 
 
@@ -169,10 +173,10 @@ def _conflicts(rows: Rows, name: str, noun: str, task: Task) -> list[Finding]:
     if not count:
         return []
     groups = int((variants > 1).sum())
-    what = "number" if task.target.kind == "number" else "label"
+    what = {"number": "numbers", "spans": "entities"}.get(task.target.kind, "labels")
     shared = f"{groups:,} {noun if groups == 1 else 'pairs of texts' if noun != 'text' else 'texts'}"
-    message = f"{count_rows(count, name)} share {shared} with different {what}s."
-    todo = f"Decide for one {what}, or remove these rows."
+    message = f"{count_rows(count, name)} share {shared} with different {what}."
+    todo = f"Decide for one {_ONE.get(what, what[:-1])}, or remove these rows."
     return [
         finding(
             "conflicting-labels",
@@ -213,15 +217,16 @@ def _no_rows(rows: Rows, name: str) -> tuple[Finding, Problem]:
 
 
 def _class_sizes(train: Rows, labels: Sequence[str]) -> list[Finding]:
-    if not isinstance(train.values, Labels):
+    names = labels_of(train.values)
+    if names is None:
         return []
-    counts = train.values.count()
+    counts = names.count()
     findings = []
     rare = [label for label in labels if counts[label] < 2]
     file = train.places.file
     if rare:
-        has_rare = np.array([not names.isdisjoint(rare) for names in map(set, train.values.sets)], dtype=bool)
-        rows = train.places.rows[has_rare[train.values.codes]]
+        has_rare = np.array([not some.isdisjoint(rare) for some in map(set, names.sets)], dtype=bool)
+        rows = train.places.rows[has_rare[names.codes]]
         shown = ", ".join(shorten(label) for label in rare[:10]) + (", …" if len(rare) > 10 else "")
         message = f"{count_rows(len(rare), None, 'label')} {agree(len(rare), 'have')} a single row in train: {shown}."
         todo = "Add rows, or merge the label with another: one example teaches little."

@@ -1,4 +1,4 @@
-"""Texts to token ids, once, kept flat: one array of ids and the offset of each row."""
+"""Texts to token ids, once, kept flat: one array of ids, and the offset of each sequence that the model reads."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from chainrule.core.spans import together
 from chainrule.system.spill import Spill
 
 CHUNK_ROWS = 4096
-_OF_TOKENS = {"ids": np.int32, "types": np.uint8, "trained": np.bool_}
+OF_TOKENS = {"ids": np.int32, "types": np.uint8, "trained": np.bool_, "classes": np.int32, "places": np.int32}
 
 
 @dataclass(frozen=True)
@@ -31,43 +32,73 @@ class States:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Tokenised rows.
+    """Tokenised rows. A row is one sequence of tokens, or several that the model reads side by side, such as windows.
 
     Attributes:
-        ids: (tokens,) int32, all rows one after the other.
-        offsets: (n + 1,) int64; row i is ids[offsets[i]:offsets[i + 1]].
+        ids: (tokens,) int32, all sequences one after the other.
+        offsets: (s + 1,) int64; sequence i is ids[offsets[i]:offsets[i + 1]].
         types: (tokens,) uint8 segment numbers, or None where the tokenizer makes none.
-        full_lengths: (n,) int64 tokens each row would have without the limit.
-        targets: (n,) or (n, labels), or None.
-        trained: (tokens,) bool, the tokens that are to be predicted, or None where a row has one target as a whole.
+        full_lengths: (n,) int64 positions each row would have without the limit, counted as `lengths` are.
+        targets: (n,), (n, labels) or `Spans` of n rows, or None.
+        trained: (tokens,) bool, the tokens of which something is learned, or None where a row has one target as a
+            whole.
+        classes: (tokens,) int32, what is learned of each of these; None where it is the token itself.
+        places: (2 · tokens,) int32, where in the row's text begins and ends what is said of a token; None if nowhere.
         refused: row position -> why the row could not be encoded; such a row has no tokens.
         states: what a model that starts above its frozen layers reads instead of ids, or None.
+        sequences: (n + 1,) int64; row i has the sequences from sequences[i] to sequences[i + 1]. None for one each.
     """
 
     ids: np.ndarray
     offsets: np.ndarray
     types: np.ndarray | None
     full_lengths: np.ndarray
-    targets: np.ndarray | None
+    targets: Any
     trained: np.ndarray | None = None
+    classes: np.ndarray | None = None
+    places: np.ndarray | None = None
     refused: Mapping[int, str] = field(default_factory=dict)
     states: States | None = None
+    sequences: np.ndarray | None = None
 
     def __len__(self) -> int:
-        return len(self.offsets) - 1
+        return len(self.offsets if self.sequences is None else self.sequences) - 1
 
     @property
     def lengths(self) -> np.ndarray:
-        """(n,) tokens of each row as encoded."""
-        return np.diff(self.offsets)
+        """(n,) positions that the model computes for each row: its longest sequence, as often as it has any."""
+        tokens = np.diff(self.offsets)
+        if self.sequences is None or not len(self):
+            return tokens
+        longest: np.ndarray = np.maximum.reduceat(tokens, self.sequences[:-1])
+        return longest * np.diff(self.sequences)
+
+    @property
+    def learned(self) -> np.ndarray | None:
+        """(n,) tokens of each row of which something is learned; None where a row has one target as a whole."""
+        if self.trained is None:
+            return None
+        ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.trained)])[self.offsets]
+        counts: np.ndarray = np.diff(ends if self.sequences is None else ends[self.sequences])
+        return counts
+
+    def sequences_of(self, rows: np.ndarray) -> np.ndarray:
+        """The positions of all sequences of these rows, row after row."""
+        if self.sequences is None:
+            return rows
+        counts = np.diff(self.sequences)[rows]
+        ends = np.cumsum(counts)
+        shifts: np.ndarray = np.repeat(self.sequences[:-1][rows] - (ends - counts), counts)
+        return shifts + np.arange(len(shifts))
 
     def take(self, rows: np.ndarray) -> Encoded:
         """The rows at these positions, in that order; none of them refused."""
         return joined(self._few(rows[start : start + CHUNK_ROWS]) for start in range(0, max(len(rows), 1), CHUNK_ROWS))
 
     def _few(self, rows: np.ndarray) -> Encoded:
-        offsets = offsets_of(self.lengths[rows])
-        chosen = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], np.diff(offsets))
+        taken = self.sequences_of(rows)
+        offsets = offsets_of(np.diff(self.offsets)[taken])
+        chosen = np.arange(offsets[-1]) + np.repeat(self.offsets[taken] - offsets[:-1], np.diff(offsets))
         return Encoded(
             ids=self.ids[chosen],
             offsets=offsets,
@@ -75,6 +106,9 @@ class Encoded:
             full_lengths=self.full_lengths[rows],
             targets=None if self.targets is None else self.targets[rows],
             trained=None if self.trained is None else self.trained[chosen],
+            classes=None if self.classes is None else self.classes[chosen],
+            places=None if self.places is None else self.places.reshape(-1, 2)[chosen].ravel(),
+            sequences=None if self.sequences is None else offsets_of(np.diff(self.sequences)[rows]),
         )
 
 
@@ -120,35 +154,35 @@ def joined(pieces: Iterable[Encoded]) -> Encoded:
 
     The tokens of many rows lie in a memory-mapped file.
     """
-    lengths, full = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    targets: list[np.ndarray] = []
+    lengths, full, counts = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], list[np.ndarray]()
+    targets: list[Any] = []
     refused: dict[int, str] = {}
     rows = 0
     with ExitStack() as stack:
         spills: dict[str, Spill] = {}
         for piece in pieces:
-            for name in _OF_TOKENS:
+            for name in OF_TOKENS:
                 values: np.ndarray | None = getattr(piece, name)
                 if values is not None:
                     if name not in spills:
                         spills[name] = stack.enter_context(Spill())
                     spills[name].write(values.tobytes())
-            lengths.append(piece.lengths)
+            lengths.append(np.diff(piece.offsets))
+            counts += [] if piece.sequences is None else [np.diff(piece.sequences)]
             full.append(piece.full_lengths)
             targets += [] if piece.targets is None else [piece.targets]
             refused |= {rows + row: why for row, why in piece.refused.items()}
             rows += len(piece)
-        tokens: dict[str, np.ndarray] = {
-            name: np.frombuffer(spill.read(), _OF_TOKENS[name]) for name, spill in spills.items()
-        }
+        tokens: dict[str, Any] = {name: np.frombuffer(spill.read(), OF_TOKENS[name]) for name, spill in spills.items()}
     return Encoded(
-        ids=tokens.get("ids", np.zeros(0, np.int32)),
+        ids=tokens.pop("ids", np.zeros(0, np.int32)),
         offsets=offsets_of(np.concatenate(lengths)),
-        types=tokens.get("types"),
+        types=tokens.pop("types", None),
         full_lengths=np.concatenate(full),
-        targets=np.concatenate(targets) if targets else None,
-        trained=tokens.get("trained"),
+        targets=together(targets) if targets else None,
         refused=refused,
+        sequences=offsets_of(np.concatenate(counts)) if counts else None,
+        **tokens,
     )
 
 

@@ -26,8 +26,8 @@ def find_fields(
     """Map the task's fields to columns.
 
     A column named by the user wins; then the one recorded when the model was trained, if it is there; then the
-    field's aliases, in their order and whatever their case. A task whose text fields are all optional takes either
-    `text` alone, or `text_a` and `text_b` together.
+    field's aliases, in their order and whatever their case. Of a task whose text fields are all optional one is taken,
+    or `text_a` and `text_b` together.
 
     Args:
         columns: the column names there are.
@@ -129,14 +129,16 @@ def _inputs(
     columns, file = place
     specs = {spec.name: spec for spec in task.inputs}
     required = [spec.name for spec in task.inputs if spec.required]
-    alternatives = [[name for name in specs if name not in _PAIR], [name for name in specs if name in _PAIR]]
-    alternatives = [names for names in alternatives if names]
+    alternatives = [[name] for name in specs if name not in _PAIR]
+    alternatives += [[*_PAIR]] if specs.keys() >= set(_PAIR) else []
     if required:
         wanted = list(specs) if recorded is None else [name for name in specs if name in recorded] or list(specs)
     else:
         by_hand = [names for names in alternatives if any(name in named for name in names)]
         before = [names for names in alternatives if any(name in (recorded or {}) for name in names)]
         complete = [names for names in alternatives if all(found[name] is not None for name in names)]
+        if task.target.kind == "spans":  # what was trained on words reads texts, too
+            before = [names for names in before if names in complete and not by_hand]
         possible = before or by_hand or complete
         if before and any(names not in before for names in by_hand):
             got = f"a column named for {', '.join(name for names in by_hand for name in names if name in named)}"
@@ -145,7 +147,8 @@ def _inputs(
         if len(possible) > 1:
             got = " and ".join(", ".join(f"{name} ({found[name]!r})" for name in names) for names in possible)
             todo = _naming([name for names in possible for name in names][:1])
-            return [], [Problem("either one text or a pair of texts", f"both: {got}", todo, Where(file))]
+            choices = ["a pair of texts" if names == [*_PAIR] else f"one {names[0]}" for names in alternatives]
+            return [], [Problem(f"either {' or '.join(choices)}", f"both: {got}", todo, Where(file))]
         wanted = possible[0] if possible else []
     missing = [specs[name] for name in (required or wanted) if found[name] is None]
     if missing:
@@ -176,6 +179,8 @@ def _missing(specs: Sequence[FieldSpec], columns: Sequence[str], file: str | Non
         "either text, or text_a and text_b",
         "Say which they are: --text COLUMN, or --text-a COLUMN --text-b COLUMN.",
     )
+    if len(specs) > 1 and _PAIR[0] not in names:
+        wanted, todo = f"either {' or '.join(names)}", f"Say which it is: {' or '.join(map(_flag, names))}."
     if len(specs) == 1:
         others = ", ".join(alias for alias in specs[0].aliases if alias != names[0])
         wanted, todo = names[0] + (f" (also found as {others})" if others else ""), _naming(names)

@@ -54,8 +54,25 @@ KINDS: dict[str, tuple[str, str, str]] = {
     "no-reply": ("error", "have no reply to learn from", "Add the reply, or remove these rows."),
     "nothing-to-learn": (
         "error",
-        "have no token of a reply within the length limit",
+        "have no token to learn from",
         "Raise --max-length, or shorten or remove these rows.",
+    ),
+    "bad-tokens": ("error", "have a list of words with an empty or damaged one", "Correct or remove these rows."),
+    "bad-entities": (
+        "error",
+        "have tags or spans that do not fit their text",
+        "Write one tag a word, or spans that count characters from 0.",
+    ),
+    "inside-without-begin": (
+        "warning",
+        "have an I- tag that continues nothing; it was read as the beginning of an entity",
+        "In IOB1 files this is as it should be; elsewhere look at these rows.",
+    ),
+    "span-white-space": ("warning", "have spans with white space at an end; they were taken without it", ""),
+    "span-inside-word": (
+        "warning",
+        "have spans that begin or end inside a word; the whole word is learned, and no prediction can be right there",
+        "Move the ends of these spans to those of words.",
     ),
     "unanswered-turn": ("warning", "have turns after the last reply, which were left out", ""),
     "blank-line": ("info", "are blank (not counted as rows)", ""),

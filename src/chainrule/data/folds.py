@@ -11,7 +11,7 @@ from chainrule.core.task import FieldKind
 from chainrule.data.flaws import shorten
 from chainrule.data.load import Dataset, Split
 from chainrule.data.split import TRAIN, cut_folds, cut_labelled, strata_of
-from chainrule.data.targets import Labels, Values, decode_targets
+from chainrule.data.targets import Values, decode_targets, labels_of
 from chainrule.errors import DataError, Problem, Where
 
 FIELD = "training.folds"
@@ -71,14 +71,16 @@ def _require_enough(pooled: Split, values: Values, count: int) -> None:
 
 def _different_rows(pooled: Split, values: Values) -> Iterator[tuple[str, int]]:
     """Each label, and how many different inputs have it."""
-    if isinstance(values, Labels):
-        for name in values.count():
-            has = np.array([name in names for names in values.sets], dtype=bool)[values.codes]
+    labels = labels_of(values)
+    if labels is not None:
+        for name in labels.count():
+            has = np.array([name in names for names in labels.sets], dtype=bool)[labels.codes]
             yield name, len(np.unique(pooled.hashes[has]))
 
 
 def _has_all_labels(values: Values, rows: np.ndarray) -> bool:
-    return not isinstance(values, Labels) or values[rows].count().keys() == values.count().keys()
+    labels = labels_of(values)
+    return labels is None or labels[rows].count().keys() == labels.count().keys()
 
 
 def _advice(most: int) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 
 from chainrule.core.recipe import Data
 from chainrule.core.report import CheckReport, Finding
+from chainrule.core.spans import together
 from chainrule.core.task import Task
 from chainrule.data.check import check_splits, noun_of, share, summary
 from chainrule.data.fields import check_columns, find_fields
@@ -19,7 +20,7 @@ from chainrule.data.read import SPLITS, Reading, read
 from chainrule.data.rows import Rows, prepare
 from chainrule.data.split import TRAIN, Cut, cut_labelled
 from chainrule.data.table import Places, Table
-from chainrule.data.targets import Labels, encode_targets, label_names, unknown_labels
+from chainrule.data.targets import encode_targets, label_names, labels_of, unknown_labels
 from chainrule.data.texts import Texts
 from chainrule.errors import DataError, Problem, Where
 
@@ -31,7 +32,8 @@ class Split:
     Attributes:
         places: where they stand in the file.
         inputs: field -> (n,) texts.
-        targets: int64 (n,) of label indexes, float32 (n, labels) of 0 and 1, float64 (n,), or `Texts` (n,) of replies.
+        targets: int64 (n,) of label indexes, float32 (n, labels) of 0 and 1, float64 (n,), `Spans` of n rows, or
+            `Texts` (n,) of replies.
         hashes: (n,) uint64 of the inputs.
     """
 
@@ -59,7 +61,7 @@ class Split:
         places = Places(files.pop() if len(files) == 1 else None, rows, np.concatenate(lines) if known else None)
         inputs = {name: Texts.of(chain.from_iterable(s.inputs[name] for s in splits)) for name in splits[0].inputs}
         targets, hashes = ([getattr(split, name) for split in splits] for name in ("targets", "hashes"))
-        return cls(places, inputs, np.concatenate(targets), np.concatenate(hashes))
+        return cls(places, inputs, together(targets), np.concatenate(hashes))
 
 
 @dataclass(frozen=True)
@@ -328,8 +330,9 @@ def _cut(
 
 
 def _labels(train: Rows, task: Task) -> tuple[str, ...]:
-    if isinstance(train.values, Labels):
-        return label_names(train.values)
+    labels = labels_of(train.values)
+    if labels is not None:
+        return label_names(labels)
     return (task.target.name,) if task.target.kind == "number" else ()
 
 
@@ -341,9 +344,10 @@ def _too_few(problems: Sequence[Problem]) -> Finding:
 def _drop_unknown(
     rows: Rows, labels: Sequence[str], task: Task, name: str, on_bad_row: str
 ) -> tuple[Rows, list[Finding], list[Problem]]:
-    if not isinstance(rows.values, Labels):
+    names = labels_of(rows.values)
+    if names is None:
         return rows, [], []
-    good, flaws = unknown_labels(rows.values, labels, rows.places, task.target.name)
+    good, flaws = unknown_labels(names, labels, rows.places, task.target.name)
     if not flaws:
         return rows, [], []
     split = None if name == "all" else name

@@ -16,6 +16,7 @@ import pyarrow as pa
 from chainrule.core.report import Finding
 from chainrule.data import columns as columnar
 from chainrule.data.catalog import dataset_file
+from chainrule.data.conll import read_conll
 from chainrule.data.delimited import read_delimited
 from chainrule.data.flaws import Flaw, finding, refuse_names, some, summarise
 from chainrule.data.hub import looks_like_hub_name, read_hub, read_saved
@@ -24,9 +25,14 @@ from chainrule.data.table import Table, concatenate
 from chainrule.errors import DataError, Problem, Where
 from chainrule.system.files import sha256
 
-ENDINGS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+ENDINGS = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".conll")
 SPLITS = ("train", "validation", "test")
-_SAME_ENDING = {".tab": ".tsv", ".ndjson": ".jsonl", ".pq": ".parquet"}
+_SAME_ENDING = {
+    ".tab": ".tsv",
+    ".ndjson": ".jsonl",
+    ".pq": ".parquet",
+    **dict.fromkeys((".bio", ".iob", ".iob2", ".bioes"), ".conll"),
+}
 _SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev", "eval", "development"), "validation"),
@@ -108,6 +114,8 @@ def chunks(path: Path, shown: str, chunk_rows: int) -> Iterator[tuple[Table, lis
             yield from read_delimited(path, shown, "\t", chunk_rows)
         elif ending == ".jsonl":
             yield from read_json_lines(path, shown, chunk_rows)
+        elif ending == ".conll":
+            yield from read_conll(path, shown, chunk_rows)
         elif ending == ".json":
             yield from read_json(path, shown, chunk_rows)
         else:

@@ -12,12 +12,13 @@ from chainrule.core.report import Finding
 from chainrule.core.task import Task
 from chainrule.data.chat import MESSAGES, read_conversations
 from chainrule.data.clean import clean_texts, exact_duplicates
+from chainrule.data.entities import TOKENS, read_marked
 from chainrule.data.flaws import Flaw, agree, count_rows, finding, summarise
 from chainrule.data.split import hash_texts
 from chainrule.data.table import Places, Table
 from chainrule.data.targets import Values, read_targets, target_texts
 from chainrule.data.texts import Texts
-from chainrule.errors import Problem
+from chainrule.errors import DataError, Problem, Where
 
 TOOLS = "tools"
 _NO_TOOLS = ("", "[]", "null")
@@ -75,6 +76,12 @@ def prepare(
     """
     if task.target.kind == "reply":
         return _prepare_conversations(table, fields, split=split, clean=clean, on_bad_row=on_bad_row)
+    if task.target.kind == "spans":
+        _refuse_cleaning(clean)
+        marked = read_marked(table, fields, task.target.name)
+        findings, problems = summarise(marked.flaws, split=split, file=table.file, on_bad_row=on_bad_row)
+        rows = _usable(table.places, {TOKENS: marked.inputs}, marked.values, marked.flaws)
+        return _without_duplicates(rows, findings, problems, split, clean)
     raw = {spec.name: table.texts(fields[spec.name]) for spec in task.inputs if spec.name in fields}
     cleaned = clean_texts(raw, clean, table.places, split)
     target = task.target
@@ -105,6 +112,15 @@ def _prepare_conversations(
         )
     rows = _usable(table.places, {MESSAGES: found.contexts}, found.replies, found.flaws)
     return _without_duplicates(rows, findings, problems, split, clean)
+
+
+def _refuse_cleaning(clean: Clean) -> None:
+    """Raise DataError where cleaning would move the characters that spans count by."""
+    asked = [name for name in ("html", "unicode_nfkc", "white_space") if getattr(clean, name)]
+    if asked:
+        where, todo = Where(field=f"data.clean.{asked[0]}"), "Leave it out, or clean the texts before they are marked."
+        problem = Problem("texts as they were marked", "a cleaning that moves characters", todo, where)
+        raise DataError("The texts of marked entities cannot be cleaned.", [problem])
 
 
 def _without_duplicates(

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from chainrule.data.targets import Labels, Values
-from chainrule.data.texts import Texts
+from chainrule.data.targets import Labels, Values, labels_of
 
 TRAIN = "train"
 
@@ -59,13 +58,14 @@ def strata_of(values: Values) -> np.ndarray:
     """(n,) int64: what a cut keeps in the same proportions: labels, or quantile bins of numbers; replies are alike."""
     if isinstance(values, np.ndarray):
         return strata_of_numbers(values)
-    if isinstance(values, Texts):
+    labels = labels_of(values)
+    if labels is None:
         return np.zeros(len(values), np.int64)
     # By a row's rarest label, so that rare labels are spread first, as Sechidis, Tsoumakas and Vlahavas (2011) do.
-    counts = values.count()
+    counts = labels.count()
     order = {name: code for code, name in enumerate(sorted(counts, key=lambda name: (counts[name], name)))}
-    rarest = np.array([min((order[name] for name in names), default=-1) for names in values.sets], np.int64)
-    return np.take(rarest, values.codes)
+    rarest = np.array([min((order[name] for name in names), default=-1) for names in labels.sets], np.int64)
+    return np.take(rarest, labels.codes)
 
 
 def strata_of_numbers(values: np.ndarray, bins: int = 10) -> np.ndarray:
@@ -109,8 +109,9 @@ def cut_rows(hashes: np.ndarray, strata: np.ndarray, fractions: Mapping[str, flo
 def cut_labelled(hashes: np.ndarray, values: Values, fractions: Mapping[str, float]) -> dict[str, np.ndarray] | None:
     """What `cut_rows` gives for rows with these targets, with every label left in train; None if that cannot be."""
     parts = cut_rows(hashes, strata_of(values), fractions)
-    if parts is not None and isinstance(values, Labels):
-        parts = keep_labels_in_train(parts, hashes, values)
+    labels = labels_of(values)
+    if parts is not None and labels is not None:
+        parts = keep_labels_in_train(parts, hashes, labels)
     return parts
 
 

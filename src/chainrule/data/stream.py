@@ -15,6 +15,7 @@ from chainrule.core.report import Finding
 from chainrule.core.task import Task
 from chainrule.data.chat import MESSAGES, read_conversations
 from chainrule.data.clean import clean_texts
+from chainrule.data.entities import TOKENS, read_marked
 from chainrule.data.fields import find_fields
 from chainrule.data.flaws import MAX_PROBLEMS, Flaw, summarise
 from chainrule.data.read import chunks, located, read
@@ -140,6 +141,9 @@ def _texts(table: Table, fields: Mapping[str, str], clean: Clean, task: Task) ->
     if task.target.kind == "reply":
         found = read_conversations(table, fields, clean, with_reply=False)
         return {MESSAGES: found.contexts}, found.flaws
+    if task.target.kind == "spans":
+        marked = read_marked(table, fields, None)
+        return {TOKENS: marked.inputs}, marked.flaws
     raw = {name: table.texts(column) for name, column in fields.items()}
     inputs = clean_texts(raw, clean, table.places, None).inputs
     return inputs, text_flaws(table.places, raw, inputs)

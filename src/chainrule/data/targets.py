@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from chainrule.core.spans import Spans
 from chainrule.core.task import FieldKind
 from chainrule.data.flaws import Flaw, shorten
 from chainrule.data.jsontext import unfit
@@ -62,7 +63,46 @@ class Labels:
         return counts
 
 
-Values = Labels | np.ndarray | Texts  # labels, numbers (n,) float64, or replies
+@dataclass(frozen=True)
+class Entities:
+    """The entities of rows.
+
+    Attributes:
+        names: the types; the kind of a span is a position among them.
+        spans: of n rows.
+    """
+
+    names: tuple[str, ...]
+    spans: Spans
+
+    def __len__(self) -> int:
+        return len(self.spans)
+
+    def __getitem__(self, indices: np.ndarray) -> Entities:
+        """The rows at `indices`, in that order."""
+        return Entities(self.names, self.spans[indices])
+
+    def labels(self) -> Labels:
+        """The types that each row has."""
+        found: list[set[str]] = [set() for _ in range(len(self))]
+        for row, kind in zip(self.spans.rows.tolist(), self.spans.bounds[:, 2].tolist(), strict=True):
+            found[row].add(self.names[kind])
+        return Labels.of(tuple(sorted(names)) for names in found)
+
+    def count(self) -> Counter[str]:
+        """How many entities there are of each type."""
+        counts = np.bincount(self.spans.bounds[:, 2], minlength=len(self.names)).tolist()
+        return Counter({name: count for name, count in zip(self.names, counts, strict=True) if count})
+
+
+Values = Labels | Entities | np.ndarray | Texts  # labels, entities, numbers (n,) float64, or replies
+
+
+def labels_of(values: Values) -> Labels | None:
+    """The names out of a fixed set that each row has; None where targets are no names."""
+    if isinstance(values, Entities):
+        return values.labels()
+    return values if isinstance(values, Labels) else None
 
 
 def read_targets(table: Table, field: str, column: str, kind: FieldKind) -> tuple[Labels | np.ndarray, list[Flaw]]:
@@ -98,16 +138,18 @@ def label_names(labels: Labels) -> tuple[str, ...]:
     return tuple(sorted({name for names in labels.sets for name in names}, key=_order))
 
 
-def encode_targets(values: Values, kind: FieldKind, labels: Sequence[str]) -> np.ndarray | Texts:
+def encode_targets(values: Values, kind: FieldKind, labels: Sequence[str]) -> np.ndarray | Texts | Spans:
     """Values as what the task works with.
 
     Returns:
         class: int64 (n,) of indexes into `labels`; classes: float32 (n, labels) of 0 and 1; number: float64 (n,);
-        reply: (n,) of texts.
+        spans: `Spans` of n rows whose kinds are indexes into `labels`; reply: (n,) of texts.
     """
+    index = {name: position for position, name in enumerate(labels)}
+    if isinstance(values, Entities):
+        return _with_kinds(values.spans, [index.get(name, -1) for name in values.names])
     if not isinstance(values, Labels):
         return values
-    index = {name: position for position, name in enumerate(labels)}
     if kind == "class":
         classes = np.array([index[name] for (name,) in values.sets], dtype=np.int64)
         return np.take(classes, values.codes)
@@ -117,12 +159,20 @@ def encode_targets(values: Values, kind: FieldKind, labels: Sequence[str]) -> np
     return np.take(matrix, values.codes, axis=0)
 
 
-def decode_targets(targets: np.ndarray, kind: FieldKind, labels: Sequence[str]) -> Labels | np.ndarray:
+def decode_targets(targets: Any, kind: FieldKind, labels: Sequence[str]) -> Labels | Entities | np.ndarray:
     """The opposite of `encode_targets`, but for replies."""
+    if isinstance(targets, Spans):
+        return Entities(tuple(labels), targets)
     if kind == "number":
-        return targets
+        return np.asarray(targets)
     chosen = targets[:, None].tolist() if kind == "class" else [np.flatnonzero(row).tolist() for row in targets]
     return Labels.of(tuple(sorted(labels[index] for index in indices)) for indices in chosen)
+
+
+def _with_kinds(spans: Spans, kinds: Sequence[int]) -> Spans:
+    bounds = spans.bounds.copy()
+    bounds[:, 2] = np.array([*kinds, 0], np.int32)[bounds[:, 2]]
+    return Spans(spans.offsets, bounds, spans.scores)
 
 
 def unknown_labels(values: Labels, labels: Sequence[str], places: Places, field: str) -> tuple[np.ndarray, list[Flaw]]:
@@ -145,6 +195,9 @@ def target_texts(values: Values) -> Iterator[str]:
     if isinstance(values, Labels):
         joined = ["|".join(names) for names in values.sets]
         return (joined[code] for code in values.codes)
+    if isinstance(values, Entities):
+        named = ([(start, end, values.names[kind]) for start, end, kind in row] for row in values.spans.each())
+        return (json.dumps(sorted(row), ensure_ascii=False) for row in named)
     return (repr(float(value)) for value in values) if isinstance(values, np.ndarray) else iter(values)
 
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from chainrule.core.spans import Spans
 from chainrule.core.task import Encode
-from chainrule.data.encode import Encoded
+from chainrule.data.encode import OF_TOKENS, Encoded
 from chainrule.data.texts import CHUNK_ROWS, Texts
 from chainrule.errors import OutputError
 from chainrule.system.files import atomic_folder
@@ -22,11 +23,11 @@ from chainrule.system.seals import BrokenSealError, seal, unsealed
 from chainrule.system.store import Store, remove
 from chainrule.version import __version__
 
-FORMAT = 1  # goes up with every change of what an `encode` gives
+FORMAT = 2  # goes up with every change of what an `encode` gives
 LIMIT_BYTES = 4 * 2**30  # all tokens in the cache together
 FEWEST_CHARACTERS = 1_000_000  # to tokenise them takes about a second, to find them in the cache a tenth of that
 _DOCUMENT = "tokens.json"
-_ARRAYS = ("ids", "offsets", "full_lengths", "types", "trained")
+_ARRAYS = ("offsets", "full_lengths", "sequences", *OF_TOKENS)
 
 
 def encode_once(encode: Encode, tokenizer: Any, inputs: Mapping[str, Texts], targets: Any, max_length: int) -> Encoded:
@@ -46,7 +47,7 @@ def encode_once(encode: Encode, tokenizer: Any, inputs: Mapping[str, Texts], tar
             if found is None:
                 _keep(entry, encoded, store)
             store.use([entry])
-    return encoded if encoded.trained is not None else replace(encoded, targets=targets)
+    return encoded if isinstance(targets, Texts) else replace(encoded, targets=targets)
 
 
 def _kept(entry: Path) -> Encoded | None:
@@ -56,25 +57,20 @@ def _kept(entry: Path) -> Encoded | None:
     try:
         document = unsealed(entry, _DOCUMENT)
         names = [Path(file).stem for file in document["files"]]
-        arrays = {name: np.asarray(np.load(entry / f"{name}.npy", mmap_mode="r")) for name in names}
+        arrays: dict[str, Any] = {name: np.asarray(np.load(entry / f"{name}.npy", mmap_mode="r")) for name in names}
     except (BrokenSealError, OSError, ValueError):
         remove(entry)
         return None
-    return Encoded(
-        ids=arrays["ids"],
-        offsets=arrays["offsets"],
-        types=arrays.get("types"),
-        full_lengths=arrays["full_lengths"],
-        targets=arrays.get("targets"),
-        trained=arrays.get("trained"),
-        refused={int(row): why for row, why in document["refused"].items()},
-    )
+    refused = {int(row): why for row, why in document["refused"].items()}
+    return Encoded(**{"types": None, "targets": None} | arrays, refused=refused)
 
 
 def _keep(entry: Path, encoded: Encoded, store: Store) -> None:
     """Write what follows from the tokens, if there is room."""
-    names = [*_ARRAYS, *(["targets"] if encoded.trained is not None else [])]
-    arrays: dict[str, np.ndarray] = {name: array for name in names if (array := getattr(encoded, name)) is not None}
+    found = {name: getattr(encoded, name) for name in (*_ARRAYS, "targets")}
+    arrays = {name: array for name, array in found.items() if isinstance(array, np.ndarray)}
+    if encoded.trained is None:  # targets of whole rows are given again
+        arrays.pop("targets", None)
     if not store.has_room(sum(array.nbytes for array in arrays.values())):
         return
     with atomic_folder(entry) as folder:
@@ -99,4 +95,6 @@ def _key(encode: Encode, tokenizer: Any, inputs: Mapping[str, Texts], targets: A
             for start in range(0, len(texts), CHUNK_ROWS):
                 few = texts[start : start + CHUNK_ROWS].to_list()
                 key.update(np.array([len(text) for text in few]).tobytes() + "".join(few).encode())
+    if isinstance(targets, Spans):
+        key.update(targets.offsets.tobytes() + targets.bounds.tobytes())
     return key.hexdigest()[:32]

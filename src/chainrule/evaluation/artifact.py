@@ -18,12 +18,12 @@ from chainrule.data.flaws import finding
 from chainrule.data.load import Labelled, load_labelled
 from chainrule.data.split import Cut
 from chainrule.errors import DataError, ModelError, Problem, Where
-from chainrule.evaluation.baselines import UNTUNED, Baselines, outputs_of
+from chainrule.evaluation.baselines import UNTUNED
 from chainrule.evaluation.compare import judge
+from chainrule.evaluation.fitted import Fitted, read_fitted
 from chainrule.inference.predict import Predictor, load_predictor, predict_encoded, untuned
 from chainrule.system.files import output_errors, write_json
 from chainrule.system.progress import Display
-from chainrule.tasks import find_task
 from chainrule.tasks.prepare import EncodedSplit, encode_split, require_usable
 
 
@@ -156,17 +156,6 @@ def _compared_with(
         return {}, None, [finding("no-baseline", "warning", message)]
 
 
-def _baselines(artifact: Artifact) -> Baselines | None:
+def _baselines(artifact: Artifact) -> Fitted | None:
     folder = artifact.run_folder / "baselines" if artifact.run_folder else None
-    if folder is None or not folder.is_dir():
-        return None
-    baselines, manifest = Baselines.load(folder), artifact.manifest
-    kind = find_task(manifest.task).target.kind
-    outputs = outputs_of(kind, len(manifest.labels))
-    found = baselines.kind, baselines.fields, len(baselines.linear.intercepts)
-    if found != (kind, manifest.inputs, outputs):
-        todo = "Take a copy of the run that is whole, or train again."
-        got = f"{found[0]} from {', '.join(found[1])} with {found[2]} outputs"
-        expected = f"{kind} from {', '.join(manifest.inputs)} with {outputs} outputs, as in the manifest"
-        raise ModelError("The baselines are not of this model.", [Problem(expected, got, todo, Where(str(folder)))])
-    return baselines
+    return read_fitted(folder, artifact.manifest) if folder is not None and folder.is_dir() else None

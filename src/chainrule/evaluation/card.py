@@ -20,7 +20,7 @@ from chainrule.core.artifact import FOLDS, Manifest
 from chainrule.core.recipe import Structure
 from chainrule.core.report import EvaluationReport
 from chainrule.evaluation.languages import named
-from chainrule.evaluation.plain_use import GENERATION, plain_use
+from chainrule.evaluation.plain_use import ENTITIES, GENERATION, plain_use
 from chainrule.evaluation.quantities import SHARES, count_text, metric_text
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
@@ -52,6 +52,7 @@ def model_card(manifest: Manifest, evaluation: EvaluationReport | None) -> str:
         strategy=_strategy(manifest),
         structure=_structure(manifest),
         generates=manifest.task == GENERATION,
+        entities=manifest.task == ENTITIES,
         plain=Markup(_code(manifest)),
     )
     return card
@@ -90,7 +91,7 @@ def _front_matter(manifest: Manifest, evaluation: EvaluationReport | None) -> di
 
 
 def _pipeline(manifest: Manifest) -> str:
-    return GENERATION if manifest.task == GENERATION else "text-classification"
+    return manifest.task if manifest.task in (GENERATION, ENTITIES) else "text-classification"
 
 
 def _code(manifest: Manifest) -> str:

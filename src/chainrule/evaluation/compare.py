@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
 from chainrule.core.report import Estimate, Verdict
+from chainrule.core.spans import Spans
 from chainrule.core.task import LOWER_IS_BETTER, Predictions, Task
 from chainrule.evaluation import significance
 from chainrule.evaluation.verdicts import verdict_text
-from chainrule.metrics import classification, regression, tokens
+from chainrule.metrics import classification, entities, regression, tokens
 
 Scores = dict[str, np.ndarray]
 MIN_ROWS = 30  # fewer rows than this get no verdict
@@ -30,13 +32,14 @@ _WEIGHTED: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], Scores]] = {
     "class": classification.weighted,
     "classes": classification.multilabel_weighted,
     "number": regression.weighted,
+    "spans": entities.weighted,
     "reply": tokens.weighted,
 }
 
 
 def judge(
     task: Task,
-    targets: np.ndarray,
+    targets: Any,
     model: Predictions,
     baselines: Mapping[str, Predictions],
     *,
@@ -48,7 +51,7 @@ def judge(
 
     Args:
         task: names the kind of target, the primary metric, and `measure` and `detail`.
-        targets: what is true of each row: class indexes (n,), a 0/1 matrix (n, labels), or numbers (n,); n ≥ 1.
+        targets: what is true of each row: class indexes (n,), a 0/1 matrix (n, labels), numbers (n,) or `Spans`; n ≥ 1.
         model: the model's predictions of the same rows.
         baselines: name -> predictions of the same rows.
         chosen: the baseline that was better on validation, which the verdict compares with; None for none.
@@ -66,8 +69,10 @@ def judge(
         raise ValueError(f"the chosen baseline {chosen!r} is not among {sorted(baselines)}")
     predictors = {_MODEL: model, **baselines}
     points = {name: task.measure(targets, predictions) for name, predictions in predictors.items()}
-    drawn, accelerations = _replicates(task.target.kind, targets, predictors, replicates)
-    rows = len(targets)
+    rows, truth = len(targets), targets
+    if isinstance(targets, Spans):  # from here on a row is what it adds to the sums that scores are ratios of
+        truth, predictors = np.zeros(rows), _tallied(targets, predictors, len(labels))
+    drawn, accelerations = _replicates(task.target.kind, truth, predictors, replicates)
     estimates = {
         name: {
             metric: _estimate(metric, value, rows, drawn[name][metric], accelerations[name][metric])
@@ -75,11 +80,17 @@ def judge(
         }
         for name, scores in points.items()
     }
-    numbers = _numbers(task, targets, predictors, chosen, drawn, points)
+    numbers = _numbers(task, truth, predictors, chosen, drawn, points)
     fields = ("baseline", "better", "difference", "low", "high", "p_value")
     verdict = Verdict(text=verdict_text(numbers, "en"), **{field: numbers[field] for field in fields})
     detail = task.detail(targets, model, labels) | {"verdict": numbers}
     return estimates.pop(_MODEL), estimates, verdict, detail
+
+
+def _tallied(targets: Spans, predictors: Mapping[str, Predictions], kinds: int) -> dict[str, Predictions]:
+    return {
+        name: replace(item, values=entities.tally(targets, item.values, kinds)) for name, item in predictors.items()
+    }
 
 
 def _replicates(
@@ -138,7 +149,7 @@ def _loss_replicates(
 
 def _cells(kind: str, targets: np.ndarray, values: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """One row index for each distinct row of (targets, values …), and how many rows are like it."""
-    if kind in ("number", "reply"):
+    if kind in ("number", "spans", "reply"):
         return np.arange(len(targets)), np.ones(len(targets), dtype=np.int64)
     columns = [np.asarray(column).reshape(len(targets), -1) for column in (targets, *values)]
     if kind == "classes":

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-GENERATION = "text-generation"
+GENERATION, ENTITIES = "text-generation", "token-classification"
+_AUTO = {GENERATION: "AutoModelForCausalLM", ENTITIES: "AutoModelForTokenClassification"}
 
 _WHOLE = """from transformers import {auto}, AutoTokenizer
 
@@ -33,7 +34,7 @@ def plain_use(task: str, loads_in: Sequence[str], folder: str, base: str) -> str
         folder: the artifact's folder, as it should stand in the code.
         base: the model under adapters.
     """
-    auto = "AutoModelForCausalLM" if task == GENERATION else "AutoModelForSequenceClassification"
+    auto = _AUTO.get(task, "AutoModelForSequenceClassification")
     reply = _REPLY if task == GENERATION else ""
     if "transformers" in loads_in:
         return _WHOLE.format(auto=auto, folder=folder) + reply

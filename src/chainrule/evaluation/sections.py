@@ -38,7 +38,10 @@ def errors(record: Record) -> dict[str, Any]:
             "about": say("confusions.several") if several else None,
             "rows": [_confusion(item, confusions) for item in confusions[: 8 if found["heat_map"] else TABLE_ROWS]],
         }
-        if not several and not found["heat_map"] and confusions:
+        if detail.get("kind") == "spans":
+            kinds = {key: count_text(value) for key, value in mapping(detail.get("errors")).items()}
+            found["confusions"]["about"] = say("confusions.spans", **kinds)
+        elif not several and not found["heat_map"] and confusions:
             found["confusions"]["about"] = say(
                 "confusions.about", classes=len(labels), shown=min(len(confusions), TABLE_ROWS)
             )

@@ -13,6 +13,7 @@ _NAMES: dict[str, dict[Language, str]] = {
     "majority": {"en": "the majority class", "zh": "多数类基线"},
     "mean": {"en": "the mean", "zh": "均值基线"},
     "tfidf": {"en": "TF-IDF", "zh": "TF-IDF 基线"},
+    "word-tags": {"en": "the most frequent tag of each word", "zh": "逐词最常见标签基线"},
     "untuned": {"en": "the untuned model", "zh": "未微调的模型"},
 }
 

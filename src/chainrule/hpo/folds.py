@@ -21,6 +21,7 @@ from safetensors.numpy import load_file, save_file
 from chainrule.core.artifact import FOLDS, Artifact, Run
 from chainrule.core.recipe import Recipe, read_recipe
 from chainrule.core.report import EvaluationReport, Finding, SplitSummary
+from chainrule.core.spans import as_arrays, from_arrays, together
 from chainrule.core.task import LOWER_IS_BETTER, Predictions, Task
 from chainrule.data.folds import FIELD, fold_datasets
 from chainrule.data.load import Dataset
@@ -64,7 +65,7 @@ class Judged:
         summary: what the fold's summary.json holds.
     """
 
-    targets: np.ndarray
+    targets: Any
     predictions: dict[str, Predictions]
     summary: dict[str, Any]
 
@@ -229,12 +230,13 @@ def _train_fold(folder: Path, recipe: Recipe, whole: Prepared, dataset: Dataset,
         rows, encoded = dataset.splits["test"], prepared.encoded["test"]
         forward = replace(forward_for(job, recipe), model=outcome.model)
         predictions = {MODEL: predict_encoded(forward, encoded, job.task.read), **baselines.predict(rows.inputs)}
-        arrays = {"rows": rows.places.rows, "hashes": rows.hashes, "targets": rows.targets}
+        arrays = {"rows": rows.places.rows, "hashes": rows.hashes, **as_arrays("targets", rows.targets)}
         for name, found in predictions.items():
             parts = {part.name: getattr(found, part.name) for part in fields(found)}
-            arrays |= {f"{name}/{part}": values for part, values in parts.items() if values is not None}
+            for part, values in parts.items():
+                arrays |= as_arrays(f"{name}/{part}", values) if values is not None else {}
         with atomic_path(folder / PREDICTIONS) as path:
-            save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
+            save_file(arrays, path)
         summary = {
             "rows": {name: len(part) for name, part in dataset.splits.items()},
             "steps": outcome.steps,
@@ -280,8 +282,11 @@ def _read(folder: Path) -> Judged:
         arrays = load_file(folder / PREDICTIONS)
         names = dict.fromkeys(name.partition("/")[0] for name in arrays if "/" in name)
         parts = [part.name for part in fields(Predictions)]
-        found = {name: Predictions(**{p: arrays.get(f"{name}/{p}") for p in parts}) for name in names}
-        return Judged(arrays["targets"], found, read_json(folder / SUMMARY))
+        found = {name: Predictions(**{p: from_arrays(f"{name}/{p}", arrays) for p in parts}) for name in names}
+        targets = from_arrays("targets", arrays)
+        if targets is None:
+            raise ValueError("no targets")
+        return Judged(targets, found, read_json(folder / SUMMARY))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         todo = f"Remove {folder}, and go on with --resume: this fold is trained again."
         problem = Problem("what was predicted of a fold", str(error)[:200], todo, Where(file=str(folder)))
@@ -291,7 +296,7 @@ def _read(folder: Path) -> Judged:
 def _judge(out: Path, task: Task, prepared: Prepared, folds: Sequence[Judged]) -> EvaluationReport:
     """All rows together against the baselines, each predicted by what was fitted without it."""
     pooled = {name: Predictions.joined([fold.predictions[name] for fold in folds]) for name in folds[0].predictions}
-    model, targets = pooled.pop(MODEL), np.concatenate([fold.targets for fold in folds])
+    model, targets = pooled.pop(MODEL), together([fold.targets for fold in folds])
     chosen = _better_on_validation(task, folds)
     metrics, baselines, verdict, detail = judge(
         task, targets, model, pooled, chosen=chosen, labels=prepared.dataset.labels

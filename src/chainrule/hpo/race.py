@@ -139,7 +139,7 @@ class Race:
         return self.task.ranking_metric(self.recipe.training.early_stopping_metric)
 
     @property
-    def targets(self) -> np.ndarray:
+    def targets(self) -> Any:
         """Of the rows that are held out."""
         if self.held_out.targets is None:
             raise ValueError("rows that are held out need targets")

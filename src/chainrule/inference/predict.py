@@ -75,7 +75,7 @@ def load_predictor(artifact: Artifact, *, device: str = "auto") -> Predictor:
     place = choose_device(device)
     held = artifact.manifest.recipe.get("strategy", {}).get("name") == "qlora"
     model = load_saved(artifact.path, task.head, base_name(artifact), held_on=place if held else None)
-    if task.head == "classifier" and model.config.num_labels != len(artifact.manifest.labels):
+    if task.head != "language-model" and model.config.num_labels != len(task.outputs(artifact.manifest.labels)):
         raise _contradiction(artifact, "labels", f"{model.config.num_labels} labels as in config.json")
     model = model.to(place).eval()
     if has_adapters(model):
@@ -165,17 +165,11 @@ def predict_encoded(forward: Forward, encoded: Encoded, read: Read, bar: Bar | N
     with evaluating(forward.model), torch.inference_mode(), forward.autocast():
         for rows in by_length(encoded.lengths, BATCH_TOKENS):
             batch = collate(encoded, rows, pad_id=forward.pad_id, left=forward.pad_left, device=forward.device)
-            parts.append(read(forward.model, batch, None if encoded.targets is None else encoded.targets[rows]))
+            parts.append(read(forward.model, batch, encoded))
             places.append(rows)
             if bar is not None:
                 bar.advance(len(rows))
-    back = np.argsort(np.concatenate(places))
-    losses = [part.losses for part in parts if part.losses is not None]
-    return Predictions(
-        np.concatenate([part.values for part in parts])[back],
-        np.concatenate([part.scores for part in parts])[back],
-        np.concatenate(losses)[back] if losses else None,
-    )
+    return Predictions.joined(parts).take(np.argsort(np.concatenate(places)))
 
 
 @contextmanager

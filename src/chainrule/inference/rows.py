@@ -7,14 +7,17 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 
+from chainrule.core.spans import Spans
 from chainrule.core.task import Predictions
 from chainrule.data.chat import MESSAGES, prompt_of
 from chainrule.data.clean import clean_text
+from chainrule.data.entities import TOKENS, as_input, is_words, tag_names, tags_of, units_of
 from chainrule.data.stream import Inputs, load_inputs
 from chainrule.data.table import text_of
 from chainrule.errors import DataError, OutputError, Problem, Where
@@ -26,9 +29,12 @@ from chainrule.system.progress import Display
 CHUNK_ROWS = 2048
 CHUNK_REPLIES = 64  # a reply takes a second or so; this many are written before the file grows again
 LABEL, SCORE = "predicted_label", "predicted_score"
+ENTITIES, TAGS = "predicted_entities", "predicted_tags"
 REPLY, FINISHED = "predicted_text", "predicted_finished"
 
 Row = dict[str, Any]
+# kinds of targets whose input is one text, whatever was trained on: the field it goes by, and how it is written there
+_ONE_TEXT: dict[str, tuple[str, Callable[[str], str]]] = {"reply": (MESSAGES, prompt_of), "spans": (TOKENS, as_input)}
 Writer = Callable[[Sequence[str], Sequence[Row]], None]
 
 
@@ -45,8 +51,8 @@ def predict_texts(
     Raises:
         DataError: other fields than the model was trained on, nothing in them, or empty texts.
     """
-    is_chat = predictor.task.target.kind == "reply"
-    wanted = ("text",) if is_chat else predictor.artifact.manifest.inputs
+    kind = predictor.task.target.kind
+    wanted = predictor.artifact.manifest.inputs if kind not in _ONE_TEXT else ("text",)
     if set(inputs) != set(wanted):
         problem = Problem(
             expected=f"the input {' and '.join(wanted)}",
@@ -71,8 +77,9 @@ def predict_texts(
         problems = [Problem("at least one text", "none", "Give a text to predict.")]
     if problems:
         raise DataError("The texts cannot be predicted.", problems)
-    if is_chat:
-        cleaned = {MESSAGES: [prompt_of(text) for text in cleaned["text"]]}
+    if kind in _ONE_TEXT:
+        field, written = _ONE_TEXT[kind]
+        cleaned = {field: [written(text) for text in cleaned["text"]]}
     return _answers(predictor, cleaned, writing)[0]
 
 
@@ -128,10 +135,10 @@ def open_rows(predictor: Predictor, source: Any, fields: Mapping[str, str]) -> I
         DataError: the source cannot be read, or has a column named like a prediction.
     """
     artifact = predictor.artifact
-    is_chat = predictor.task.target.kind == "reply"
-    size = CHUNK_REPLIES if is_chat else CHUNK_ROWS
+    kind = predictor.task.target.kind
+    size = CHUNK_REPLIES if kind == "reply" else CHUNK_ROWS
     inputs = load_inputs(source, predictor.task, artifact.manifest.fields, size, named=fields, clean=artifact.clean)
-    for name in (REPLY, FINISHED) if is_chat else (LABEL, SCORE):
+    for name in {"reply": (REPLY, FINISHED), "spans": (ENTITIES, TAGS)}.get(kind, (LABEL, SCORE)):
         if name in inputs.columns:
             problem = Problem(
                 where=Where(file=_shown(source), field=name),
@@ -172,7 +179,34 @@ def _answers(
         pairs = zip(replies.texts, replies.finished.tolist(), strict=True)
         return [{REPLY: text, FINISHED: finished} for text, finished in pairs], replies.cut
     encoded = predictor.encode(inputs)
-    return in_words(predictor, predictor.predict(encoded)), encoded.full_lengths > encoded.lengths
+    predictions = predictor.predict(encoded)
+    if isinstance(predictions.values, Spans):
+        cells = inputs[TOKENS]
+        return _entities(cells, predictions.values, predictor.artifact.manifest.labels), np.zeros(len(cells), bool)
+    return in_words(predictor, predictions), encoded.full_lengths > encoded.lengths
+
+
+def _entities(cells: Sequence[str], found: Spans, labels: Sequence[str]) -> list[Row]:
+    """Each row's entities: of a text in characters; of words in words, and each word's tag beside them."""
+    scores = iter(found.scores.tolist())
+    rows: list[Row] = []
+    for cell, spans in zip(cells, found.each(), strict=True):
+        text, units = units_of(cell)
+        made = [
+            {"start": start, "end": end, "label": labels[kind], "text": text[start:end], "score": round(score, 6)}
+            for (start, end, kind), score in zip(spans, islice(scores, len(spans)), strict=True)
+        ]
+        if not is_words(cell):
+            rows.append({ENTITIES: made})
+            continue
+        begins, ends = (
+            {start: n for n, (start, _) in enumerate(units)},
+            {end: n + 1 for n, (_, end) in enumerate(units)},
+        )
+        made = [{**entity, "start": begins[entity["start"]], "end": ends[entity["end"]]} for entity in made]
+        names = tag_names(labels)
+        rows.append({ENTITIES: made, TAGS: [names[tag] for tag in tags_of(spans, units).tolist()]})
+    return rows
 
 
 def in_words(predictor: Predictor, predictions: Predictions) -> list[Row]:

@@ -66,8 +66,10 @@ def plain_model(model: Any) -> Any:
 
 
 def kind_of(model: Any) -> str:
-    """PEFT's name for what a model does: SEQ_CLS, or CAUSAL_LM where its output layer is one over the vocabulary."""
-    return "SEQ_CLS" if model.get_output_embeddings() is None else "CAUSAL_LM"
+    """PEFT's name for what a model does: CAUSAL_LM where its output layer is one over the vocabulary."""
+    if model.get_output_embeddings() is not None:
+        return "CAUSAL_LM"
+    return "TOKEN_CLS" if type(model).__name__.endswith("ForTokenClassification") else "SEQ_CLS"
 
 
 def linear_modules(model: Any) -> dict[str, nn.Module]:

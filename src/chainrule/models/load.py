@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+)
 from transformers.utils import logging as transformers_logging
 
 from chainrule.core.recipe import Structure
@@ -42,6 +48,7 @@ from chainrule.system.memory import is_shortage
 LONGEST, FEWEST = 512, 4  # tokens of a row
 _FACTORIES: dict[Head, Any] = {
     "classifier": AutoModelForSequenceClassification,
+    "token-classifier": AutoModelForTokenClassification,
     "language-model": AutoModelForCausalLM,
 }
 
@@ -119,9 +126,16 @@ def token_limit(name: str, tokenizer: Any, wanted: int | None, reserved: int = 0
 
 
 def load_classifier(
-    name: str, tokenizer: Any, labels: Sequence[str], problem_type: str, structure: Structure, *, seed: int
+    name: str,
+    tokenizer: Any,
+    labels: Sequence[str],
+    problem_type: str,
+    structure: Structure,
+    *,
+    seed: int,
+    head: Head = "classifier",
 ) -> Any:
-    """A pretrained model with a sequence-classification head for `labels`, in float32.
+    """A pretrained model with a head for `labels`, for rows or for their tokens, in float32.
 
     The head is fresh unless the model already has one for as many labels; `seed` decides its values, and those of
     layers that are initialised anew.
@@ -139,13 +153,16 @@ def load_classifier(
     config.num_labels = len(labels)
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: index for index, label in enumerate(labels)}
-    config.problem_type = problem_type
+    config.problem_type = problem_type or None
     _set_numbers(config, structure)
-    choose_form(config, structure)
+    if head == "classifier":
+        choose_form(config, structure)
+    else:
+        _refuse_form(structure, "A classifier of tokens")
     if config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id
     torch.manual_seed(seed)
-    model = _load(_factory("classifier", config), place, config, fresh_head=True)
+    model = _load(_factory(head, config), place, config, fresh_head=True)
     return _changed(model, name, tokenizer, structure, seed)
 
 
@@ -161,11 +178,7 @@ def load_language_model(name: str, tokenizer: Any, structure: Structure, *, seed
             is of a family that writes no text.
         RecipeError: the structure asks for what this model does not have.
     """
-    for key, value in (("pooling", structure.pooling), ("head", structure.head)):
-        if value is not None:
-            where, todo = Where(field=f"structure.{key}"), "Leave it out."
-            problem = Problem("a task whose head gives a few numbers a row", "a language model", todo, where)
-            raise RecipeError(f"A language model has no {key} to replace.", [problem])
+    _refuse_form(structure, "A language model")
     place = _place(name)
     config = _config(place)
     _set_numbers(config, structure)
@@ -332,6 +345,16 @@ def is_pretrained(parameter: torch.Tensor) -> bool:
 
 def _factory(head: Head, config: Any) -> Any:
     return PooledClassifier if head == "classifier" and is_own(config) else _FACTORIES[head]
+
+
+def _refuse_form(structure: Structure, what: str) -> None:
+    """Refuse a pooling or a head of ours on a model that reads no row as a whole."""
+    for key, value in (("pooling", structure.pooling), ("head", structure.head)):
+        if value is not None:
+            where, todo = Where(field=f"structure.{key}"), "Leave it out."
+            got = what[:1].lower() + what[1:]
+            problem = Problem("a task whose head gives a few numbers a row", got, todo, where)
+            raise RecipeError(f"{what} has no {key} to replace.", [problem])
 
 
 def _set_numbers(config: Any, structure: Structure) -> None:

@@ -6,11 +6,23 @@ from typing import Any
 
 from chainrule.core.recipe import unknown_name
 from chainrule.core.task import Task
-from chainrule.tasks import multi_label_classification, regression, text_classification, text_generation
+from chainrule.tasks import (
+    multi_label_classification,
+    regression,
+    text_classification,
+    text_generation,
+    token_classification,
+)
 
 TASKS: dict[str, Task] = {
     task.name: task
-    for task in (text_classification.TASK, multi_label_classification.TASK, regression.TASK, text_generation.TASK)
+    for task in (
+        text_classification.TASK,
+        multi_label_classification.TASK,
+        regression.TASK,
+        token_classification.TASK,
+        text_generation.TASK,
+    )
 }
 
 

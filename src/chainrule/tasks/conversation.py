@@ -168,11 +168,10 @@ def end_replies(model: Any, tokenizer: Any) -> None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
 
 
-def marked(tokenizer: Any, encoded: Encoded, row: int) -> str:
-    """One row as the model reads it, with what is learned between ⟦ and ⟧."""
-    span = slice(encoded.offsets[row], encoded.offsets[row + 1])
-    ids, trained = encoded.ids[span], encoded.trained
-    learned = np.zeros(len(ids), bool) if trained is None else trained[span]
+def marked(tokenizer: Any, encoded: Encoded, labels: Sequence[str] = ()) -> str:
+    """A row as the model reads it, with what is learned between ⟦ and ⟧."""
+    ids, trained = encoded.ids, encoded.trained
+    learned = np.zeros(len(ids), bool) if trained is None else trained
     edges = [0, *(np.flatnonzero(np.diff(learned)) + 1).tolist(), len(ids)]
     parts = []
     for start, end in pairwise(edges):

@@ -76,7 +76,7 @@ def objective(loss: Spec, targets: np.ndarray) -> Objective:
     return made
 
 
-def read(model: Any, batch: Any, targets: np.ndarray | None) -> Predictions:
+def read(model: Any, batch: Any, encoded: Any) -> Predictions:
     """Score the replies of a batch: correct first choices, exp(−loss) as confidence, and loss per token, row by row."""
     parts = parts_of(model)
     states, wanted, rows = labelled(parts.hidden(batch.inputs), batch.targets)

@@ -14,13 +14,14 @@ from torch.nn import functional
 
 from chainrule.core.recipe import Section, Spec
 from chainrule.core.shelf import Entry, NoOptions, Part, take
+from chainrule.data.batch import IGNORED
 
 RowLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class LogitsObjective:
-    """The sum over rows of a loss between a model's logits (b, labels) and the targets.
+    """The sum over rows, or over the tokens that have a target, of a loss between a model's logits and the targets.
 
     Attributes:
         row_loss: logits, targets -> (b,).
@@ -32,12 +33,23 @@ class LogitsObjective:
     divergence: RowLoss
 
     def accumulate(self, model: Any, batch: Any) -> tuple[torch.Tensor, int]:
-        total = self.row_loss(logits_of(model, batch.inputs), batch.targets).sum()
-        return backward(total), len(batch)
+        logits, targets = with_target(logits_of(model, batch.inputs), batch.targets)
+        return backward(self.row_loss(logits, targets).sum()), len(targets)
+
+
+def with_target(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (b, labels) and targets as they are; of (s, t, labels) and (s, t) those of the tokens with a target.
+
+    A trained prompt stands before the tokens, and has no targets.
+    """
+    if logits.dim() == 2:
+        return logits, targets
+    kept = targets != IGNORED
+    return logits[:, -targets.shape[1] :][kept], targets[kept]
 
 
 def logits_of(model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """The logits (b, labels) in float32."""
+    """The logits (b, labels) or (s, t, labels) in float32."""
     logits: torch.Tensor = model(**inputs).logits.float()
     return logits
 
@@ -55,16 +67,24 @@ class ClassWeights(Section):
     class_weights: Literal["none", "balanced"] = "none"
 
 
-class CrossEntropyOptions(ClassWeights):
+class Smoothing(Section):
     """`label_smoothing` is the share of the target that all classes get alike: Szegedy et al. (2016), section 7."""
 
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
 
 
-class FocalOptions(ClassWeights):
-    """`gamma` 0 is cross-entropy; the larger, the less do rows count that are right already."""
+class Focus(Section):
+    """`gamma` 0 is cross-entropy; the larger, the less does count what is right already."""
 
     gamma: float = Field(default=2.0, ge=0)
+
+
+class CrossEntropyOptions(ClassWeights, Smoothing):
+    """Both."""
+
+
+class FocalOptions(ClassWeights, Focus):
+    """Both."""
 
 
 class BinaryFocalOptions(Section):
@@ -78,6 +98,15 @@ class HuberOptions(Section):
     """Errors below `delta` count by their square, above it by their size; in standard deviations of the targets."""
 
     delta: float = Field(default=1.0, gt=0)
+
+
+def _token_cross_entropy(options: Smoothing) -> RowLoss:
+    smoothing = options.label_smoothing
+    return lambda logits, wanted: functional.cross_entropy(logits, wanted, label_smoothing=smoothing, reduction="none")
+
+
+def _token_focal(options: Focus) -> RowLoss:
+    return lambda logits, wanted: _focused(functional.cross_entropy(logits, wanted, reduction="none"), options.gamma)
 
 
 def _cross_entropy(options: CrossEntropyOptions, targets: np.ndarray) -> RowLoss:
@@ -151,6 +180,10 @@ CLASS_LOSSES = {
     "cross-entropy": Entry(CrossEntropyOptions, _cross_entropy, "softmax cross-entropy over classes"),
     "focal": Entry(FocalOptions, _focal, "cross-entropy that turns to the rows that are still wrong"),
 }
+TOKEN_LOSSES = {
+    "cross-entropy": Entry(Smoothing, _token_cross_entropy, "softmax cross-entropy over the tags of words"),
+    "focal": Entry(Focus, _token_focal, "cross-entropy that turns to the words that are still wrong"),
+}
 LABEL_LOSSES = {
     "binary-cross-entropy": Entry(NoOptions, _binary_cross_entropy, "sigmoid cross-entropy, the mean over labels"),
     "focal": Entry(BinaryFocalOptions, _binary_focal, "the same, turning to the labels that are still wrong"),
@@ -164,6 +197,11 @@ NUMBER_LOSSES = {
 def class_objective(loss: Spec, targets: np.ndarray) -> LogitsObjective:
     """One class a row. Logits (b, classes), targets (b,) int64."""
     return LogitsObjective(take_loss(CLASS_LOSSES, loss)(targets), softmax_divergence)
+
+
+def token_objective(loss: Spec, targets: Any) -> LogitsObjective:
+    """One class for each token that has a target. Logits (s, t, classes), targets (s, t) int64."""
+    return LogitsObjective(take_loss(TOKEN_LOSSES, loss)(), softmax_divergence)
 
 
 def label_objective(loss: Spec, targets: np.ndarray) -> LogitsObjective:

@@ -13,12 +13,11 @@ from chainrule.core.report import CheckReport, Finding, Rendering
 from chainrule.core.task import Task
 from chainrule.data.check import length_finding
 from chainrule.data.encode import Encoded
-from chainrule.data.flaws import MAX_PROBLEMS, Flaw, summarise
+from chainrule.data.flaws import MAX_PROBLEMS, Flaw, agree, count_rows, finding, summarise
 from chainrule.data.load import Dataset, Split, load
 from chainrule.data.tokens import encode_once
 from chainrule.errors import DataError, Problem
 from chainrule.models.load import load_tokenizer, token_limit
-from chainrule.tasks.conversation import marked
 
 
 @dataclass(frozen=True)
@@ -70,16 +69,26 @@ def prepare(
 
 
 def with_tokens(
-    dataset: Dataset, recipe: Recipe, task: Task, splits: Sequence[str] | None = None, *, reserved: int = 0
+    dataset: Dataset,
+    recipe: Recipe,
+    task: Task,
+    splits: Sequence[str] | None = None,
+    *,
+    reserved: int = 0,
+    shown: int = 1,
 ) -> Prepared:
-    """Encode the usable rows of a dataset and add what their tokens tell to its report."""
+    """Encode the usable rows of a dataset and add what their tokens tell to its report.
+
+    Args:
+        shown: how many rows of the first split to show with what is learned of them.
+    """
     tokenizer = load_tokenizer(recipe.model.name, recipe.structure.add_tokens)
     if task.prepare_tokenizer is not None:
         task.prepare_tokenizer(tokenizer)
     limit = token_limit(recipe.model.name, tokenizer, recipe.model.max_length, reserved)
     encoded, findings, problems = {}, list(dataset.report.findings), list(dataset.report.problems)
     summaries, kept = dict(dataset.report.splits), dict(dataset.splits)
-    example = None
+    examples: list[Rendering] = []
     for name, split in dataset.splits.items():
         if (splits is not None and name not in splits) or not len(split):
             continue
@@ -87,9 +96,10 @@ def with_tokens(
         kept[name], encoded[name] = done.split, done.encoded
         findings += done.findings
         problems += done.problems
-        if example is None and done.encoded.trained is not None and len(done.split):
-            row = int(done.split.places.rows[0])
-            example = Rendering(split=name, row=row, text=marked(tokenizer, done.encoded, 0))
+        if not examples and task.marked is not None:
+            for place, row in enumerate(done.split.places.rows[:shown].tolist()):
+                text = task.marked(tokenizer, done.encoded.take(np.array([place])), dataset.labels)
+                examples.append(Rendering(split=name, row=row, text=text))
         lengths = {**summaries[name].lengths, **_token_lengths(done.encoded)}
         summaries[name] = summaries[name].model_copy(update={"rows": len(done.split), "lengths": lengths})
     update = {
@@ -97,7 +107,7 @@ def with_tokens(
         "problems": tuple(problems[:MAX_PROBLEMS]),
         "splits": summaries,
         "max_length": limit,
-        "example": example,
+        "examples": tuple(examples),
     }
     report = dataset.report.model_copy(update=update)
     return Prepared(replace(dataset, splits=kept, report=report), report, tokenizer, limit, encoded)
@@ -108,14 +118,15 @@ def encode_split(
 ) -> EncodedSplit:
     """Encode a split; rows the template refuses, or of whose reply nothing is left, are errors or are skipped."""
     encoded = encode_once(task.encode, tokenizer, split.inputs, split.targets, limit)
-    found = length_finding(encoded.full_lengths, limit, name, split.places)
+    found = _windowed(encoded, limit, name, split) or length_finding(encoded.full_lengths, limit, name, split.places)
     findings = [found] if found else []
-    if encoded.trained is None or encoded.targets is None:
+    learned = encoded.learned
+    if learned is None or encoded.targets is None:
         return EncodedSplit(split, encoded, tuple(findings), ())
-    flaws = [_unusable(split, encoded, int(row), limit) for row in np.flatnonzero(encoded.targets == 0)]
+    flaws = [_unusable(split, encoded, int(row), limit) for row in np.flatnonzero(learned == 0)]
     told, problems = summarise(flaws, split=name, file=split.places.file, on_bad_row=on_bad_row)
     if flaws:
-        good = np.flatnonzero(encoded.targets > 0)
+        good = np.flatnonzero(learned > 0)
         split, encoded = split.take(good), encoded.take(good)
     if not len(split) and not problems:
         problems = [Problem("rows to learn from", "none that can be used", "Raise --max-length.")]
@@ -129,8 +140,25 @@ def require_usable(done: EncodedSplit) -> None:
         raise DataError(f"The data cannot be used: {told or 'no rows are left.'}", done.problems[:MAX_PROBLEMS])
 
 
+def _windowed(encoded: Encoded, limit: int, name: str | None, split: Split) -> Finding | None:
+    """Rows that are read in several windows, so that nothing of them is cut off."""
+    if encoded.sequences is None:
+        return None
+    several = np.diff(encoded.sequences) > 1
+    count = int(several.sum())
+    if not count:
+        return None
+    rows = f"{count_rows(count, name)} {agree(count, 'are')} longer than {limit} tokens"
+    message = f"{rows}: nothing is cut off, as such rows are read in windows that overlap."
+    return finding("windowed", "info", message, split=name, file=split.places.file, rows=split.places.rows[several])
+
+
 def _unusable(split: Split, encoded: Encoded, row: int, limit: int) -> Flaw:
-    number, where = int(split.places.rows[row]), split.places.where(row, "messages")
+    number, field = int(split.places.rows[row]), next(iter(split.inputs))
+    where = split.places.where(row, field)
+    if encoded.sequences is not None:
+        todo = "Remove this row, or choose a model whose tokenizer reads its characters."
+        return Flaw("nothing-to-learn", number, Problem("a word that the tokenizer reads", "none", todo, where))
     if row in encoded.refused:
         todo = "Change the order or the roles of the turns, or choose another model."
         problem = Problem("a conversation that the chat template renders", encoded.refused[row], todo, where)

@@ -15,7 +15,8 @@ Decode = Callable[[np.ndarray, np.ndarray | None], Predictions]
 def from_logits(decode: Decode) -> Read:
     """Read a batch by decoding its logits (b, labels) in float32, with the targets of its rows or None."""
 
-    def read(model: Any, batch: Any, targets: np.ndarray | None) -> Predictions:
+    def read(model: Any, batch: Any, encoded: Any) -> Predictions:
+        targets = None if encoded.targets is None else encoded.targets[batch.rows]
         return decode(model(**batch.inputs).logits.float().cpu().numpy(), targets)
 
     return read

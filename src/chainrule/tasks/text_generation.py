@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from chainrule.core.task import FieldSpec, Task
 from chainrule.metrics import tokens
-from chainrule.tasks.conversation import encode, prepare_tokenizer
+from chainrule.tasks.conversation import encode, marked, prepare_tokenizer
 from chainrule.tasks.language_model import LOSSES, objective, packs, read
 
 TASK = Task(
@@ -33,4 +33,5 @@ TASK = Task(
     baseline="untuned",
     micro_batch_tokens=1536,
     packs=packs,
+    marked=marked,
 )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 GOOD = ("good", "great", "lovely", "brilliant", "warm", "clever")
 BAD = ("bad", "awful", "dull", "broken", "cold", "silly")
@@ -69,6 +70,20 @@ def tagged(rows: int, *, seed: int = 0) -> list[dict[str, str]]:
         {"text": row["text"], "labels": row["label"] + ("|film" if "film" in row["text"].split() else "")}
         for row in sentences(rows, seed=seed)
     ]
+
+
+def entities(rows: int, *, seed: int = 0) -> list[dict[str, list[str]]]:
+    """Rows with `tokens` and `tags`: every good word is a PRAISE, every bad one a BLAME."""
+    kinds = dict.fromkeys(GOOD, "B-PRAISE") | dict.fromkeys(BAD, "B-BLAME")
+    texts = [row["text"].split() for row in sentences(rows, seed=seed)]
+    return [{"tokens": words, "tags": [kinds.get(word, "O") for word in words]} for words in texts]
+
+
+def write_json_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Write rows as JSON Lines and return the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, str]]) -> Path:

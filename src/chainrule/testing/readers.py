@@ -26,6 +26,7 @@ from torch import nn
 from chainrule.core.artifact import MANIFEST, ROWS, Artifact, Manifest
 from chainrule.core.parsing import merge, parse_setting
 from chainrule.core.recipe import Clean, Data, Recipe, Structure, parse_recipe, read_recipe
+from chainrule.core.spans import Spans
 from chainrule.core.task import Predictions
 from chainrule.data.load import load
 from chainrule.data.stream import load_inputs
@@ -34,6 +35,7 @@ from chainrule.evaluation.baseline_files import ARRAYS, TEXT
 from chainrule.evaluation.baselines import Baselines, fit_baselines
 from chainrule.evaluation.card import model_card
 from chainrule.evaluation.report import render_report
+from chainrule.evaluation.word_tags import WordTags
 from chainrule.models.load import load_classifier, load_tokenizer, token_limit
 from chainrule.system.archives import unpack
 from chainrule.system.files import sha256
@@ -53,15 +55,18 @@ def _readers(folder: Path) -> list[Target]:
     ]
     chats = [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}] * 8
     inner = [{"messages": json.dumps(chat["messages"]), "label": "a"} for chat in chats]
+    named = [{"tokens": ["Ann", "runs", "far"], "tags": ["B-PER", "O", "I-LOC"]}] * 8
+    spanned = [{"text": "Ann runs far", "entities": [{"start": 0, "end": 3, "label": "PER"}, [9, 12, "X"]]}] * 8
     told = [{"instruction": f"q {n}", "input": "", "output": f"a {n}"} for n in range(8)]
     tagged = [{"text": f"t{n}", "labels": '["a", "b"]' if n % 2 else "a|b"} for n in range(8)]
-    tables = (rows, several, chats, inner, told, tagged)
+    tables = (rows, several, chats, inner, told, tagged, named, spanned)
     seeds = {
         "csv": [_delimited(table, ",") for table in (rows, inner, told, tagged)],
         "tsv": [_delimited(table, "\t") for table in (rows, tagged)],
         "jsonl": [b"".join(json.dumps(row).encode() + b"\n" for row in table) for table in tables],
         "json": [json.dumps(table).encode() for table in tables],
-        "parquet": [_parquet(table) for table in (rows, several, chats)],
+        "parquet": [_parquet(table) for table in (rows, several, chats, named)],
+        "conll": [b"-DOCSTART- O\n\nAnn NN B-PER\nruns VB O\n\n" * 4, "李\tB-PER\r\n四\tI-PER\r\n".encode()],
     }
 
     def reader(ending: str) -> Callable[[bytes, random.Random], None]:
@@ -168,7 +173,18 @@ def _baselines(folder: Path) -> list[Target]:
 
         return read
 
+    words = folder / "words"
+    spans = Spans.of([[(0, 3, 0)], [(4, 8, 1)]])
+    WordTags.fit(("a", "b"), {"tokens": ['"Ann runs"', '["Ann", "runs"]']}, spans).save(words)
+
+    def word_tags(data: bytes, choose: random.Random) -> None:
+        _put(words / TEXT, data)
+        found = WordTags.load(words)
+        assert len(found.predict({"tokens": ['"Ann runs"']})["word-tags"].values) == 1
+        found.save(words)
+
     return [
+        Target("word-tags", ((words / TEXT).read_bytes(),), word_tags),
         Target("baselines", (files[TEXT],), baselines(TEXT), cost=3),
         Target("baseline-arrays", (files[ARRAYS],), baselines(ARRAYS), cost=3),
     ]

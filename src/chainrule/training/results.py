@@ -17,8 +17,9 @@ from chainrule.core.task import Predictions, Task
 from chainrule.data.load import Dataset
 from chainrule.data.split import Cut
 from chainrule.errors import DataError
-from chainrule.evaluation.baselines import UNTUNED, Baselines, fit_baselines
+from chainrule.evaluation.baselines import UNTUNED
 from chainrule.evaluation.compare import judge
+from chainrule.evaluation.fitted import Fitted, fit
 from chainrule.evaluation.report import model_card
 from chainrule.models.inspect import count_parameters
 from chainrule.models.load import weights_hash
@@ -54,7 +55,7 @@ def clear(out: Path) -> None:
 def save_artifact(out: Path, job: Job, recipe: Recipe, prepared: Prepared, outcome: Outcome) -> Manifest:
     """Put the tuned model with its manifest into the run folder, as plain libraries load it."""
     base = _base_name(recipe.model.name) or ""
-    limit = prepared.max_length if job.task.head == "classifier" else None
+    limit = prepared.max_length if job.task.head != "language-model" else None
     with atomic_folder(out / "artifact") as folder:
         loads_in = save_model(folder, outcome.model, prepared.tokenizer, max_length=limit, base=base)
         manifest = _manifest(folder, recipe, prepared, outcome, loads_in)
@@ -146,11 +147,11 @@ def _baselines(
     return baselines.predict(prepared.dataset.splits["validation"].inputs), baselines.best, baselines.findings()
 
 
-def fitted_baselines(task: Task, prepared: Prepared, recipe: Recipe, display: Display) -> Baselines:
+def fitted_baselines(task: Task, prepared: Prepared, recipe: Recipe, display: Display) -> Fitted:
     """The cheap baselines of the rows that a model is trained on, chosen between on validation."""
     train_split, validation = (prepared.dataset.splits[name] for name in ("train", "validation"))
     display.say("Fitting the cheap baselines on the same training rows …")
-    return fit_baselines(
+    return fit(
         task,
         prepared.dataset.labels,
         (train_split.inputs, train_split.targets),

@@ -338,10 +338,11 @@ def _load(recipe: Recipe, task: Task, prepared: Prepared) -> Any:
     return load_classifier(
         recipe.model.name,
         prepared.tokenizer,
-        prepared.dataset.labels,
+        task.outputs(prepared.dataset.labels),
         task.problem_type,
         recipe.structure,
         seed=recipe.seed,
+        head=task.head,
     )
 
 

@@ -48,7 +48,7 @@ def with_states(forward: Forward, depth: int, splits: dict[str, Encoded], displa
     began = time.perf_counter()
     hidden, size = forward.model.config.hidden_size, 2 if forward.precision == "bfloat16" else 4
     whole = is_whole(forward.model, depth)
-    shapes = {name: (len(split) if whole else len(split.ids), hidden) for name, split in splits.items()}
+    shapes = {name: (len(split.offsets) - 1 if whole else len(split.ids), hidden) for name, split in splits.items()}
     wanted = sum(count for count, _ in shapes.values()) * hidden * size
     store = Store("trunks", LIMIT_BYTES)
     digest, made, done = trunk_digest(forward.model, depth), False, {}
@@ -89,11 +89,11 @@ def _make(path: Path, forward: Forward, depth: int, split: Encoded, shape: tuple
         for rows in by_length(split.lengths, BATCH_TOKENS):
             batch = collate(split, rows, pad_id=forward.pad_id, left=forward.pad_left, device=forward.device)
             states = _stored(trunk_states(forward.model, depth, batch.inputs), forward.precision)
-            for number, row in enumerate(rows):
+            for number, sequence in enumerate(split.sequences_of(rows)):
                 if not per_token:
-                    values[row] = states[number, 0]
+                    values[sequence] = states[number, 0]
                     continue
-                start, end = split.offsets[row], split.offsets[row + 1]
+                start, end = split.offsets[sequence], split.offsets[sequence + 1]
                 at = states.shape[1] - (end - start) if forward.pad_left else 0
                 values[start:end] = states[number, at : at + end - start]
             bar.advance(len(rows))

@@ -115,7 +115,7 @@ def put_weights(model: Any, weights: dict[str, torch.Tensor]) -> None:
             named[name].copy_(value)
 
 
-def _targets(encoded: Encoded) -> np.ndarray:
+def _targets(encoded: Encoded) -> Any:
     if encoded.targets is None:
         raise ValueError("training and validation rows need targets")
     return encoded.targets

@@ -12,7 +12,7 @@ from torch import nn
 from chainrule.core.recipe import Section
 from chainrule.core.task import Objective
 from chainrule.errors import Problem, RecipeError, Where
-from chainrule.tasks.objectives import LogitsObjective, backward, logits_of
+from chainrule.tasks.objectives import LogitsObjective, backward, logits_of, with_target
 
 _WHERE = Where(field="regularisers.r-drop")
 
@@ -32,8 +32,8 @@ class RDrop:
     def __init__(self, options: Options, inner: Objective, model: Any, trained: Collection[str]) -> None:
         if not isinstance(inner, LogitsObjective):
             raise _unusable(
-                "a task with a few logits a row: text-classification, multi-label-classification, regression",
-                "a task that predicts tokens",
+                "a task with a few logits a row or a word",
+                "a task that writes text",
                 "Leave r-drop out.",
             )
         if not any(_dropout_of(module) for module in model.modules()):
@@ -44,10 +44,11 @@ class RDrop:
     def accumulate(self, model: Any, batch: Any) -> tuple[torch.Tensor, int]:
         """Gradients of the sum over rows of (loss 1 + loss 2) / 2 + alpha · (KL(1‖2) + KL(2‖1)) / 2."""
         twice = {name: torch.cat([values, values]) for name, values in batch.inputs.items()}
-        first, second = logits_of(model, twice).chunk(2)
-        losses = self.inner.row_loss(first, batch.targets) + self.inner.row_loss(second, batch.targets)
+        answers = [with_target(half, batch.targets) for half in logits_of(model, twice).chunk(2)]
+        (first, targets), (second, _) = answers
+        losses = self.inner.row_loss(first, targets) + self.inner.row_loss(second, targets)
         total = 0.5 * losses + self.alpha * self.inner.divergence(first, second)
-        return backward(total.sum()), len(batch)
+        return backward(total.sum()), len(targets)
 
 
 def _dropout_of(module: Any) -> float:
