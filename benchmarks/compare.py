@@ -30,6 +30,7 @@ sys.path.insert(0, str(HERE))
 from workloads import WORKLOADS, Workload
 
 PEERS = ("hf-tuned", "hf-default")
+PEER_OF = {"token-classification": "hf_tokens.py"}
 
 
 def run_one(trainer: str, workload: Workload, seed: int, settings: Sequence[str] = ()) -> dict[str, Any]:
@@ -45,7 +46,8 @@ def run_one(trainer: str, workload: Workload, seed: int, settings: Sequence[str]
         command = [sys.executable, str(HERE / "ours.py"), *common, "--name", trainer, *more]
     else:
         config = trainer.removeprefix("hf-")
-        command = [sys.executable, str(HERE / "peers" / "hf_trainer.py"), *common, "--config", config]
+        script = PEER_OF.get(workload.task, "hf_trainer.py")
+        command = [sys.executable, str(HERE / "peers" / script), *common, "--config", config]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"}
     )

@@ -55,6 +55,7 @@ WORKLOADS = {
         Workload("ocnli", "text-classification", "accuracy", 0.25),
         Workload("chnsenticorp", "text-classification", "accuracy", 0.5),
         Workload("long_documents", "text-classification", "accuracy", 2, batch_size=8, max_length=512),
+        Workload("conll2003pp", "token-classification", "f1", 2, learning_rate=1e-4),
         Workload("ag_news", "text-classification", "accuracy", 5, top=2),
         Workload("alpaca_gpt4_en", "text-generation", "loss", 1, 2e-4, 8, 512, "smollm2"),
     )
