@@ -120,6 +120,22 @@ def test_strategies_go_together_with_it(
     assert len(found(chainrule.predict(run, text=text))[0]) == 2
 
 
+@pytest.mark.parametrize("strategy", ["full", "lora"])
+def test_a_chain_of_tags_learns_and_is_saved(strategy: str, tiny_bert: Path, rows: Path, tmp_path: Path) -> None:
+    run = train(tiny_bert, rows, tmp_path / "run", **{"loss": "crf", "strategy": strategy})
+    assert run.summary["metrics"]["f1"] > 0.7
+    assert run.artifact.manifest.loads_in == ("chainrule",)
+    assert chainrule.read_recipe(run.path / "resolved.yaml").structure.head == "crf"
+    report = chainrule.evaluate(run, str(rows), split="validation")
+    assert report.metrics["f1"].value == pytest.approx(run.summary["metrics"]["f1"])
+    assert report.metrics["loss"].value == pytest.approx(run.summary["metrics"]["loss"], rel=1e-4)
+
+
+def test_a_chain_needs_its_loss(tiny_bert: Path, rows: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="expected the head crf with the loss crf, and only there"):
+        train(tiny_bert, rows, tmp_path / "a", **{"structure.head": "crf"})
+
+
 def test_check_shows_which_tokens_are_learned(tiny_bert: Path, rows: Path) -> None:
     report = chainrule.check(str(rows), task="token-classification", model=str(tiny_bert), shown=2)
     assert [example.row for example in report.examples] == [1, 2]

@@ -122,7 +122,7 @@ class Structure(Section):
     reinitialise_top: int = Field(default=0, ge=0)
     insert_blocks: Layers = ()
     pooling: Literal["cls", "last", "mean", "max", "attention"] | None = None
-    head: Literal["linear", "mlp", "cnn"] | None = None
+    head: Literal["linear", "mlp", "cnn", "crf"] | None = None
 
     @property
     def makes_another_model(self) -> bool:

@@ -50,10 +50,8 @@ class PooledClassifier(PreTrainedModel):  # type: ignore[misc]
         self.base_model_prefix = trunk.base_model_prefix
         self.add_module(self.base_model_prefix, trunk)
         size = config.get_text_config().hidden_size
-        rates = [getattr(config, name, None) for name in _DROPOUT]
-        dropout = next((rate for rate in rates if rate is not None), 0.0)
         form = _settings(config)
-        self.classifier = PooledHead(form.pooling, form.head, size, config.num_labels, dropout)
+        self.classifier = PooledHead(form.pooling, form.head, size, config.num_labels, classifier_dropout(config))
         self.post_init()
 
     @classmethod
@@ -68,6 +66,12 @@ class PooledClassifier(PreTrainedModel):  # type: ignore[misc]
         given = {name: value for name, value in inputs.items() if value is not None}
         states = self.base_model(input_ids=input_ids, attention_mask=attention_mask, **given).last_hidden_state
         return SequenceClassifierOutput(logits=self.classifier(states, attention_mask))
+
+
+def classifier_dropout(config: Any) -> float:
+    """The dropout below a family's own classifier."""
+    rates = [getattr(config, name, None) for name in _DROPOUT]
+    return float(next((rate for rate in rates if rate is not None), 0.0))
 
 
 def own_form(config: Any) -> Form | None:
@@ -97,8 +101,8 @@ def is_own(config: Any) -> bool:
 def reads_first_token(model: Any) -> bool:
     """Whether a model is a classifier whose head reads the first token's last state and nothing else."""
     classifies = isinstance(model, PooledClassifier) or type(model).__name__.endswith("ForSequenceClassification")
-    form = form_of(model.config)
-    return classifies and form is not None and form.pooling == "cls"
+    form = form_of(model.config) if classifies else None
+    return form is not None and form.pooling == "cls"
 
 
 def choose_form(config: Any, structure: Structure) -> None:
@@ -109,6 +113,9 @@ def choose_form(config: Any, structure: Structure) -> None:
     """
     if structure.pooling is None and structure.head is None:
         return
+    if structure.head == "crf":
+        expected, todo = "linear, mlp or cnn for whole rows", "Choose one of these, or --task token-classification."
+        raise _refused("structure.head", expected, "crf, which is a head for the words of rows", todo)
     now, own = form_of(config), own_form(config)
     if now is None or own is None:
         raise _refused(
@@ -133,6 +140,16 @@ def choose_form(config: Any, structure: Structure) -> None:
         setattr(config, SETTINGS, asdict(chosen))
     elif is_own(config):
         delattr(config, SETTINGS)
+
+
+def refuse_form(structure: Structure, what: str) -> None:
+    """Refuse a pooling or a head of ours on a model that reads no row as a whole."""
+    for key, value in (("pooling", structure.pooling), ("head", structure.head)):
+        if value is not None:
+            where, todo = Where(field=f"structure.{key}"), "Leave it out."
+            got = what[:1].lower() + what[1:]
+            problem = Problem("a task whose head gives a few numbers a row", got, todo, where)
+            raise RecipeError(f"{what} has no {key} to replace.", [problem])
 
 
 def _settings(config: Any) -> Form:

@@ -21,10 +21,11 @@ from transformers.utils import logging as transformers_logging
 
 from chainrule.core.recipe import Structure
 from chainrule.core.task import Head
-from chainrule.errors import ChainruleError, Problem, RecipeError, ShortageError, Where
+from chainrule.errors import ChainruleError, Problem, ShortageError, Where
 from chainrule.models.adapters import ADAPTERS, add_saved, check_adapters, head_modules
 from chainrule.models.catalog import MODELS, model_folder
-from chainrule.models.classifier import PooledClassifier, choose_form, is_own
+from chainrule.models.classifier import PooledClassifier, choose_form, is_own, refuse_form
+from chainrule.models.crf import ChainTagger, choose_chain
 from chainrule.models.folder import (
     CONFIG,
     INDEX,
@@ -51,6 +52,8 @@ _FACTORIES: dict[Head, Any] = {
     "token-classifier": AutoModelForTokenClassification,
     "language-model": AutoModelForCausalLM,
 }
+
+_OWN: dict[Head, Any] = {"classifier": PooledClassifier, "token-classifier": ChainTagger}
 
 # What the families call the same two probabilities and the same function.
 _DROPOUT = ("hidden_dropout_prob", "dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop")
@@ -158,7 +161,7 @@ def load_classifier(
     if head == "classifier":
         choose_form(config, structure)
     else:
-        _refuse_form(structure, "A classifier of tokens")
+        choose_chain(config, structure)
     if config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id
     torch.manual_seed(seed)
@@ -178,7 +181,7 @@ def load_language_model(name: str, tokenizer: Any, structure: Structure, *, seed
             is of a family that writes no text.
         RecipeError: the structure asks for what this model does not have.
     """
-    _refuse_form(structure, "A language model")
+    refuse_form(structure, "A language model")
     place = _place(name)
     config = _config(place)
     _set_numbers(config, structure)
@@ -344,17 +347,7 @@ def is_pretrained(parameter: torch.Tensor) -> bool:
 
 
 def _factory(head: Head, config: Any) -> Any:
-    return PooledClassifier if head == "classifier" and is_own(config) else _FACTORIES[head]
-
-
-def _refuse_form(structure: Structure, what: str) -> None:
-    """Refuse a pooling or a head of ours on a model that reads no row as a whole."""
-    for key, value in (("pooling", structure.pooling), ("head", structure.head)):
-        if value is not None:
-            where, todo = Where(field=f"structure.{key}"), "Leave it out."
-            got = what[:1].lower() + what[1:]
-            problem = Problem("a task whose head gives a few numbers a row", got, todo, where)
-            raise RecipeError(f"{what} has no {key} to replace.", [problem])
+    return _OWN[head] if head in _OWN and is_own(config) else _FACTORIES[head]
 
 
 def _set_numbers(config: Any, structure: Structure) -> None:

@@ -14,7 +14,9 @@ from torch.nn import functional
 
 from chainrule.core.recipe import Section, Spec
 from chainrule.core.shelf import Entry, NoOptions, Part, take
+from chainrule.core.task import Objective
 from chainrule.data.batch import IGNORED
+from chainrule.models.crf import CRF, negative_log_likelihood
 
 RowLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -35,6 +37,22 @@ class LogitsObjective:
     def accumulate(self, model: Any, batch: Any) -> tuple[torch.Tensor, int]:
         logits, targets = with_target(logits_of(model, batch.inputs), batch.targets)
         return backward(self.row_loss(logits, targets).sum()), len(targets)
+
+
+@dataclass(frozen=True)
+class ChainObjective:
+    """The sum over sequences of −log p of their tags; the count is that of the words."""
+
+    def accumulate(self, model: Any, batch: Any) -> tuple[torch.Tensor, int]:
+        output = model(**batch.inputs)
+        logits = output.logits[:, -batch.targets.shape[1] :].float()
+        kept = batch.targets != IGNORED
+        words = kept.sum(1)
+        some = words > 0  # a window may have no word of its own
+        order = torch.argsort(~kept[some], dim=1, stable=True)[:, : int(words.max())]  # words first, as they stand
+        picked = logits[some].gather(1, order[..., None].expand(-1, -1, logits.shape[-1]))
+        tags = batch.targets[some].gather(1, order).clamp_min(0)
+        return backward(negative_log_likelihood(picked, tags, words[some], output.chain).sum()), int(words.sum())
 
 
 def with_target(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -183,6 +201,7 @@ CLASS_LOSSES = {
 TOKEN_LOSSES = {
     "cross-entropy": Entry(Smoothing, _token_cross_entropy, "softmax cross-entropy over the tags of words"),
     "focal": Entry(Focus, _token_focal, "cross-entropy that turns to the words that are still wrong"),
+    CRF: Entry(NoOptions, lambda options: None, "a conditional random field over the tags of neighbouring words"),
 }
 LABEL_LOSSES = {
     "binary-cross-entropy": Entry(NoOptions, _binary_cross_entropy, "sigmoid cross-entropy, the mean over labels"),
@@ -199,9 +218,10 @@ def class_objective(loss: Spec, targets: np.ndarray) -> LogitsObjective:
     return LogitsObjective(take_loss(CLASS_LOSSES, loss)(targets), softmax_divergence)
 
 
-def token_objective(loss: Spec, targets: Any) -> LogitsObjective:
+def token_objective(loss: Spec, targets: Any) -> Objective:
     """One class for each token that has a target. Logits (s, t, classes), targets (s, t) int64."""
-    return LogitsObjective(take_loss(TOKEN_LOSSES, loss)(), softmax_divergence)
+    row_loss = take_loss(TOKEN_LOSSES, loss)()
+    return ChainObjective() if row_loss is None else LogitsObjective(row_loss, softmax_divergence)
 
 
 def label_objective(loss: Spec, targets: np.ndarray) -> LogitsObjective:

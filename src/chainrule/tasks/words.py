@@ -10,16 +10,16 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import torch
-from torch.nn import functional
+from scipy.special import logsumexp
 
-from chainrule.core.spans import Spans
+from chainrule.core.spans import Span, Spans
 from chainrule.core.task import Predictions
 from chainrule.data.batch import Batch
 from chainrule.data.encode import Encoded, joined, offsets_of
 from chainrule.data.entities import OUTSIDE, TOKENS, spans_of, tag_names, tags_of, units_of
 from chainrule.errors import ModelError, Problem, Where
-from chainrule.tasks.objectives import logits_of, with_target
+from chainrule.models.crf import Chain, best_tags, chain_score, log_marginals
+from chainrule.tasks.objectives import with_target
 
 CHUNK_ROWS = 1024
 OVERLAP = 4  # neighbouring windows share one part in so many
@@ -164,38 +164,57 @@ def read(model: Any, batch: Batch, encoded: Encoded) -> Predictions:
     part = encoded.take(batch.rows)
     if part.trained is None or part.places is None or part.sequences is None:
         raise ValueError("rows of words have tokens that speak for them")
-    logits = _word_logits(model, batch)
-    logs = functional.log_softmax(logits.double(), dim=-1).cpu().numpy()
-    tags, sure = logs.argmax(-1), np.exp(logs.max(-1, initial=-np.inf))
+    logits, chain = _word_logits(model, batch)
     row_of_sequence = np.repeat(np.arange(len(part)), np.diff(part.sequences))
     rows = np.repeat(row_of_sequence, np.diff(part.offsets))[part.trained]
     places = part.places.reshape(-1, 2)[part.trained]
     order = np.lexsort((places[:, 0], rows))  # windows that overlap take turns
     bounds = np.searchsorted(rows[order], np.arange(len(part) + 1))
-    found, scores = [], []
-    for start, end in pairwise(bounds.tolist()):
+    known = part.classes[part.trained] if encoded.targets is not None and part.classes is not None else None
+    found: list[list[Span]] = []
+    scores, least, losses = list[float](), np.ones(len(part)), np.zeros(len(part))
+    for row, (start, end) in enumerate(pairwise(bounds.tolist())):
         few = order[start:end]
-        spans = spans_of(tags[few].tolist(), places[few].tolist())
+        if not len(few):
+            found.append([])
+            continue
+        tags, sure, losses[row] = _tagged(logits[few], chain, None if known is None else known[few])
+        spans = spans_of(tags.tolist(), places[few].tolist())
         found.append(spans)
-        scores += [float(sure[few][(places[few, 0] >= s) & (places[few, 1] <= e)].mean()) for s, e, _ in spans]
-    least = np.ones(len(part))
-    np.minimum.at(least, rows, sure)
-    losses = None
-    if encoded.targets is not None and part.classes is not None:
-        each = -logs[np.arange(len(rows)), part.classes[part.trained]]
-        words = np.maximum(np.bincount(rows, minlength=len(part)), 1)
-        losses = np.bincount(rows, weights=each, minlength=len(part)) / words
-    return Predictions(Spans.of(found, np.array(scores)), least, losses)
+        scores += [float(sure[(places[few, 0] >= s) & (places[few, 1] <= e)].mean()) for s, e, _ in spans]
+        least[row] = sure.min()
+    return Predictions(Spans.of(found, np.array(scores)), least, None if known is None else losses)
 
 
-def _word_logits(model: Any, batch: Batch) -> torch.Tensor:
-    """(words, tags) float32, sequence by sequence; a few sequences at a time where a row has many."""
+def _tagged(logits: np.ndarray, chain: Chain | None, known: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, float]:
+    """The tags of a row's words, how probable each is, and the mean loss of the known ones (0 without).
+
+    Args:
+        logits: (words, tags) float64.
+        chain: what tags score for their neighbours; None where words are tagged one by one.
+        known: (words,) the true tags.
+    """
+    if chain is None:
+        logs = logits - logsumexp(logits, axis=-1, keepdims=True)
+        tags, loss = logs.argmax(-1), 0.0 if known is None else -float(logs[np.arange(len(logs)), known].mean())
+    else:
+        logs, total = log_marginals(logits, chain)
+        tags = best_tags(logits, chain)
+        loss = 0.0 if known is None else (total - chain_score(logits, known, chain)) / len(logits)
+    return tags, np.exp(logs[np.arange(len(logs)), tags]), loss
+
+
+def _word_logits(model: Any, batch: Batch) -> tuple[np.ndarray, Chain | None]:
+    """(words, tags) float64, sequence by sequence, and the model's chain; a few sequences at a time of a long row."""
     if batch.targets is None:
         raise ValueError("rows of words have tokens that speak for them")
     width = next(iter(batch.inputs.values())).shape[1]
     size, parts = max(1, READ_TOKENS // max(1, width)), []
     for start in range(0, len(batch.targets), size):
         few = slice(start, start + size)
-        logits = logits_of(model, {name: values[few] for name, values in batch.inputs.items()})
-        parts.append(with_target(logits, batch.targets[few])[0])
-    return torch.cat(parts)
+        output = model(**{name: values[few] for name, values in batch.inputs.items()})
+        parts.append(with_target(output.logits.float(), batch.targets[few])[0].double().cpu().numpy())
+    found: Chain | None = getattr(output, "chain", None)
+    if found is not None:
+        found = Chain(*(part.double().cpu().numpy() for part in (found.first, found.between, found.last)))
+    return np.concatenate(parts), found

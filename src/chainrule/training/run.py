@@ -13,13 +13,14 @@ from chainrule.core.artifact import EVENTS, Run
 from chainrule.core.recipe import Recipe, read_recipe
 from chainrule.core.report import CheckReport, Reproduction
 from chainrule.core.task import Task
-from chainrule.errors import DataError, OutputError, Problem, Where
+from chainrule.errors import DataError, OutputError, Problem, RecipeError, Where
 from chainrule.evaluation.report import model_card, write_report
 from chainrule.inference.predict import forward_of
 from chainrule.kernels import native
 from chainrule.models.accelerate import accelerate
 from chainrule.models.adapters import plain_model
 from chainrule.models.classifier import PooledClassifier, form_of
+from chainrule.models.crf import CRF, ChainTagger
 from chainrule.models.inspect import count_parameters, layer_stack
 from chainrule.models.load import load_classifier, load_language_model
 from chainrule.strategies import make_strategy, refuse_misfit, reserved_tokens
@@ -219,7 +220,9 @@ def _with_parts(recipe: Recipe, task: Task) -> Recipe:
         RecipeError: there is no such part, or it has no such options.
     """
     loss, training = take_loss(task.losses, recipe.loss), recipe.training
-    changes = {
+    if CRF in task.losses:
+        recipe = _with_chain(recipe, loss.name)
+    changes: dict[str, Any] = {
         "loss": {"name": loss.name, "options": loss.written_out},
         "optimizer.options": take_optimizer(recipe.optimizer).written_out,
         "schedule.options": take_schedule(recipe.schedule).written_out,
@@ -229,6 +232,26 @@ def _with_parts(recipe: Recipe, task: Task) -> Recipe:
     if training.averaging is not None:
         changes["training.averaging.options"] = take_average(training.averaging).written_out
     return recipe.replace(changes)
+
+
+def _with_chain(recipe: Recipe, loss: str) -> Recipe:
+    """With the head that the loss needs.
+
+    Raises:
+        RecipeError: the recipe asks for another head, or for the head without the loss.
+    """
+    head = recipe.structure.head
+    if (loss == CRF) == (head == CRF):
+        return recipe
+    if loss == CRF and head is None:
+        return recipe.replace({"structure.head": CRF})
+    problem = Problem(
+        where=Where(field="structure.head"),
+        expected="the head crf with the loss crf, and only there",
+        got=f"the head {head} with the loss {loss}",
+        todo="Set loss=crf and leave structure.head out, or leave both out.",
+    )
+    raise RecipeError("Head and loss do not go together.", [problem])
 
 
 def carry_out(
@@ -287,6 +310,11 @@ def _tell_structure(model: Any, recipe: Recipe, task: Task, display: Display) ->
         display.say(
             f"The artifact will load in Chainrule alone, because transformers has no {form} for {family}; "
             "what is below the head will load with transformers' AutoModel."
+        )
+    if isinstance(model, ChainTagger):
+        display.say(
+            "The artifact will load in Chainrule alone, because transformers has no CRF; what is below it will load "
+            "with transformers' AutoModel."
         )
     if changed and task.baseline == "untuned":
         display.say("The verdict will compare with this changed model as it is before step one.")
