@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+)
 from transformers.utils import logging as transformers_logging
 
 from chainrule.core.recipe import Structure
@@ -32,6 +38,7 @@ from chainrule.models.folder import (
     stored_shapes,
     weight_files,
 )
+from chainrule.models.lstm import MODEL_TYPE, NAME, LSTMConfig
 from chainrule.models.quantized import hold
 from chainrule.models.surgery import change_layers
 from chainrule.models.vocabulary import extend_embeddings, extend_tokenizer, pieces_of
@@ -60,6 +67,9 @@ def locate(name: str) -> str:
     folder = model_folder(name)
     if folder is not None:
         return str(folder)
+    if name == NAME:
+        todo = "Train one, and name its artifact folder."
+        raise refused(name, "a model with weights", "one that is made from training rows", todo)
     path = Path(name).expanduser()
     if _is_folder(path):
         if not (path / "config.json").is_file():
@@ -296,7 +306,9 @@ def _fetch_weights(place: _Place) -> None:
 
 def _config(place: _Place) -> Any:
     with _loading(place):
-        return AutoConfig.from_pretrained(place.path, **place.options)
+        family = PreTrainedConfig.get_config_dict(place.path, **place.options)[0].get("model_type")
+        kind = LSTMConfig if family == MODEL_TYPE else AutoConfig
+        return kind.from_pretrained(place.path, **place.options)
 
 
 @contextmanager

@@ -17,7 +17,8 @@ from chainrule.data.flaws import MAX_PROBLEMS, Flaw, summarise
 from chainrule.data.load import Dataset, Split, load
 from chainrule.data.tokens import encode_once
 from chainrule.errors import DataError, Problem
-from chainrule.models.load import load_tokenizer, token_limit
+from chainrule.models.load import LONGEST, load_tokenizer, token_limit
+from chainrule.models.scratch import options_of, tokenizer_of
 from chainrule.tasks.conversation import marked
 
 
@@ -29,6 +30,7 @@ class Prepared:
         report: the check of the rows with what the tokenizer adds: rows longer than `max_length`, and rows of which
             nothing can be learned.
         encoded: split name -> tokenised rows, for the splits that were asked for.
+        model_options: the recipe's, with what the training rows decide.
     """
 
     dataset: Dataset
@@ -36,6 +38,7 @@ class Prepared:
     tokenizer: Any
     max_length: int
     encoded: dict[str, Encoded]
+    model_options: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -73,10 +76,11 @@ def with_tokens(
     dataset: Dataset, recipe: Recipe, task: Task, splits: Sequence[str] | None = None, *, reserved: int = 0
 ) -> Prepared:
     """Encode the usable rows of a dataset and add what their tokens tell to its report."""
-    tokenizer = load_tokenizer(recipe.model.name, recipe.structure.add_tokens)
-    if task.prepare_tokenizer is not None:
-        task.prepare_tokenizer(tokenizer)
-    limit = token_limit(recipe.model.name, tokenizer, recipe.model.max_length, reserved)
+    tokenizer, options = tokenizer_for(recipe, task, dataset.splits["train"])
+    if options:
+        limit = recipe.model.max_length or LONGEST
+    else:
+        limit = token_limit(recipe.model.name, tokenizer, recipe.model.max_length, reserved)
     encoded, findings, problems = {}, list(dataset.report.findings), list(dataset.report.problems)
     summaries, kept = dict(dataset.report.splits), dict(dataset.splits)
     example = None
@@ -100,7 +104,23 @@ def with_tokens(
         "example": example,
     }
     report = dataset.report.model_copy(update=update)
-    return Prepared(replace(dataset, splits=kept, report=report), report, tokenizer, limit, encoded)
+    return Prepared(replace(dataset, splits=kept, report=report), report, tokenizer, limit, encoded, options)
+
+
+def tokenizer_for(recipe: Recipe, task: Task, train: Split) -> tuple[Any, dict[str, Any]]:
+    """The tokenizer of a recipe's model, and the model's options with what the training rows decide.
+
+    Args:
+        train: the training rows, of which a model without pretrained weights gets its vocabulary.
+    """
+    options = options_of(recipe.model)
+    if options is None:
+        tokenizer = load_tokenizer(recipe.model.name, recipe.structure.add_tokens)
+    else:
+        tokenizer, options = tokenizer_of(options, train.inputs)
+    if task.prepare_tokenizer is not None:
+        task.prepare_tokenizer(tokenizer)
+    return tokenizer, {} if options is None else options.model_dump(mode="json")
 
 
 def encode_split(

@@ -12,7 +12,7 @@ import torch
 from chainrule.core.recipe import Recipe
 from chainrule.errors import DataError, Problem, Where
 from chainrule.kernels import native
-from chainrule.models.load import weights_hash
+from chainrule.models.scratch import first_weights_hash
 from chainrule.system.device import environment
 from chainrule.system.files import read_json, write_json
 from chainrule.system.progress import Display
@@ -36,7 +36,7 @@ def _machine(job: Job, recipe: Recipe) -> dict[str, Any]:
 def _inputs(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
     """What the rows and the base model were when the run began."""
     rows = {name: _rows_hash(prepared, name) for name in prepared.dataset.splits}
-    return {"rows_sha256": rows, "base_sha256": weights_hash(recipe.model.name)}
+    return {"rows_sha256": rows, "base_sha256": first_weights_hash(recipe.model)}
 
 
 def _rows_hash(prepared: Prepared, name: str) -> str:

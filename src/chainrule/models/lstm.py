@@ -1,0 +1,122 @@
+"""A recurrent trunk: embeddings, then layers that read each row from its left, or from both ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+
+NAME, MODEL_TYPE = "lstm", "chainrule-lstm"  # in recipes, and in config.json
+EMBEDDING_DEVIATION = 0.1
+
+
+class LSTMConfig(PreTrainedConfig):  # type: ignore[misc]
+    """config.json of an LSTM; `hidden_size` is the width of a token's state, of which each direction makes its share.
+
+    `hidden_dropout_prob` is the probability of dropping a value of the embeddings, between layers and below the head.
+    """
+
+    model_type = MODEL_TYPE
+
+    def __init__(
+        self,
+        vocab_size: int = 1000,
+        embedding_size: int = 128,
+        hidden_size: int = 256,
+        num_hidden_layers: int = 1,
+        **rest: Any,
+    ) -> None:
+        self.vocab_size, self.embedding_size = vocab_size, embedding_size
+        self.hidden_size, self.num_hidden_layers = hidden_size, num_hidden_layers
+        self.bidirectional = rest.pop("bidirectional", True)
+        self.hidden_dropout_prob = rest.pop("hidden_dropout_prob", 0.0)
+        super().__init__(**{"pad_token_id": 0, **rest})
+
+
+class LSTMLayer(nn.LSTM):
+    """One layer of an LSTM (Hochreiter and Schmidhuber, 1997) over padded rows, as if each row stood alone.
+
+    It computes in the format of its weights, also inside autocast: a state is a sum over all tokens before it.
+    """
+
+    def forward(self, states: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:  # type: ignore[override]
+        """(b, t, outputs) of (b, t, inputs): zeros where rows are padded, on their right.
+
+        Args:
+            lengths: (b,) tokens of each row, on the CPU; None where nothing is padded.
+        """
+        with torch.autocast(states.device.type, enabled=False):
+            weight: torch.Tensor = self.weight_ih_l0
+            values: Any = states.to(weight.dtype)
+            if lengths is None:
+                whole: torch.Tensor = super().forward(values)[0]
+                return whole
+            packed = pack_padded_sequence(values, lengths, batch_first=True, enforce_sorted=False)
+            found: torch.Tensor
+            found, _ = pad_packed_sequence(super().forward(packed)[0], batch_first=True, total_length=states.shape[1])
+            return found
+
+
+class LSTMTrunk(PreTrainedModel):  # type: ignore[misc]
+    """Token ids to token states, without pretrained weights.
+
+    Fresh weights: input weights by Glorot and Bengio (2010), equation 16; recurrent ones orthogonal (Saxe et al.,
+    2014); the forget gates open (biases that sum to 1: Jozefowicz et al., 2015).
+    """
+
+    config_class = LSTMConfig
+    base_model_prefix = "lstm"
+    _supports_sdpa = True  # there is no attention in it that an implementation could be wrong for
+    _supports_attention_backend = True
+
+    def __init__(self, config: LSTMConfig) -> None:
+        super().__init__(config)
+        ways = 2 if config.bidirectional else 1
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size, padding_idx=config.pad_token_id)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.layers = nn.ModuleList(
+            LSTMLayer(
+                config.hidden_size if number else config.embedding_size,
+                config.hidden_size // ways,
+                batch_first=True,
+                bidirectional=ways == 2,
+            )
+            for number in range(config.num_hidden_layers)
+        )
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+    ) -> BaseModelOutput:
+        """Token states (b, t, hidden_size) of ids (b, t), or of embeddings (b, t, embedding_size), padded on the right.
+
+        Args:
+            attention_mask: (b, t), 1 where there is a token; None where nothing is padded.
+        """
+        states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        lengths = None if attention_mask is None else attention_mask.sum(1).cpu()
+        for layer in self.layers:
+            states = layer(self.dropout(states), lengths)
+        return BaseModelOutput(last_hidden_state=states)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=EMBEDDING_DEVIATION)
+            with torch.no_grad():
+                module.weight[module.padding_idx].zero_()
+        elif isinstance(module, LSTMLayer):
+            for name, parameter in module.named_parameters():
+                if name.startswith("weight"):
+                    fill = nn.init.xavier_uniform_ if "_ih_" in name else nn.init.orthogonal_
+                    for gate in parameter.chunk(4):
+                        fill(gate)
+                else:
+                    nn.init.constant_(parameter, 0.0)
+                    nn.init.constant_(parameter[module.hidden_size : 2 * module.hidden_size], 0.5)
