@@ -50,8 +50,7 @@ class LSTMLayer(nn.LSTM):
             lengths: (b,) tokens of each row, on the CPU; None where nothing is padded.
         """
         with torch.autocast(states.device.type, enabled=False):
-            weight: torch.Tensor = self.weight_ih_l0
-            values: Any = states.to(weight.dtype)
+            values: Any = states.to(next(self.parameters()).dtype)
             if lengths is None:
                 whole: torch.Tensor = super().forward(values)[0]
                 return whole

@@ -34,13 +34,14 @@ from chainrule.evaluation.baseline_files import ARRAYS, TEXT
 from chainrule.evaluation.baselines import Baselines, fit_baselines
 from chainrule.evaluation.card import model_card
 from chainrule.evaluation.report import render_report
-from chainrule.models.load import load_classifier, load_tokenizer, token_limit
+from chainrule.models.load import load_classifier, load_saved, load_tokenizer, token_limit
+from chainrule.models.vectors import read_vectors
 from chainrule.system.archives import unpack
 from chainrule.system.files import sha256
 from chainrule.tasks import TASKS, find_task
 from chainrule.testing.data import sentences
 from chainrule.testing.hostile import Target
-from chainrule.testing.models import tiny_model
+from chainrule.testing.models import tiny_lstm, tiny_model
 from chainrule.training.checkpoint import Best, Keeper, Standing
 from chainrule.training.loop import Progress
 from chainrule.training.optimizers import Scaled
@@ -55,19 +56,26 @@ def _readers(folder: Path) -> list[Target]:
     inner = [{"messages": json.dumps(chat["messages"]), "label": "a"} for chat in chats]
     told = [{"instruction": f"q {n}", "input": "", "output": f"a {n}"} for n in range(8)]
     tagged = [{"text": f"t{n}", "labels": '["a", "b"]' if n % 2 else "a|b"} for n in range(8)]
-    tables = (rows, several, chats, inner, told, tagged)
+    every = (rows, several, chats, inner, told, tagged)
     seeds = {
         "csv": [_delimited(table, ",") for table in (rows, inner, told, tagged)],
         "tsv": [_delimited(table, "\t") for table in (rows, tagged)],
-        "jsonl": [b"".join(json.dumps(row).encode() + b"\n" for row in table) for table in tables],
-        "json": [json.dumps(table).encode() for table in tables],
+        "jsonl": [b"".join(json.dumps(row).encode() + b"\n" for row in table) for table in every],
+        "json": [json.dumps(table).encode() for table in every],
         "parquet": [_parquet(table) for table in (rows, several, chats)],
     }
 
     def reader(ending: str) -> Callable[[bytes, random.Random], None]:
         return lambda data, choose: _read_rows(_put(folder / f"rows.{ending}", data), choose)
 
-    return [Target(ending, tuple(files), reader(ending)) for ending, files in seeds.items()]
+    def read_words(data: bytes, choose: random.Random) -> None:
+        places, vectors = read_vectors(_put(folder / "vectors.txt", data), {"good": 3, "film": 4, "of a": 5})
+        assert len(places) == len(vectors)
+        assert np.isfinite(vectors).all()
+
+    vectors = (b"good 1 2\nof a -3 .4\n", b"2 3\ngood 1 2 3e-2 \nfilm 4 5 6 \n")
+    tables = [Target(ending, tuple(files), reader(ending)) for ending, files in seeds.items()]
+    return [*tables, Target("vectors", vectors, read_words)]
 
 
 def _read_rows(path: Path, choose: random.Random) -> None:
@@ -197,6 +205,12 @@ def _models(folder: Path) -> list[Target]:
 
         return read
 
+    own = tiny_lstm(folder / "lstm")
+
+    def read_lstm(data: bytes, choose: random.Random) -> None:
+        _put(own / "config.json", data)
+        load_saved(own, "classifier", "lstm")
+
     index = json.dumps(
         {"metadata": {}, "weight_map": {"a": "shard-1.safetensors", "b": "shard-2.safetensors"}}
     ).encode()
@@ -217,6 +231,7 @@ def _models(folder: Path) -> list[Target]:
         Target("tokenizer", (good["tokenizer.json"],), reader("tokenizer.json"), cost=30),
         Target("tokenizer-config", (good["tokenizer_config.json"],), reader("tokenizer_config.json"), cost=30),
         Target("shard-index", (index,), read_index, cost=30),
+        Target("lstm-config", ((own / "config.json").read_bytes(),), read_lstm, cost=30),
     ]
 
 
