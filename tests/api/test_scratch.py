@@ -203,11 +203,32 @@ def test_with_another_head_with_layer_rates_and_with_regularisers(reviews: Path,
     assert {"layer 0", "layer 1"} <= set(chainrule.show("gradients", run)["middle"])
 
 
-def test_an_lstm_is_trained_on_like_a_pretrained_model(made: Run, reviews: Path, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"model": str(made.artifact.path), "training.steps": 2, "training.threads": 1}
-    run = chainrule.train(str(reviews), out=tmp_path / "run", settings=settings)
+@pytest.mark.parametrize("strategy", ["full", "gradual", "bitfit"])
+def test_once_trained_it_is_trained_on_like_a_pretrained_model(
+    strategy: str, made: Run, reviews: Path, tmp_path: Path
+) -> None:
+    settings = {"model": str(made.artifact.path), "training.steps": 2, "training.threads": 1}
+    run = chainrule.train(str(reviews), strategy=strategy, out=tmp_path / "run", settings=settings)
     assert run.summary["metrics"]["accuracy"] > 0.9
     assert run.artifact.manifest.loads_in == ("chainrule",)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "expected"),
+    [
+        ("lora", "expected a model with linear layers below its head, got none. Use --strategy full."),
+        (
+            "prompt",
+            "expected a model with attention, whose tokens all see the prompt, got an LSTM. Use --strategy full",
+        ),
+    ],
+)
+def test_what_needs_other_layers_is_refused(
+    strategy: str, expected: str, made: Run, reviews: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        chainrule.train(str(reviews), model=str(made.artifact.path), strategy=strategy, out=tmp_path / "run")
+    assert expected in str(caught.value)
 
 
 @pytest.mark.slow
