@@ -168,7 +168,7 @@ def test_vectors_begin_the_embeddings(reviews: Path, tmp_path: Path) -> None:
     assert run.artifact.manifest.recipe["model"]["options"]["vectors"] == "vectors.txt"
     assert run.artifact.manifest.base_sha256 == json.loads((run.path / "inputs.json").read_text())["base_sha256"]
     vectors.write_text("good 1 0 2 1\n", encoding="utf-8")
-    with pytest.raises(DataError, match="other weights"):
+    with pytest.raises(DataError, match="expected the word vectors that the run began with, got other weights"):
         chainrule.reproduce(run, out=tmp_path / "again")
     settings["training.steps"] = 1
     for change, error, match in (

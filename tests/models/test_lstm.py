@@ -113,13 +113,13 @@ def test_inside_autocast_states_are_sums_in_float32() -> None:
 def made(seed: int = 0, structure: Structure | None = None, **options: Any) -> Any:
     tokenizer, chosen = scratch.tokenizer_of(scratch.Options(min_count=1, hidden_size=8, **options), TEXTS)
     kind = "single_label_classification"
-    return scratch.make_classifier(chosen, tokenizer, ["x", "y"], kind, structure or Structure(), seed=seed).model
+    return scratch.make_classifier(chosen, tokenizer, ["x", "y"], kind, structure or Structure(), seed=seed)[0]
 
 
 def test_a_saved_model_and_its_tokenizer_are_what_they_were(tmp_path: Path) -> None:
     tokenizer, chosen = scratch.tokenizer_of(scratch.Options(min_count=1, layers=2, hidden_size=8), TEXTS)
     assert chosen.vocabulary == "character"
-    model = scratch.make_classifier(chosen, tokenizer, ["x", "y"], "", Structure(pooling="attention"), seed=1).model
+    model = scratch.make_classifier(chosen, tokenizer, ["x", "y"], "", Structure(pooling="attention"), seed=1)[0]
     batch = tokenizer(TEXTS["text"], padding=True, return_tensors="pt")
     assert save_model(tmp_path, model, tokenizer, max_length=8, base="lstm") == ("chainrule",)
     with torch.no_grad():

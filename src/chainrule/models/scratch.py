@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -107,7 +107,8 @@ def first_weights_hash(model: Model) -> str | None:
     options = options_of(model)
     if options is None:
         return weights_hash(model.name)
-    return None if options.vectors is None else sha256(Path(options.vectors))
+    file = Path(options.vectors or "")
+    return sha256(file) if file.is_file() else None
 
 
 def describe() -> dict[str, Any]:
@@ -131,22 +132,13 @@ def tokenizer_of(options: Options, inputs: Mapping[str, Sequence[str]]) -> tuple
     return tokenizer, options.model_copy(update={"vocabulary": unit, "embedding_size": width})
 
 
-@dataclass(frozen=True)
-class Made:
-    """A classifier made from scratch.
-
-    Attributes:
-        found: entries of its vocabulary that there were vectors for; None without vectors.
-    """
-
-    model: Any
-    found: int | None
-
-
 def make_classifier(
     options: Options, tokenizer: Any, labels: Sequence[str], problem_type: str, structure: Structure, *, seed: int
-) -> Made:
-    """A classifier with fresh weights, drawn by `seed`, in float32.
+) -> tuple[Any, int | None]:
+    """A classifier with fresh weights, drawn by `seed`, in float32; how many entries of its vocabulary had a vector.
+
+    Returns:
+        The model, and that number; None without vectors.
 
     Raises:
         ModelError: the vectors cannot be read.
@@ -170,14 +162,14 @@ def make_classifier(
     torch.manual_seed(seed)
     model = PooledClassifier(config)
     if found is None:
-        return Made(model, None)
+        return model, None
     places, values = (torch.from_numpy(array) for array in found)
     table = model.get_input_embeddings().weight
     with torch.no_grad():
         table.normal_(std=float(values.std(correction=0)))  # words that are not among them begin as large as those
         table[tokenizer.pad_token_id].zero_()
         table[places] = values
-    return Made(model, len(places))
+    return model, len(places)
 
 
 def _vectors(options: Options, tokenizer: Any) -> tuple[Any, Any]:

@@ -18,7 +18,7 @@ from chainrule.data.load import Dataset, Split, load
 from chainrule.data.tokens import encode_once
 from chainrule.errors import DataError, Problem
 from chainrule.models.load import LONGEST, load_tokenizer, token_limit
-from chainrule.models.scratch import options_of, tokenizer_of
+from chainrule.models.scratch import options_of, refuse_misfit, tokenizer_of
 from chainrule.tasks.conversation import marked
 
 
@@ -112,7 +112,12 @@ def tokenizer_for(recipe: Recipe, task: Task, train: Split) -> tuple[Any, dict[s
 
     Args:
         train: the training rows, of which a model without pretrained weights gets its vocabulary.
+
+    Raises:
+        ModelError: there is no such tokenizer.
+        RecipeError: the model has no such options, or does not go together with the rest of the recipe.
     """
+    refuse_misfit(recipe, task)
     options = options_of(recipe.model)
     if options is None:
         tokenizer = load_tokenizer(recipe.model.name, recipe.structure.add_tokens)

@@ -57,9 +57,9 @@ def tiny_lstm(folder: Path, *, seed: int = 0) -> Path:
     options = scratch.Options(min_count=1, embedding_size=16, hidden_size=32, layers=2)
     tokenizer, options = scratch.tokenizer_of(options, {"text": [" ".join(WORDS)]})
     kind = "single_label_classification"
-    made = scratch.make_classifier(options, tokenizer, ["negative", "positive"], kind, Structure(), seed=seed)
+    model, _ = scratch.make_classifier(options, tokenizer, ["negative", "positive"], kind, Structure(), seed=seed)
     folder.mkdir(parents=True, exist_ok=True)
-    save_model(folder, made.model, tokenizer, max_length=64, base="lstm")
+    save_model(folder, model, tokenizer, max_length=64, base="lstm")
     return folder
 
 

@@ -70,9 +70,10 @@ def refuse_changes(run: Path, recipe: Recipe, prepared: Prepared) -> None:
         for name in changed
     ]
     if before.get("base_sha256") != now["base_sha256"]:
-        todo = "Put the model back as it was, or train anew with --out."
-        where = Where(field="model.name")
-        problems.append(Problem("the base model that the run began with", "other weights", todo, where))
+        vectors = recipe.model.options.get("vectors")
+        begun, field = ("word vectors", "model.options.vectors") if vectors else ("base model", "model.name")
+        todo = f"Put the {begun} back as before, or train anew with --out."
+        problems.append(Problem(f"the {begun} that the run began with", "other weights", todo, Where(field=field)))
     if problems:
         raise DataError(f"What the run {run} reads has changed since it began.", problems)
 

@@ -363,11 +363,13 @@ def _load(recipe: Recipe, task: Task, prepared: Prepared, display: Display) -> A
     if options is None:
         name, structure = recipe.model.name, recipe.structure
         return load_classifier(name, prepared.tokenizer, labels, kind, structure, seed=recipe.seed)
-    made = scratch.make_classifier(options, prepared.tokenizer, labels, kind, recipe.structure, seed=recipe.seed)
-    if made.found is not None:
+    model, found = scratch.make_classifier(
+        options, prepared.tokenizer, labels, kind, recipe.structure, seed=recipe.seed
+    )
+    if found is not None:
         entries = len(prepared.tokenizer) - len(SPECIAL)
-        display.say(f"Vectors: {options.vectors} has {made.found:,} of the {entries:,} entries of the vocabulary.")
-    return made.model
+        display.say(f"Vectors: {options.vectors} has {found:,} of the {entries:,} entries of the vocabulary.")
+    return model
 
 
 def _sink(recipe: Recipe, out: Path) -> Sink:
