@@ -41,20 +41,17 @@ def make_tokenizer(texts: Iterable[str], unit: Unit, *, size: int, min_count: in
         min_count: entries that are met less often are unknown.
         lowercase: read upper and lower case alike.
     """
-    inner = Tokenizer(models.WordLevel({token: place for place, token in enumerate(SPECIAL)}, unk_token=UNKNOWN))
+    fixed = (*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())) if unit == "byte" else SPECIAL
+    inner = Tokenizer(models.WordLevel({token: place for place, token in enumerate(fixed)}, unk_token=UNKNOWN))
     inner.normalizer = _normalizer(unit, lowercase)
     inner.pre_tokenizer = _pre_tokenizer(unit)
-    if unit == "byte":
-        entries = (*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet()))
-        inner.model = models.WordLevel({token: place for place, token in enumerate(entries)}, unk_token=UNKNOWN)
-        inner.decoder = decoders.ByteLevel()
-    else:
+    if unit != "byte":
         trainer = trainers.WordLevelTrainer(
             vocab_size=size, min_frequency=min_count, special_tokens=list(SPECIAL), show_progress=False
         )
         inner.train_from_iterator(texts, trainer)
-        if unit == "character":
-            inner.decoder = decoders.Fuse()
+    if unit != "word":
+        inner.decoder = decoders.Fuse() if unit == "character" else decoders.ByteLevel()
     inner.post_processor = processors.TemplateProcessing(
         single=f"$A {END}", pair=f"$A {END} $B {END}", special_tokens=[(END, SPECIAL.index(END))]
     )

@@ -16,6 +16,8 @@ MAX_LINE = 2**20  # bytes
 MAX_SIZE = 4096  # numbers of a word
 FIELD = "model.options.vectors"
 
+_OTHER_FILE = "Give vectors in the text format of GloVe or of word2vec."
+_BROKEN_LINE = "Correct this line, or leave it out."
 _HEADER = re.compile(rb"(\d{1,12}) (\d{1,6})")
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f]")  # in no text, but always in some kilobytes of binary numbers
 _LARGEST = float(np.finfo(np.float32).max)
@@ -116,10 +118,6 @@ def _numbers(values: bytes, where: Where) -> np.ndarray:
 def _shown(line: bytes) -> str:
     text = repr(line[:80].decode("utf-8", "replace"))
     return text + ("…" if len(line) > 80 else "")
-
-
-_OTHER_FILE = "Give vectors in the text format of GloVe or of word2vec."
-_BROKEN_LINE = "Correct this line, or leave it out."
 
 
 def _unreadable(expected: str, got: str, todo: str, where: Where) -> ModelError:
