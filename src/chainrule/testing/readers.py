@@ -56,12 +56,12 @@ def _readers(folder: Path) -> list[Target]:
     inner = [{"messages": json.dumps(chat["messages"]), "label": "a"} for chat in chats]
     told = [{"instruction": f"q {n}", "input": "", "output": f"a {n}"} for n in range(8)]
     tagged = [{"text": f"t{n}", "labels": '["a", "b"]' if n % 2 else "a|b"} for n in range(8)]
-    every = (rows, several, chats, inner, told, tagged)
+    tables = (rows, several, chats, inner, told, tagged)
     seeds = {
         "csv": [_delimited(table, ",") for table in (rows, inner, told, tagged)],
         "tsv": [_delimited(table, "\t") for table in (rows, tagged)],
-        "jsonl": [b"".join(json.dumps(row).encode() + b"\n" for row in table) for table in every],
-        "json": [json.dumps(table).encode() for table in every],
+        "jsonl": [b"".join(json.dumps(row).encode() + b"\n" for row in table) for table in tables],
+        "json": [json.dumps(table).encode() for table in tables],
         "parquet": [_parquet(table) for table in (rows, several, chats)],
     }
 
@@ -73,9 +73,11 @@ def _readers(folder: Path) -> list[Target]:
         assert len(places) == len(vectors)
         assert np.isfinite(vectors).all()
 
-    vectors = (b"good 1 2\nof a -3 .4\n", b"2 3\ngood 1 2 3e-2 \nfilm 4 5 6 \n")
-    tables = [Target(ending, tuple(files), reader(ending)) for ending, files in seeds.items()]
-    return [*tables, Target("vectors", vectors, read_words)]
+    words = (b"good 1 2\nof a -3 .4\n", b"2 3\ngood 1 2 3e-2 \nfilm 4 5 6 \n")
+    return [
+        *(Target(ending, tuple(files), reader(ending)) for ending, files in seeds.items()),
+        Target("vectors", words, read_words),
+    ]
 
 
 def _read_rows(path: Path, choose: random.Random) -> None:
