@@ -30,18 +30,17 @@ def sigmoid(values: np.ndarray) -> np.ndarray:
     return np.array(1 / (1 + np.exp(-values)))
 
 
-def read(tokens: np.ndarray, layer: Any, way: str) -> np.ndarray:
+def read(tokens: np.ndarray, layer: Any, *, back: bool) -> np.ndarray:
     """Hochreiter and Schmidhuber (1997) with forget gates (Gers et al., 2000), token by token from one end."""
-    name = "weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"
-    into, back, first, second = (getattr(layer, part + way).detach().numpy() for part in name)
-    state = cell = np.zeros(back.shape[1])
+    into, again, first, second = (value.detach().numpy() for value in layer.parameters())
+    state = cell = np.zeros(again.shape[1])
     found = []
-    for token in tokens[::-1] if way else tokens:
-        inner, forget, new, outer = np.split(into @ token + back @ state + first + second, 4)
+    for token in tokens[::-1] if back else tokens:
+        inner, forget, new, outer = np.split(into @ token + again @ state + first + second, 4)
         cell = sigmoid(forget) * cell + sigmoid(inner) * np.tanh(new)
         state = sigmoid(outer) * np.tanh(cell)
         found.append(state)
-    return np.array(found[::-1] if way else found)
+    return np.array(found[::-1] if back else found)
 
 
 def trunk(*, bidirectional: bool = True, layers: int = 2) -> LSTMTrunk:
@@ -67,8 +66,8 @@ def test_states_are_those_of_the_equations_alone_and_padded(bidirectional: bool)
         for row, length in enumerate(LENGTHS):
             states = model.embed_tokens(ids[row, :length]).numpy()
             for layer in model.layers:
-                ways = ("", "_reverse") if bidirectional else ("",)
-                states = np.concatenate([read(states, layer, way) for way in ways], 1)
+                onward = read(states, layer.onward, back=False)
+                states = np.hstack([onward, read(states, layer.back, back=True)]) if bidirectional else onward
             np.testing.assert_allclose(found[row, :length], states, rtol=1e-10)
             assert not found[row, length:].any()
             alone = model(ids[row : row + 1, :length]).last_hidden_state[0].numpy()
@@ -92,9 +91,9 @@ def test_gradients_and_none_for_padding() -> None:
 def test_fresh_weights() -> None:
     model: Any = trunk()
     for layer in model.layers:
-        for gate in layer.weight_hh_l0_reverse.detach().chunk(4):
+        for gate in layer.back.weight_hh_l0.detach().chunk(4):
             torch.testing.assert_close(gate @ gate.T, torch.eye(3, dtype=torch.float64), atol=1e-6, rtol=0)
-        bias = (layer.bias_ih_l0 + layer.bias_hh_l0).tolist()
+        bias = (layer.onward.bias_ih_l0 + layer.onward.bias_hh_l0).tolist()
         assert bias == [0.0] * 3 + [1.0] * 3 + [0.0] * 6
     assert not model.embed_tokens.weight[0].any()
     assert [part.name for part in parts(made())] == ["embeddings", "layer 0", "head"]
@@ -146,7 +145,7 @@ def test_backward_is_the_derivative_of_forward_in_every_module() -> None:
     report = chainrule.check_gradients(model, {"input_ids": ids, "attention_mask": (ids != 0).long()})
     assert report.ok
     assert not report.undecided
-    assert {"LSTMLayer", "Embedding", "PooledHead"} <= {kind.kind for kind in report.kinds}
+    assert {"LSTM", "LSTMLayer", "Embedding", "PooledHead"} <= {kind.kind for kind in report.kinds}
 
 
 @pytest.mark.parametrize(
