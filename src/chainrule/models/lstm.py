@@ -10,7 +10,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 NAME, MODEL_TYPE = "lstm", "chainrule-lstm"  # in recipes, and in config.json
-EMBEDDING_DEVIATION = 0.1
+EMBEDDING_DEVIATION = (
+    0.1  # with 1, torch's own, it learned far more slowly: LOG.md, "How good is an LSTM from scratch?"
+)
 
 
 class LSTMConfig(PreTrainedConfig):  # type: ignore[misc]
@@ -39,9 +41,9 @@ class LSTMConfig(PreTrainedConfig):  # type: ignore[misc]
 class LSTMLayer(nn.Module):
     """One layer of an LSTM (Hochreiter and Schmidhuber, 1997), in one direction or in both.
 
-    For the way back the tokens of each row are turned around, so that padding comes last both ways. (Packed rows give
-    the same and take five times as long on a CPU: LOG.md, "A model from scratch".) It computes in the format of its
-    weights, also inside autocast: a state is a sum over all tokens before it.
+    For the way back the tokens of each row are turned around, so that padding comes last both ways. Packed rows give
+    the same and take five times as long on a CPU (LOG.md, "How good is an LSTM from scratch?"). It computes in the
+    format of its weights, also inside autocast: a state is a sum over all tokens before it.
     """
 
     def __init__(self, inputs: int, outputs: int, *, bidirectional: bool) -> None:

@@ -21,7 +21,8 @@ from chainrule.models.tokenizer import SPECIAL, make_tokenizer, natural_unit
 from chainrule.models.vectors import FIELD, MAX_SIZE, read_vectors
 from chainrule.system.files import sha256
 
-LEARNING_RATE, EPOCHS = 1e-3, 10.0  # LOG.md
+# LOG.md, "How good is an LSTM from scratch?"
+LEARNING_RATE, EPOCHS = 1e-3, 10.0
 EMBEDDING_SIZE = 128  # without vectors
 DROPOUT = 0.5
 FORM = Form("max", "linear")  # Conneau et al. (2017), InferSent: the best of the ways to read a sentence's BiLSTM
