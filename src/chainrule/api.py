@@ -313,8 +313,9 @@ def show(what: str | Path, run: str | Path | Run | None = None) -> dict[str, Any
     if what == "catalog":
         from chainrule.data.catalog import list_datasets
         from chainrule.models.catalog import list_models
+        from chainrule.models.scratch import describe
 
-        return {"models": list_models(), "data": list_datasets()}
+        return {"models": [*list_models(), describe()], "data": list_datasets()}
     if what in SHOWN:
         from chainrule.hpo.auto import description
         from chainrule.training.shelves import rows_of

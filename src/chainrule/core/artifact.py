@@ -49,7 +49,7 @@ class Manifest(BaseModel):
     @classmethod
     def _sections(cls, recipe: dict[str, Any]) -> dict[str, Any]:
         """What is read of the recipe later must be there in its form."""
-        for name in ("data", "training", "strategy"):
+        for name in ("data", "model", "training", "strategy"):
             if not isinstance(recipe.get(name, {}), dict):
                 raise ValueError(f"a mapping under {name}")
         try:

@@ -101,10 +101,14 @@ class Data(Section):
 
 
 class Model(Section):
-    """The pretrained model. `max_length` is in tokens; null means what the model allows, up to 512."""
+    """The model to begin with. `max_length` is in tokens; null means what the model allows, up to 512.
+
+    `options` say what a model that is made from the training rows is to be; a pretrained one has none.
+    """
 
     name: str
     max_length: int | None = Field(default=None, ge=4)
+    options: dict[str, Any] = Field(default_factory=dict)
 
 
 class Structure(Section):
@@ -159,9 +163,9 @@ class Loss(Spec):
 
 
 class Training(Section):
-    """How long, in which portions, and in which number format."""
+    """How long, in which portions, and in which number format. `epochs: null` means as many as suit the model."""
 
-    epochs: float = Field(default=3, gt=0)
+    epochs: float | None = Field(default=None, gt=0)
     steps: int | None = Field(default=None, ge=1)
     minutes: float | None = Field(default=None, gt=0)
     folds: int | None = Field(default=None, ge=2)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any
@@ -51,6 +52,7 @@ def model_card(manifest: Manifest, evaluation: EvaluationReport | None) -> str:
         folds=evaluation is not None and evaluation.split == FOLDS,
         strategy=_strategy(manifest),
         structure=_structure(manifest),
+        made=_made(manifest),
         generates=manifest.task == GENERATION,
         entities=manifest.task == ENTITIES,
         plain=Markup(_code(manifest)),
@@ -138,9 +140,18 @@ def _strategy(manifest: Manifest) -> str:
 def _structure(manifest: Manifest) -> str:
     """What was changed of the model before training, as key and value."""
     structure = Structure.model_validate(manifest.recipe.get("structure", {}))
-    changed = structure.model_dump(mode="json", exclude_defaults=True)
+    return _listed(structure.model_dump(mode="json", exclude_defaults=True))
+
+
+def _made(manifest: Manifest) -> str:
+    """What a model without pretrained weights was made with, as key and value; empty for others."""
+    options = manifest.recipe.get("model", {}).get("options")
+    return _listed(options) if isinstance(options, dict) else ""
+
+
+def _listed(values: Mapping[str, Any]) -> str:
     return "; ".join(
-        f"{key} {', '.join(map(str, value)) if isinstance(value, list) else value}" for key, value in changed.items()
+        f"{key} {', '.join(map(str, value)) if isinstance(value, list) else value}" for key, value in values.items()
     )
 
 

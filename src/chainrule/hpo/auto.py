@@ -19,6 +19,7 @@ from chainrule.core.recipe import NamedSpec, Recipe, Section, Spec, parse_option
 from chainrule.errors import MissingExtraError, Problem, RecipeError, ShortageError, UserError, Where
 from chainrule.hpo.evidence import gather
 from chainrule.hpo.race import FEW, Candidate, Pace, Race, Result
+from chainrule.models import scratch
 from chainrule.models.adapters import has_peft
 from chainrule.strategies import STRATEGIES, make_strategy, refuse_misfit, reserved_tokens
 from chainrule.system.files import refuse_existing
@@ -69,6 +70,7 @@ def train_chosen(recipe: Recipe, source: Any, out: Path, display: Display, began
         StoppedError: Ctrl-C or SIGTERM.
     """
     refuse_existing(out)
+    scratch.refuse_misfit(recipe, find_task(recipe.task.name))
     require_trackers(recipe.training.track)
     options = _options(recipe)
     roomiest = max(options.candidates or [WHOLE], key=lambda spec: reserved_tokens(make_strategy(spec)))

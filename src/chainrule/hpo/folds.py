@@ -36,7 +36,7 @@ from chainrule.system.lock import only_one
 from chainrule.system.memory import PeakMemory
 from chainrule.system.progress import Display
 from chainrule.tasks import find_task
-from chainrule.tasks.prepare import Prepared, encode_split
+from chainrule.tasks.prepare import Prepared, encode_split, tokenizer_for
 from chainrule.training.events import require_trackers
 from chainrule.training.inputs import refuse_changes, tell_changes
 from chainrule.training.job import Job, forward_for, planned_steps, steps_per_epoch
@@ -251,13 +251,14 @@ def _train_fold(folder: Path, recipe: Recipe, whole: Prepared, dataset: Dataset,
 
 def _encoded(whole: Prepared, recipe: Recipe, dataset: Dataset) -> Prepared:
     task, bad = find_task(recipe.task.name), recipe.data.on_bad_row
+    tokenizer, _ = tokenizer_for(recipe, task, dataset.splits["train"])
     encoded = {
-        name: encode_split(task, whole.tokenizer, part, whole.max_length, name, bad).encoded
+        name: encode_split(task, tokenizer, part, whole.max_length, name, bad).encoded
         for name, part in dataset.splits.items()
     }
     sizes = {name: SplitSummary(rows=len(part), file=part.places.file) for name, part in dataset.splits.items()}
     report = whole.report.model_copy(update={"splits": sizes, "findings": (), "cut": None})
-    return replace(whole, dataset=dataset, report=report, encoded=encoded)
+    return replace(whole, dataset=dataset, report=report, tokenizer=tokenizer, encoded=encoded)
 
 
 def _tell_fold(folder: Path, title: str, task: Task, display: Display) -> None:

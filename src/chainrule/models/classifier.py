@@ -13,6 +13,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from chainrule.core.recipe import Structure
 from chainrule.errors import ModelError, Problem, RecipeError, Where
+from chainrule.models.lstm import LSTMConfig, LSTMTrunk
 from chainrule.models.pooling import PooledHead
 
 SETTINGS = "chainrule_head"  # the key of config.json
@@ -33,7 +34,7 @@ class Form:
 
 
 class PooledClassifier(PreTrainedModel):  # type: ignore[misc]
-    """A pretrained trunk under `models.pooling.PooledHead`, as `config.chainrule_head` says.
+    """A trunk under `models.pooling.PooledHead`, as `config.chainrule_head` says.
 
     The trunk's weights have the names that its family gives them in a classifier, so that AutoModel loads it alone.
     """
@@ -44,7 +45,7 @@ class PooledClassifier(PreTrainedModel):  # type: ignore[misc]
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        trunk = AutoModel.from_config(config)
+        trunk = LSTMTrunk(config) if isinstance(config, LSTMConfig) else AutoModel.from_config(config)
         if hasattr(trunk, "pooler"):
             trunk.pooler = None
         self.base_model_prefix = trunk.base_model_prefix
@@ -117,7 +118,7 @@ def choose_form(config: Any, structure: Structure) -> None:
         expected, todo = "linear, mlp or cnn for whole rows", "Choose one of these, or --task token-classification."
         raise _refused("structure.head", expected, "crf, which is a head for the words of rows", todo)
     now, own = form_of(config), own_form(config)
-    if now is None or own is None:
+    if now is None:
         raise _refused(
             "structure.pooling" if structure.pooling else "structure.head",
             f"a model of the family {', '.join(FAMILIES)}, modernbert, or a decoder such as llama or qwen2",
@@ -126,8 +127,9 @@ def choose_form(config: Any, structure: Structure) -> None:
         )
     head = structure.head or now.head
     pooling = structure.pooling or ("max" if head == "cnn" else now.pooling)
-    if pooling == "cls" and own.pooling == "last":
-        poolings = "last, mean, max or attention, as the first token of a decoder sees no other"
+    if pooling == "cls" and (own is None or own.pooling == "last"):
+        reader = "an LSTM is none to read a text by" if own is None else "a decoder sees no other"
+        poolings = f"last, mean, max or attention, as the first token of {reader}"
         raise _refused("structure.pooling", poolings, "cls", "Choose one of these.")
     if head == "cnn" and pooling in ("cls", "last"):
         poolings = "max, mean or attention with the head 'cnn', which reads all tokens"

@@ -17,7 +17,8 @@ from torch import nn
 from transformers import AutoModel, PreTrainedModel, initialization
 from transformers.utils.generic import ModelOutput
 
-from chainrule.core.recipe import Structure
+from chainrule.core.recipe import Recipe, Structure
+from chainrule.errors import Problem, RecipeError, Where
 from chainrule.models.classifier import SETTINGS, classifier_dropout, is_own, refuse_form
 
 CRF = "crf"
@@ -99,6 +100,26 @@ class ChainTagger(PreTrainedModel):  # type: ignore[misc]
         given = {name: value for name, value in inputs.items() if value is not None}
         states = self.base_model(input_ids=input_ids, attention_mask=attention_mask, **given).last_hidden_state
         return TaggerOutput(logits=self.classifier(self.dropout(states)), chain=self.crf())
+
+
+def with_chain(recipe: Recipe, loss: str) -> Recipe:
+    """With the head that the loss needs.
+
+    Raises:
+        RecipeError: the recipe asks for another head, or for the head without the loss.
+    """
+    head = recipe.structure.head
+    if (loss == CRF) == (head == CRF):
+        return recipe
+    if loss == CRF and head is None:
+        return recipe.replace({"structure.head": CRF})
+    problem = Problem(
+        where=Where(field="structure.head"),
+        expected="the head crf with the loss crf, and only there",
+        got=f"the head {head} with the loss {loss}",
+        todo="Set loss=crf and leave structure.head out, or leave both out.",
+    )
+    raise RecipeError("Head and loss do not go together.", [problem])
 
 
 def choose_chain(config: Any, structure: Structure) -> None:

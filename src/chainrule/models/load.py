@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
+    PreTrainedConfig,
 )
 from transformers.utils import logging as transformers_logging
 
@@ -39,6 +40,7 @@ from chainrule.models.folder import (
     stored_shapes,
     weight_files,
 )
+from chainrule.models.lstm import MODEL_TYPE, NAME, LSTMConfig
 from chainrule.models.quantized import hold
 from chainrule.models.surgery import change_layers
 from chainrule.models.vocabulary import extend_embeddings, extend_tokenizer, pieces_of
@@ -70,6 +72,9 @@ def locate(name: str) -> str:
     folder = model_folder(name)
     if folder is not None:
         return str(folder)
+    if name == NAME:
+        todo = "Train one, and name its artifact folder."
+        raise refused(name, "a model with weights", "one that is made from training rows", todo)
     path = Path(name).expanduser()
     if _is_folder(path):
         if not (path / "config.json").is_file():
@@ -312,7 +317,9 @@ def _fetch_weights(place: _Place) -> None:
 
 def _config(place: _Place) -> Any:
     with _loading(place):
-        return AutoConfig.from_pretrained(place.path, **place.options)
+        family = PreTrainedConfig.get_config_dict(place.path, **place.options)[0].get("model_type")
+        kind = LSTMConfig if family == MODEL_TYPE else AutoConfig
+        return kind.from_pretrained(place.path, **place.options)
 
 
 @contextmanager

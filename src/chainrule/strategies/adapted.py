@@ -86,8 +86,13 @@ def targets_of(modules: Collection[str], wanted: str | Sequence[str]) -> list[st
     """The names among `modules` with one of the wanted endings; all of them for "all-linear".
 
     Raises:
-        RecipeError: an ending that no name has.
+        RecipeError: an ending that no name has, or no names at all.
     """
+    if not modules:
+        problem = Problem(
+            "a model with linear layers below its head", "none", "Use --strategy full.", Where(field="strategy.name")
+        )
+        raise RecipeError("The model has no layers to put adapters on.", [problem])
     if wanted == "all-linear":
         return list(modules)
     chosen = {ending: [name for name in modules if name == ending or name.endswith(f".{ending}")] for ending in wanted}

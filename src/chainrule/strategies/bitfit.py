@@ -33,7 +33,7 @@ class BitFit:
             RecipeError: there is no bias below the head, as in models of Llama's kind.
         """
         head = set(anatomy(model).head)
-        names = [name for name, _ in model.named_parameters() if name in head or name.endswith("bias")]
+        names = [name for name, _ in model.named_parameters() if name in head or "bias" in name.rpartition(".")[2]]
         if head.issuperset(names):
             problem = Problem(
                 where=Where(field="strategy.name"),

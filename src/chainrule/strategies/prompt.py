@@ -11,6 +11,7 @@ from pydantic import Field
 from chainrule.core.recipe import Optimizer, Section
 from chainrule.errors import Problem, RecipeError, Where
 from chainrule.models.adapters import head_modules, kind_of, peft_library, put_on, refuse_alone
+from chainrule.models.lstm import LSTMTrunk
 from chainrule.strategies.adapted import adapter_phases
 from chainrule.strategies.base import Phase
 
@@ -33,11 +34,16 @@ class Prompt:
         """Put virtual tokens before what the model reads.
 
         Raises:
-            RecipeError: a classifier that reads the last token, which it cannot find in padded rows without their ids.
+            RecipeError: a classifier that reads the last token, which it cannot find in padded rows without their ids;
+                or a model without attention.
             MissingExtraError: PEFT is not installed.
         """
         peft = peft_library("The strategy 'prompt'")
         kind = kind_of(model)
+        if isinstance(model.base_model, LSTMTrunk):
+            where, todo = Where(field="strategy.name"), "Use --strategy full, or another model."
+            problem = Problem("a model with attention, whose tokens all see the prompt", "an LSTM", todo, where)
+            raise RecipeError("The strategy 'prompt' does not go together with this model.", [problem])
         if kind == "SEQ_CLS" and not _finds_its_token(model):
             problem = Problem(
                 where=Where(field="strategy.name"),

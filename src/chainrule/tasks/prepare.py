@@ -17,7 +17,8 @@ from chainrule.data.flaws import MAX_PROBLEMS, Flaw, agree, count_rows, finding,
 from chainrule.data.load import Dataset, Split, load
 from chainrule.data.tokens import encode_once
 from chainrule.errors import DataError, Problem
-from chainrule.models.load import load_tokenizer, token_limit
+from chainrule.models.load import LONGEST, load_tokenizer, token_limit
+from chainrule.models.scratch import options_of, refuse_misfit, tokenizer_of
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Prepared:
         report: the check of the rows with what the tokenizer adds: rows longer than `max_length`, and rows of which
             nothing can be learned.
         encoded: split name -> tokenised rows, for the splits that were asked for.
+        model_options: the recipe's, with what the training rows decide.
     """
 
     dataset: Dataset
@@ -35,6 +37,7 @@ class Prepared:
     tokenizer: Any
     max_length: int
     encoded: dict[str, Encoded]
+    model_options: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -82,10 +85,11 @@ def with_tokens(
     Args:
         shown: how many rows of the first split to show with what is learned of them.
     """
-    tokenizer = load_tokenizer(recipe.model.name, recipe.structure.add_tokens)
-    if task.prepare_tokenizer is not None:
-        task.prepare_tokenizer(tokenizer)
-    limit = token_limit(recipe.model.name, tokenizer, recipe.model.max_length, reserved)
+    tokenizer, options = tokenizer_for(recipe, task, dataset.splits["train"])
+    if options:
+        limit = recipe.model.max_length or LONGEST
+    else:
+        limit = token_limit(recipe.model.name, tokenizer, recipe.model.max_length, reserved)
     encoded, findings, problems = {}, list(dataset.report.findings), list(dataset.report.problems)
     summaries, kept = dict(dataset.report.splits), dict(dataset.splits)
     examples: list[Rendering] = []
@@ -110,7 +114,28 @@ def with_tokens(
         "examples": tuple(examples),
     }
     report = dataset.report.model_copy(update=update)
-    return Prepared(replace(dataset, splits=kept, report=report), report, tokenizer, limit, encoded)
+    return Prepared(replace(dataset, splits=kept, report=report), report, tokenizer, limit, encoded, options)
+
+
+def tokenizer_for(recipe: Recipe, task: Task, train: Split) -> tuple[Any, dict[str, Any]]:
+    """The tokenizer of a recipe's model, and the model's options with what the training rows decide.
+
+    Args:
+        train: the training rows, of which a model without pretrained weights gets its vocabulary.
+
+    Raises:
+        ModelError: there is no such tokenizer.
+        RecipeError: the model has no such options, or does not go together with the rest of the recipe.
+    """
+    refuse_misfit(recipe, task)
+    options = options_of(recipe.model)
+    if options is None:
+        tokenizer = load_tokenizer(recipe.model.name, recipe.structure.add_tokens)
+    else:
+        tokenizer, options = tokenizer_of(options, train.inputs)
+    if task.prepare_tokenizer is not None:
+        task.prepare_tokenizer(tokenizer)
+    return tokenizer, {} if options is None else options.model_dump(mode="json")
 
 
 def encode_split(

@@ -95,6 +95,7 @@ CASES = {
             },
         ),
         Case("folds", {"training.folds": 2, "training.steps": 4}),
+        Case("lstm-folds", {"model": "lstm", "training.folds": 2, "training.steps": 4}),
         Case("lora-chat", {"strategy": "lora", "training.steps": 9, "training.batch_size": 8}, chat=True),
     )
 }

@@ -19,6 +19,9 @@ from transformers import (
     RobertaConfig,
 )
 
+from chainrule.core.recipe import Structure
+from chainrule.models import scratch
+from chainrule.models.save import save_model
 from chainrule.testing.data import WORDS
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -46,6 +49,17 @@ def tiny_model(folder: Path, family: str = "bert", *, seed: int = 0, positions: 
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def tiny_lstm(folder: Path, *, seed: int = 0) -> Path:
+    """Write a small random LSTM over the words of `chainrule.testing.data` and its tokenizer, and return the folder."""
+    options = scratch.Options(min_count=1, embedding_size=16, hidden_size=32, layers=2)
+    tokenizer, options = scratch.tokenizer_of(options, {"text": [" ".join(WORDS)]})
+    kind = "single_label_classification"
+    model, _ = scratch.make_classifier(options, tokenizer, ["negative", "positive"], kind, Structure(), seed=seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_model(folder, model, tokenizer, max_length=64, base="lstm")
     return folder
 
 

@@ -36,13 +36,14 @@ from chainrule.evaluation.baselines import Baselines, fit_baselines
 from chainrule.evaluation.card import model_card
 from chainrule.evaluation.report import render_report
 from chainrule.evaluation.word_tags import WordTags
-from chainrule.models.load import load_classifier, load_tokenizer, token_limit
+from chainrule.models.load import load_classifier, load_saved, load_tokenizer, token_limit
+from chainrule.models.vectors import read_vectors
 from chainrule.system.archives import unpack
 from chainrule.system.files import sha256
 from chainrule.tasks import TASKS, find_task
 from chainrule.testing.data import sentences
 from chainrule.testing.hostile import Target
-from chainrule.testing.models import tiny_model
+from chainrule.testing.models import tiny_lstm, tiny_model
 from chainrule.training.checkpoint import Best, Keeper, Standing
 from chainrule.training.loop import Progress
 from chainrule.training.optimizers import Scaled
@@ -72,7 +73,16 @@ def _readers(folder: Path) -> list[Target]:
     def reader(ending: str) -> Callable[[bytes, random.Random], None]:
         return lambda data, choose: _read_rows(_put(folder / f"rows.{ending}", data), choose)
 
-    return [Target(ending, tuple(files), reader(ending)) for ending, files in seeds.items()]
+    def read_words(data: bytes, choose: random.Random) -> None:
+        places, vectors = read_vectors(_put(folder / "vectors.txt", data), {"good": 3, "film": 4, "of a": 5})
+        assert len(places) == len(vectors)
+        assert np.isfinite(vectors).all()
+
+    words = (b"good 1 2\nof a -3 .4\n", b"2 3\ngood 1 2 3e-2 \nfilm 4 5 6 \n")
+    return [
+        *(Target(ending, tuple(files), reader(ending)) for ending, files in seeds.items()),
+        Target("vectors", words, read_words),
+    ]
 
 
 def _read_rows(path: Path, choose: random.Random) -> None:
@@ -213,6 +223,12 @@ def _models(folder: Path) -> list[Target]:
 
         return read
 
+    own = tiny_lstm(folder / "lstm")
+
+    def read_lstm(data: bytes, choose: random.Random) -> None:
+        _put(own / "config.json", data)
+        load_saved(own, "classifier", "lstm")
+
     index = json.dumps(
         {"metadata": {}, "weight_map": {"a": "shard-1.safetensors", "b": "shard-2.safetensors"}}
     ).encode()
@@ -233,6 +249,7 @@ def _models(folder: Path) -> list[Target]:
         Target("tokenizer", (good["tokenizer.json"],), reader("tokenizer.json"), cost=30),
         Target("tokenizer-config", (good["tokenizer_config.json"],), reader("tokenizer_config.json"), cost=30),
         Target("shard-index", (index,), read_index, cost=30),
+        Target("lstm-config", ((own / "config.json").read_bytes(),), read_lstm, cost=30),
     ]
 
 

@@ -13,7 +13,7 @@ from chainrule.core.recipe import Recipe
 from chainrule.core.spans import Spans
 from chainrule.errors import DataError, Problem, Where
 from chainrule.kernels import native
-from chainrule.models.load import weights_hash
+from chainrule.models.scratch import first_weights_hash
 from chainrule.system.device import environment
 from chainrule.system.files import read_json, write_json
 from chainrule.system.progress import Display
@@ -37,7 +37,7 @@ def _machine(job: Job, recipe: Recipe) -> dict[str, Any]:
 def _inputs(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
     """What the rows and the base model were when the run began."""
     rows = {name: _rows_hash(prepared, name) for name in prepared.dataset.splits}
-    return {"rows_sha256": rows, "base_sha256": weights_hash(recipe.model.name)}
+    return {"rows_sha256": rows, "base_sha256": first_weights_hash(recipe.model)}
 
 
 def _rows_hash(prepared: Prepared, name: str) -> str:
@@ -73,9 +73,10 @@ def refuse_changes(run: Path, recipe: Recipe, prepared: Prepared) -> None:
         for name in changed
     ]
     if before.get("base_sha256") != now["base_sha256"]:
-        todo = "Put the model back as it was, or train anew with --out."
-        where = Where(field="model.name")
-        problems.append(Problem("the base model that the run began with", "other weights", todo, where))
+        vectors = recipe.model.options.get("vectors")
+        begun, field = ("word vectors", "model.options.vectors") if vectors else ("base model", "model.name")
+        todo = f"Put the {begun} back as before, or train anew with --out."
+        problems.append(Problem(f"the {begun} that the run began with", "other weights", todo, Where(field=field)))
     if problems:
         raise DataError(f"What the run {run} reads has changed since it began.", problems)
 

@@ -51,6 +51,8 @@ def planned_steps(recipe: Recipe, rows: int) -> int:
     """The length of the run: `training.steps` where it is set, else `training.epochs`."""
     if recipe.training.steps is not None:
         return recipe.training.steps
+    if recipe.training.epochs is None:
+        raise ValueError("the epochs must be resolved before the steps are counted")
     return max(1, math.ceil(recipe.training.epochs * steps_per_epoch(recipe, rows)))
 
 

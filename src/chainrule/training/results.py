@@ -22,8 +22,8 @@ from chainrule.evaluation.compare import judge
 from chainrule.evaluation.fitted import Fitted, fit
 from chainrule.evaluation.report import model_card
 from chainrule.models.inspect import count_parameters
-from chainrule.models.load import weights_hash
 from chainrule.models.save import save_model, weights_file
+from chainrule.models.scratch import first_weights_hash
 from chainrule.system.files import atomic_folder, atomic_path, sha256, write_json, write_text
 from chainrule.system.memory import PeakMemory
 from chainrule.system.progress import Display
@@ -73,6 +73,8 @@ def _manifest(
     plain = recipe.model_dump(mode="json")
     for section, key in (("data", "source"), ("model", "name")):
         plain[section][key] = _base_name(plain[section][key])
+    if vectors := plain["model"]["options"].get("vectors"):
+        plain["model"]["options"]["vectors"] = _base_name(vectors)
     return Manifest(
         chainrule_version=__version__,
         task=task.name,
@@ -81,7 +83,7 @@ def _manifest(
         fields=dataset.fields,
         max_length=prepared.max_length,
         base_model=plain["model"]["name"],
-        base_sha256=weights_hash(recipe.model.name),
+        base_sha256=first_weights_hash(recipe.model),
         recipe=plain,
         metrics=outcome.metrics,
         primary_metric=task.primary_metric,

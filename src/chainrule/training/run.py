@@ -7,22 +7,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 
 from chainrule.core.artifact import EVENTS, Run
 from chainrule.core.recipe import Recipe, read_recipe
-from chainrule.core.report import CheckReport, Reproduction
+from chainrule.core.report import Reproduction
 from chainrule.core.task import Task
-from chainrule.errors import DataError, OutputError, Problem, RecipeError, Where
+from chainrule.errors import DataError, OutputError, Problem, Where
 from chainrule.evaluation.report import model_card, write_report
 from chainrule.inference.predict import forward_of
 from chainrule.kernels import native
+from chainrule.models import scratch
 from chainrule.models.accelerate import accelerate
 from chainrule.models.adapters import plain_model
 from chainrule.models.classifier import PooledClassifier, form_of
-from chainrule.models.crf import CRF, ChainTagger
+from chainrule.models.crf import CRF, ChainTagger, with_chain
 from chainrule.models.inspect import count_parameters, layer_stack
 from chainrule.models.load import load_classifier, load_language_model
+from chainrule.models.lstm import LSTMTrunk
+from chainrule.models.tokenizer import SPECIAL
 from chainrule.strategies import make_strategy, refuse_misfit, reserved_tokens
 from chainrule.strategies.base import Strategy
 from chainrule.system.device import choose_device, has_bfloat16, use_threads
@@ -59,6 +63,7 @@ from chainrule.training.schedules import take_schedule
 from chainrule.training.trainer import Outcome, train
 
 STARTED = "started.json"
+EPOCHS = 3  # of a pretrained model
 
 
 def train_recipe(recipe: Recipe, source: Any, out: Path, display: Display, began: float) -> Run:
@@ -188,6 +193,7 @@ def prepare_rows(
     require_address_space()
     task, strategy = find_task(recipe.task.name), make_strategy(recipe.strategy)
     refuse_misfit(recipe.strategy.name, task)
+    scratch.refuse_misfit(recipe, task)
     recipe = _with_parts(recipe, task)
     threads = use_threads(recipe.training.threads)
     deterministic = choose_determinism(choose_device(recipe.training.device), recipe.training.deterministic)
@@ -195,9 +201,15 @@ def prepare_rows(
         keep_freed()
     display.say(f"Reading {recipe.data.source or type(source).__name__} …")
     prepared = prepare(recipe, source, task, splits, reserved=reserved_tokens(strategy))
-    _tell(prepared.report, prepared.max_length, display)
-    rate = learning_rate(recipe.optimizer, strategy.default_learning_rate)
-    known = {"model.max_length": prepared.max_length, "optimizer.learning_rate": rate}
+    _tell(prepared, display)
+    pretrained = not prepared.model_options
+    rate = strategy.default_learning_rate if pretrained else scratch.LEARNING_RATE
+    known = {
+        "model.max_length": prepared.max_length,
+        "model.options": prepared.model_options,
+        "optimizer.learning_rate": learning_rate(recipe.optimizer, rate),
+        "training.epochs": recipe.training.epochs or (EPOCHS if pretrained else scratch.EPOCHS),
+    }
     return prepared, recipe.replace({**known, "training.threads": threads, "training.deterministic": deterministic})
 
 
@@ -221,7 +233,7 @@ def _with_parts(recipe: Recipe, task: Task) -> Recipe:
     """
     loss, training = take_loss(task.losses, recipe.loss), recipe.training
     if CRF in task.losses:
-        recipe = _with_chain(recipe, loss.name)
+        recipe = with_chain(recipe, loss.name)
     changes: dict[str, Any] = {
         "loss": {"name": loss.name, "options": loss.written_out},
         "optimizer.options": take_optimizer(recipe.optimizer).written_out,
@@ -232,26 +244,6 @@ def _with_parts(recipe: Recipe, task: Task) -> Recipe:
     if training.averaging is not None:
         changes["training.averaging.options"] = take_average(training.averaging).written_out
     return recipe.replace(changes)
-
-
-def _with_chain(recipe: Recipe, loss: str) -> Recipe:
-    """With the head that the loss needs.
-
-    Raises:
-        RecipeError: the recipe asks for another head, or for the head without the loss.
-    """
-    head = recipe.structure.head
-    if (loss == CRF) == (head == CRF):
-        return recipe
-    if loss == CRF and head is None:
-        return recipe.replace({"structure.head": CRF})
-    problem = Problem(
-        where=Where(field="structure.head"),
-        expected="the head crf with the loss crf, and only there",
-        got=f"the head {head} with the loss {loss}",
-        todo="Set loss=crf and leave structure.head out, or leave both out.",
-    )
-    raise RecipeError("Head and loss do not go together.", [problem])
 
 
 def carry_out(
@@ -292,12 +284,19 @@ def _was_killed_for_memory(out: Path) -> bool:
     return same_boot and (now["kernel_kills"] or 0) > (before["kernel_kills"] or 0)
 
 
-def _tell(report: CheckReport, limit: int, display: Display) -> None:
+def _tell(prepared: Prepared, display: Display) -> None:
+    report = prepared.report
     for finding in report.findings:
         display.say(f"{finding.severity}: {finding.message}" + (f" {finding.todo}" if finding.todo else ""))
     sizes = ", ".join(f"{split.rows:,} {name}" for name, split in report.splits.items())
     labels = f" {len(report.labels)} labels;" if report.labels else ""
-    display.say(f"Data: {sizes} rows;{labels} at most {limit} tokens a row.")
+    display.say(f"Data: {sizes} rows;{labels} at most {prepared.max_length} tokens a row.")
+    if prepared.model_options:
+        unknown = np.mean(prepared.encoded["validation"].ids == prepared.tokenizer.unk_token_id)
+        display.say(
+            f"Vocabulary: {len(prepared.tokenizer):,} entries ({prepared.model_options['vocabulary']}s) from the "
+            f"training rows; {100 * unknown:.1f} % of the validation tokens are unknown."
+        )
 
 
 def _tell_structure(model: Any, recipe: Recipe, task: Task, display: Display) -> None:
@@ -305,7 +304,12 @@ def _tell_structure(model: Any, recipe: Recipe, task: Task, display: Display) ->
     changed = recipe.structure.makes_another_model
     if changed:
         display.say(f"Structure: {len(layer_stack(model))} layers, {count_parameters(model):,} parameters.")
-    if isinstance(model, PooledClassifier):
+    if isinstance(model.base_model, LSTMTrunk):
+        display.say(
+            "The artifact will load in Chainrule alone, because transformers has no such LSTM; its tokenizer will load "
+            "with transformers' PreTrainedTokenizerFast."
+        )
+    elif isinstance(model, PooledClassifier):
         family, form = model.config.model_type, form_of(model.config)
         display.say(
             f"The artifact will load in Chainrule alone, because transformers has no {form} for {family}; "
@@ -330,7 +334,7 @@ def make_job(recipe: Recipe, prepared: Prepared, display: Display) -> Job:
     task, strategy = find_task(recipe.task.name), make_strategy(recipe.strategy)
     device = choose_device(recipe.training.device)
     seed_everything(recipe.seed)
-    model = _load(recipe, task, prepared).to(device)
+    model = _load(recipe, task, prepared, display).to(device)
     _tell_structure(model, recipe, task, display)
     model = strategy.prepare(model, display.say)
     targets = prepared.encoded["train"].targets
@@ -357,21 +361,24 @@ def make_job(recipe: Recipe, prepared: Prepared, display: Display) -> Job:
     return replace(job, objective=regularised(job.objective, recipe.regularisers, model, trained))
 
 
-def _load(recipe: Recipe, task: Task, prepared: Prepared) -> Any:
+def _load(recipe: Recipe, task: Task, prepared: Prepared, display: Display) -> Any:
     if task.head == "language-model":
         model = load_language_model(recipe.model.name, prepared.tokenizer, recipe.structure, seed=recipe.seed)
         check_model(model)
         end_replies(model, prepared.tokenizer)
         return model
-    return load_classifier(
-        recipe.model.name,
-        prepared.tokenizer,
-        task.outputs(prepared.dataset.labels),
-        task.problem_type,
-        recipe.structure,
-        seed=recipe.seed,
-        head=task.head,
+    labels, kind, options = task.outputs(prepared.dataset.labels), task.problem_type, scratch.options_of(recipe.model)
+    if options is None:
+        name, structure = recipe.model.name, recipe.structure
+        tokenizer = prepared.tokenizer
+        return load_classifier(name, tokenizer, labels, kind, structure, seed=recipe.seed, head=task.head)
+    model, found = scratch.make_classifier(
+        options, prepared.tokenizer, labels, kind, recipe.structure, seed=recipe.seed
     )
+    if found is not None:
+        entries = len(prepared.tokenizer) - len(SPECIAL)
+        display.say(f"Vectors: {options.vectors} has {found:,} of the {entries:,} entries of the vocabulary.")
+    return model
 
 
 def _sink(recipe: Recipe, out: Path) -> Sink:
