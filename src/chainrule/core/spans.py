@@ -85,9 +85,12 @@ def as_arrays(name: str, rows: np.ndarray | Spans) -> dict[str, np.ndarray]:
 
 
 def from_arrays(name: str, arrays: Mapping[str, np.ndarray]) -> Any:
-    """The opposite of `as_arrays`; None where there are none of that name."""
-    parts = [arrays[f"{name}.{part}"] for part in _PARTS if f"{name}.{part}" in arrays]
-    return Spans(*parts) if len(parts) == len(_PARTS) else arrays.get(name)
+    """The opposite of `as_arrays`.
+
+    Raises:
+        KeyError: there are none of that name.
+    """
+    return arrays[name] if name in arrays else Spans(*(arrays[f"{name}.{part}"] for part in _PARTS))
 
 
 def _offsets(counts: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 
 from chainrule.core.recipe import Spec
 from chainrule.core.shelf import Entry
-from chainrule.core.spans import together
+from chainrule.core.spans import as_arrays, from_arrays, together
 from chainrule.errors import Problem, RecipeError, Where
 
 FieldKind = Literal["text", "words", "messages", "class", "classes", "number", "spans", "reply"]
@@ -66,6 +66,20 @@ class Predictions:
         losses = [part.losses for part in parts if part.losses is not None]
         values, scores = (together([getattr(part, name) for part in parts]) for name in ("values", "scores"))
         return cls(values, np.asarray(scores), np.concatenate(losses) if len(losses) == len(parts) else None)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Everything as named arrays, to be stored; `from_arrays` reads them."""
+        losses = {} if self.losses is None else {"losses": np.ascontiguousarray(self.losses)}
+        return {**as_arrays("values", self.values), "scores": np.ascontiguousarray(self.scores), **losses}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Predictions:
+        """The opposite of `arrays`.
+
+        Raises:
+            KeyError: one of them is missing.
+        """
+        return cls(from_arrays("values", arrays), arrays["scores"], arrays.get("losses"))
 
     def take(self, rows: np.ndarray) -> Predictions:
         """Those of the rows at these positions, in that order."""

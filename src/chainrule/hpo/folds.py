@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -232,9 +232,7 @@ def _train_fold(folder: Path, recipe: Recipe, whole: Prepared, dataset: Dataset,
         predictions = {MODEL: predict_encoded(forward, encoded, job.task.read), **baselines.predict(rows.inputs)}
         arrays = {"rows": rows.places.rows, "hashes": rows.hashes, **as_arrays("targets", rows.targets)}
         for name, found in predictions.items():
-            parts = {part.name: getattr(found, part.name) for part in fields(found)}
-            for part, values in parts.items():
-                arrays |= as_arrays(f"{name}/{part}", values) if values is not None else {}
+            arrays |= {f"{name}/{part}": values for part, values in found.arrays().items()}
         with atomic_path(folder / PREDICTIONS) as path:
             save_file(arrays, path)
         summary = {
@@ -282,12 +280,12 @@ def _read(folder: Path) -> Judged:
     try:
         arrays = load_file(folder / PREDICTIONS)
         names = dict.fromkeys(name.partition("/")[0] for name in arrays if "/" in name)
-        parts = [part.name for part in fields(Predictions)]
-        found = {name: Predictions(**{p: from_arrays(f"{name}/{p}", arrays) for p in parts}) for name in names}
-        targets = from_arrays("targets", arrays)
-        if targets is None:
-            raise ValueError("no targets")
-        return Judged(targets, found, read_json(folder / SUMMARY))
+        own = {
+            name: {part[len(name) + 1 :]: arrays[part] for part in arrays if part.startswith(f"{name}/")}
+            for name in names
+        }
+        found = {name: Predictions.from_arrays(parts) for name, parts in own.items()}
+        return Judged(from_arrays("targets", arrays), found, read_json(folder / SUMMARY))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         todo = f"Remove {folder}, and go on with --resume: this fold is trained again."
         problem = Problem("what was predicted of a fold", str(error)[:200], todo, Where(file=str(folder)))

@@ -6,7 +6,6 @@ A new kind of run (a phase, a state, another process) adds one line to CASES.
 from __future__ import annotations
 
 import hashlib
-import json
 import multiprocessing
 import os
 import shutil
@@ -19,7 +18,7 @@ from typing import Any
 import chainrule
 from chainrule.core.artifact import FOLDS
 from chainrule.system.assets import cache_folder
-from chainrule.testing.data import sentences, write_csv
+from chainrule.testing.data import entities, sentences, write_csv, write_json_lines
 from chainrule.testing.models import tiny_chat_model, tiny_model
 
 ALWAYS = {
@@ -31,20 +30,23 @@ ALWAYS = {
 }
 GROUPS = [{"layers": "0", "method": "lora", "start": 0.3}, {"layers": "1", "method": "full", "start": 0.6}]
 
+CLASSES, ENTITIES, REPLIES = "text-classification", "token-classification", "text-generation"
+Inputs = dict[str, tuple[Path, Path]]  # task -> data and model
+
 
 @dataclass(frozen=True)
 class Case:
     """One kind of run.
 
     Attributes:
-        chat: a language model on prompts and replies; otherwise a classifier of sentences.
+        task: what is trained, on made-up rows of its own.
         cold: each run begins with an empty cache of its own.
         settings: of the recipe, beside ALWAYS.
     """
 
     name: str
     settings: dict[str, Any] = field(default_factory=dict)
-    chat: bool = False
+    task: str = CLASSES
     cold: bool = False
 
 
@@ -96,36 +98,39 @@ CASES = {
         ),
         Case("folds", {"training.folds": 2, "training.steps": 4}),
         Case("lstm-folds", {"model": "lstm", "training.folds": 2, "training.steps": 4}),
-        Case("lora-chat", {"strategy": "lora", "training.steps": 9, "training.batch_size": 8}, chat=True),
+        Case("entities", {"training.epochs": 2}, task=ENTITIES),
+        Case("entities-crf-folds", {"loss": "crf", "training.folds": 2, "training.steps": 4}, task=ENTITIES),
+        Case("lora-chat", {"strategy": "lora", "training.steps": 9, "training.batch_size": 8}, task=REPLIES),
     )
 }
 
 
-def make_inputs(folder: Path) -> dict[bool, tuple[Path, Path]]:
-    """Whether it is chat -> data and model."""
-    reviews = write_csv(folder / "reviews.csv", sentences(120))
+def make_inputs(folder: Path) -> Inputs:
+    """Rows and a tiny model for every task of the cases."""
     rows = [
         {"instruction": f"{place} {word}", "output": f"very {word}"}
         for place in ("film", "book", "room", "phone", "it", "we", "this", "and")
         for word in ("good", "bad", "warm", "cold")
     ]
-    talks = folder / "talks.jsonl"
-    talks.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return {False: (reviews, tiny_model(folder / "bert")), True: (talks, tiny_chat_model(folder / "llama"))}
+    bert = tiny_model(folder / "bert")
+    return {
+        CLASSES: (write_csv(folder / "reviews.csv", sentences(120)), bert),
+        ENTITIES: (write_json_lines(folder / "entities.jsonl", entities(120)), bert),
+        REPLIES: (write_json_lines(folder / "talks.jsonl", rows), tiny_chat_model(folder / "llama")),
+    }
 
 
-def work(case: Case, inputs: dict[bool, tuple[Path, Path]], out: Path) -> None:
+def work(case: Case, inputs: Inputs, out: Path) -> None:
     """Train, or go on where a run folder is there already."""
     if (out / "resolved.yaml").is_file():
         chainrule.resume(out)
         return
-    data, model = inputs[case.chat]
-    task = "text-generation" if case.chat else "text-classification"
-    settings = {"task": task, "model": str(model), **ALWAYS, **case.settings}
+    data, model = inputs[case.task]
+    settings = {"task": case.task, "model": str(model), **ALWAYS, **case.settings}
     chainrule.train(str(data), out=out, settings=settings)
 
 
-def start(case: Case, inputs: dict[bool, tuple[Path, Path]], out: Path) -> multiprocessing.process.BaseProcess:
+def start(case: Case, inputs: Inputs, out: Path) -> multiprocessing.process.BaseProcess:
     """The work in a process of its own; everything it imports is there already, so that it begins at once."""
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["chainrule.training.run", "chainrule.testing.kills"])
@@ -134,21 +139,21 @@ def start(case: Case, inputs: dict[bool, tuple[Path, Path]], out: Path) -> multi
     return process
 
 
-def _child(case: Case, inputs: dict[bool, tuple[Path, Path]], out: Path) -> None:
+def _child(case: Case, inputs: Inputs, out: Path) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     if case.cold:
         _use_empty_cache(_cache(out))
     work(case, inputs, out)
 
 
-def finish(case: Case, inputs: dict[bool, tuple[Path, Path]], out: Path) -> None:
+def finish(case: Case, inputs: Inputs, out: Path) -> None:
     """Run it to its end."""
     process = start(case, inputs, out)
     process.join()
     assert process.exitcode == 0, f"{case.name} ended with {process.exitcode}"
 
 
-def kill_after(case: Case, inputs: dict[bool, tuple[Path, Path]], out: Path, seconds: float) -> bool:
+def kill_after(case: Case, inputs: Inputs, out: Path, seconds: float) -> bool:
     """Run it and kill it; False if it had ended by then."""
     process = start(case, inputs, out)
     process.join(seconds)
@@ -159,7 +164,7 @@ def kill_after(case: Case, inputs: dict[bool, tuple[Path, Path]], out: Path, sec
     return alive
 
 
-def pause(case: Case, inputs: dict[bool, tuple[Path, Path]], out: Path, seconds: float) -> None:
+def pause(case: Case, inputs: Inputs, out: Path, seconds: float) -> None:
     """Run it to its end with a pause: stopped and continued as a shell does with Ctrl-Z and fg."""
     process = start(case, inputs, out)
     process.join(seconds)

@@ -302,13 +302,11 @@ def _of_model(model: Any, trained: Iterable[str], progress: Progress) -> tuple[T
 
 
 def _of_predictions(predictions: Predictions) -> Tensors:
-    arrays = {"values": predictions.values, "scores": predictions.scores, "losses": predictions.losses}
-    return {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items() if a is not None}
+    return {name: torch.from_numpy(array) for name, array in predictions.arrays().items()}
 
 
 def _to_predictions(tensors: Tensors) -> Predictions:
-    arrays = {name: value.numpy() for name, value in tensors.items()}
-    return Predictions(arrays["values"], arrays["scores"], arrays.get("losses"))
+    return Predictions.from_arrays({name: value.numpy() for name, value in tensors.items()})
 
 
 def _generators() -> dict[str, Any]:
