@@ -138,7 +138,7 @@ def chunked_cross_entropy(
         values = logits(leaf)
         loss, dvalues = cross_entropy_gradient(values.detach(), targets[piece])
         if weights is not None:
-            dvalues *= weights[piece, None].to(dvalues)
+            dvalues = dvalues * weights[piece, None].to(dvalues)
         if values.requires_grad:
             with torch.autocast(states.device.type, enabled=False):
                 values.backward(dvalues)  # type: ignore[no-untyped-call]
