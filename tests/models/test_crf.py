@@ -133,6 +133,7 @@ def test_a_tagger_with_a_chain_starts_from_the_pretrained_trunk(tiny_bert: Path)
         for head in ("linear", "crf")
     }
     assert isinstance(made["crf"], ChainTagger)
+    assert not any(parameter.any() for parameter in made["crf"].crf.parameters())
     names = [name for name, _ in made["linear"].base_model.named_parameters()]
     theirs = dict(made["crf"].base_model.named_parameters())
     assert all(torch.equal(theirs[name], made["linear"].base_model.get_parameter(name)) for name in names)

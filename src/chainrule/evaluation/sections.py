@@ -99,7 +99,7 @@ def data_check(record: Record) -> dict[str, Any]:
         "facts": facts,
         "findings": findings(check.get("findings")),
         "evaluated": findings(record.evaluation.get("findings")),
-        "example": str(mapping(check.get("example")).get("text") or ""),
+        "example": next((str(mapping(each).get("text") or "") for each in listed(check.get("examples"))), ""),
         "problems": [(_place(item), say("check.problem", **_told(item))) for item in problems[:PROBLEMS]],
         "more": max(0, len(problems) - PROBLEMS),
         "splits": _splits(mapping(check.get("splits"))),

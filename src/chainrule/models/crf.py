@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from scipy.special import logsumexp
 from torch import nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel, initialization
 from transformers.utils.generic import ModelOutput
 
 from chainrule.core.recipe import Structure
@@ -84,6 +84,13 @@ class ChainTagger(PreTrainedModel):  # type: ignore[misc]
     def from_config(cls, config: Any, **options: Any) -> ChainTagger:
         """A tagger with fresh weights, as transformers' AutoModels make theirs."""
         return cls(config)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Values for what no pretrained model has; transformers asks for them after it has left them open."""
+        super()._init_weights(module)
+        if isinstance(module, Transitions):
+            for parameter in module.parameters():
+                initialization.zeros_(parameter)
 
     def forward(
         self, input_ids: torch.Tensor | None = None, attention_mask: torch.Tensor | None = None, **inputs: Any
