@@ -350,7 +350,7 @@ def _writing(artifact: Artifact, options: Mapping[str, Any]) -> Any:
 
     given = {name: value for name, value in options.items() if value is not None}
     task = find_task(artifact.manifest.task)
-    if given and task.target.kind != "reply":
+    if given and not task.writes:
         problem = Problem("a model that writes replies", task.name, f"Leave out {', '.join(given)}.")
         raise RecipeError("This model writes no text.", [problem])
     return parse_options(Writing, Spec(name="text", options=given), "predict")

@@ -176,6 +176,7 @@ PREDICTED: dict[str, tuple[Any, Any]] = {
     "number": (np.array([0.5, 1.0]), np.array([0.5, 2.0])),
     "spans": (Spans.of([[(0, 3, 0)], []]), Spans.of([[(0, 3, 0)], [(1, 2, 1)]])),
     "reply": (np.array([3, 4]), np.array([3, 2])),
+    "preference": (np.array([[3, 4], [2, 2]]), np.array([1.5, -1.0])),
 }
 
 

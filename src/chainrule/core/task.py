@@ -13,7 +13,7 @@ from chainrule.core.shelf import Entry
 from chainrule.core.spans import as_arrays, from_arrays, together
 from chainrule.errors import Problem, RecipeError, Where
 
-FieldKind = Literal["text", "words", "messages", "class", "classes", "number", "spans", "reply"]
+FieldKind = Literal["text", "words", "messages", "class", "classes", "number", "spans", "reply", "preference"]
 Head = Literal["classifier", "token-classifier", "language-model"]
 
 LOWER_IS_BETTER = frozenset({"loss", "perplexity", "rmse"})  # of all metrics there are
@@ -27,7 +27,7 @@ class FieldSpec:
         name: the field's name in recipes and flags ("text", "label", …).
         kind: "text"; "words" (a text as a list of words); "messages" (a conversation); "class" (one label); "classes"
             (several labels, joined by "|" or a JSON list); "number"; "spans" (pieces of the text, each with a label);
-            "reply" (a text that is to be written).
+            "reply" (a text that is to be written); "preference" (one of two such texts).
         aliases: column names that are taken for this field when none is named, best first.
         required: whether every row must have it.
     """
@@ -159,7 +159,9 @@ class Task:
         marked: shows what is learned of a row; None where the row has one target as a whole.
         best_by_loss: keep the weights with the lowest validation loss instead of the best primary metric. A
             correlation does not see a wrong level or scale, so it cannot choose the weights of a regression.
-        baseline: what the verdict compares with: cheap models fitted on the same rows, or the untuned model itself.
+        baseline: what the verdict compares with: cheap models fitted on the same rows, the untuned model itself, or
+            what `free` says of encoded rows without learning anything.
+        reference: reads of the model before step one what `Encoded.references` is to hold; None where it is not asked.
         micro_batch_tokens: padded tokens of a micro-batch, where the recipe does not say; None for no such limit.
         packs: whether this model gives the same for rows side by side as for each alone; None where rows need padding.
     """
@@ -183,7 +185,9 @@ class Task:
     prepare_head: PrepareHead | None = None
     marked: Marked | None = None
     best_by_loss: bool = False
-    baseline: Literal["fitted", "untuned"] = "fitted"
+    baseline: Literal["fitted", "untuned", "free"] = "fitted"
+    free: Callable[[Any], dict[str, Predictions]] | None = None
+    reference: Read | None = None
     micro_batch_tokens: int | None = None
     packs: Callable[[Any], bool] | None = None
 
@@ -225,10 +229,19 @@ class Task:
         return {name if name in own else general.get(name, name): column for name, column in columns.items()}
 
     @property
+    def writes(self) -> bool:
+        """Whether the model writes replies to conversations."""
+        return self.head == "language-model"
+
+    @property
+    def targets(self) -> tuple[FieldSpec, ...]:
+        return tuple(field for field in self.fields if not field.is_input)
+
+    @property
     def has_labels(self) -> bool:
         """Whether the target is, or has, names out of a fixed set."""
         return self.target.kind in ("class", "classes", "spans")
 
     @property
     def target(self) -> FieldSpec:
-        return next(field for field in self.fields if not field.is_input)
+        return self.targets[0]

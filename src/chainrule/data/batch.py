@@ -27,12 +27,14 @@ class Batch:
             nothing is; or None.
         rows: (b,) int64 positions in the Encoded they came from; s = b where a row is one sequence.
         tokens: real tokens, without padding.
+        references: (b, …) float32, what the model before step one says of the rows, or None.
     """
 
     inputs: dict[str, torch.Tensor]
     targets: torch.Tensor | None
     rows: np.ndarray
     tokens: int
+    references: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -107,7 +109,9 @@ def collate(encoded: Encoded, rows: np.ndarray, *, pad_id: int, left: bool, devi
     if encoded.states is not None:
         inputs = _state_inputs(encoded, taken, inputs, left)
     if encoded.trained is not None:
-        return Batch(inputs, _token_targets(encoded, taken, width, left).to(device), rows, int(lengths.sum()))
+        known = None if encoded.references is None else torch.from_numpy(encoded.references[rows]).to(device)
+        learned = _token_targets(encoded, taken, width, left).to(device)
+        return Batch(inputs, learned, rows, int(lengths.sum()), known)
     targets = None if encoded.targets is None else torch.from_numpy(np.ascontiguousarray(encoded.targets[rows]))
     if targets is not None:
         targets = targets.to(device, torch.float32 if targets.is_floating_point() else torch.int64)

@@ -70,7 +70,7 @@ def read_conversations(table: Table, fields: Mapping[str, str], clean: Clean, *,
                 turns = [{**turn, "content": clean_text(turn["content"], clean)} for turn in before]
                 context, reply, left = _split(turns, with_reply)
                 _refuse_empty(turns[: len(context) + (reply is not None)], MESSAGES in row)
-            except _UnusableError as wrong:
+            except UnusableError as wrong:
                 problem = Problem(wrong.expected, wrong.got, wrong.todo, table.where(index, wrong.field))
                 flaws.append(Flaw(wrong.kind, number, problem))
                 yield "", None
@@ -102,7 +102,7 @@ def prompt_of(text: str) -> str:
     return as_text([{"role": "user", "content": text}])
 
 
-class _UnusableError(Exception):
+class UnusableError(Exception):
     """Why a row cannot be used."""
 
     def __init__(self, field: str, expected: str, got: str, todo: str, kind: str = "bad-messages") -> None:
@@ -113,12 +113,12 @@ class _UnusableError(Exception):
 def _turns(row: Mapping[str, str | None], with_reply: bool) -> list[Turn]:
     system = row.get("system") or ""
     if MESSAGES in row:
-        turns = [_turn(raw, place) for place, raw in enumerate(_list(row[MESSAGES]), start=1)]
+        turns = [read_turn(raw, place) for place, raw in enumerate(_list(row[MESSAGES]), start=1)]
     else:
         asked = [part for part in (row["prompt"], row.get("context")) if part and not part.isspace()]
         turns = [{"role": "user", "content": "\n\n".join(asked)}]
         if not row["prompt"] or row["prompt"].isspace():
-            raise _UnusableError("prompt", "a prompt", "nothing", "Fill in or remove this row.", "empty-text")
+            raise UnusableError("prompt", "a prompt", "nothing", "Fill in or remove this row.", "empty-text")
         if with_reply:
             turns.append({"role": REPLY, "content": row["response"] or ""})
     if system.strip() and turns[0]["role"] != "system":
@@ -128,7 +128,7 @@ def _turns(row: Mapping[str, str | None], with_reply: bool) -> list[Turn]:
 
 def _list(cell: str | None) -> list[Any]:
     if cell is None or not cell.strip():
-        raise _UnusableError(MESSAGES, "a list of messages", "nothing", "Fill in or remove this row.")
+        raise UnusableError(MESSAGES, "a list of messages", "nothing", "Fill in or remove this row.")
     try:
         value = json.loads(cell)
     except (ValueError, RecursionError):
@@ -136,30 +136,30 @@ def _list(cell: str | None) -> list[Any]:
     wrong = unfit(value)
     if wrong == "surrogate":
         problem = surrogate_problem(Where())
-        raise _UnusableError(MESSAGES, problem.expected, problem.got, problem.todo, "wrong-encoding")
+        raise UnusableError(MESSAGES, problem.expected, problem.got, problem.todo, "wrong-encoding")
     if wrong or not isinstance(value, list) or not value:
-        raise _UnusableError(MESSAGES, f"a list of messages such as {_EXAMPLE}", shorten(cell), "Correct this row.")
+        raise UnusableError(MESSAGES, f"a list of messages such as {_EXAMPLE}", shorten(cell), "Correct this row.")
     return value
 
 
-def _turn(raw: Any, place: int) -> Turn:
+def read_turn(raw: Any, place: int) -> Turn:
     """One message of either format, in ours."""
     if not isinstance(raw, dict):
-        raise _UnusableError(MESSAGES, f"an object as message {place}", shorten(str(raw)), "Correct this row.")
+        raise UnusableError(MESSAGES, f"an object as message {place}", shorten(str(raw)), "Correct this row.")
     role = raw.get("role") or raw.get("from")
     if not isinstance(role, str) or role not in _ROLES:
         known = ", ".join(_ROLES)
         got = f"the role {shorten(str(role))}" if role else "no role"
-        raise _UnusableError(MESSAGES, f"a role of message {place}: {known}", got, "Correct the role.")
+        raise UnusableError(MESSAGES, f"a role of message {place}: {known}", got, "Correct the role.")
     if raw.get("tool_calls"):
         todo = "Write the call as the content of the message, in the form the model should write it."
-        raise _UnusableError(MESSAGES, f"message {place} as text", "tool_calls", todo)
+        raise UnusableError(MESSAGES, f"message {place} as text", "tool_calls", todo)
     content = raw.get("content") if raw.get("content") is not None else raw.get("value")
     if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
         content = "".join(str(part.get("text") or "") for part in content)
     if not isinstance(content, str):
         got = "nothing" if content is None else shorten(str(content))
-        raise _UnusableError(MESSAGES, f"a text as the content of message {place}", got, "Correct this row.")
+        raise UnusableError(MESSAGES, f"a text as the content of message {place}", got, "Correct this row.")
     return {"role": _ROLES[role], "content": content}
 
 
@@ -170,11 +170,11 @@ def _split(turns: list[Turn], with_reply: bool) -> tuple[list[Turn], str | None,
         context = turns[:-1] if turns[-1]["role"] == REPLY else turns
         reply, left = None, 0
     elif not ends:
-        raise _UnusableError(MESSAGES, "a reply of the assistant", "none", "Add it or remove this row.", "no-reply")
+        raise UnusableError(MESSAGES, "a reply of the assistant", "none", "Add it or remove this row.", "no-reply")
     else:
         context, reply, left = turns[: ends[-1]], turns[ends[-1]]["content"], len(turns) - ends[-1] - 1
     if not any(turn["role"] != "system" for turn in context):
-        raise _UnusableError(MESSAGES, "something to reply to", "no turn before the reply", "Add it.")
+        raise UnusableError(MESSAGES, "something to reply to", "no turn before the reply", "Add it.")
     return context, reply, left
 
 
@@ -183,8 +183,8 @@ def _refuse_empty(turns: Sequence[Turn], whole: bool) -> None:
         is_reply = turn["role"] == REPLY
         field = MESSAGES if whole else "response" if is_reply else "prompt"
         if "\0" in turn["content"]:
-            raise _UnusableError(field, "text", "a NUL byte", "Remove the NUL bytes.", "nul-byte")
+            raise UnusableError(field, "text", "a NUL byte", "Remove the NUL bytes.", "nul-byte")
         if turn["role"] != "system" and not turn["content"].strip():
             got = f"an empty turn of the {turn['role']} (turn {place})" if whole else "nothing"
             kind = "no-reply" if is_reply else "empty-text"
-            raise _UnusableError(field, "a text", got, "Fill in or remove this row.", kind)
+            raise UnusableError(field, "a text", got, "Fill in or remove this row.", kind)

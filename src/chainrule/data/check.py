@@ -28,7 +28,7 @@ def check_splits(splits: Mapping[str, Rows], labels: Sequence[str], task: Task) 
     noun = noun_of(splits["train"])
     for name, rows in splits.items():
         findings += _duplicates(rows, name, noun)
-        if task.target.kind != "reply":  # a prompt may well have several good replies
+        if not task.writes:  # a prompt may well have several good replies
             findings += _conflicts(rows, name, noun, task)
         if not len(rows) and name != "train":
             found, problem = _no_rows(rows, name)

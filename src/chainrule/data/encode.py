@@ -38,7 +38,7 @@ class Encoded:
         ids: (tokens,) int32, all sequences one after the other.
         offsets: (s + 1,) int64; sequence i is ids[offsets[i]:offsets[i + 1]].
         types: (tokens,) uint8 segment numbers, or None where the tokenizer makes none.
-        full_lengths: (n,) int64 positions each row would have without the limit, counted as `lengths` are.
+        full_lengths: (n,) int64 tokens of each row without the limit: of its longest sequence, or of all its windows.
         targets: (n,), (n, labels) or `Spans` of n rows, or None.
         trained: (tokens,) bool, the tokens of which something is learned, or None where a row has one target as a
             whole.
@@ -46,6 +46,7 @@ class Encoded:
         places: (2 · tokens,) int32, where in the row's text begins and ends what is said of a token; None if nowhere.
         refused: row position -> why the row could not be encoded; such a row has no tokens.
         states: what a model that starts above its frozen layers reads instead of ids, or None.
+        references: (n, …) float32, what the model before step one says of each row, where a loss asks it; or None.
         sequences: (n + 1,) int64; row i has the sequences from sequences[i] to sequences[i + 1]. None for one each.
     """
 
@@ -60,6 +61,7 @@ class Encoded:
     refused: Mapping[int, str] = field(default_factory=dict)
     states: States | None = None
     sequences: np.ndarray | None = None
+    references: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.offsets if self.sequences is None else self.sequences) - 1
@@ -109,6 +111,7 @@ class Encoded:
             classes=None if self.classes is None else self.classes[chosen],
             places=None if self.places is None else self.places.reshape(-1, 2)[chosen].ravel(),
             sequences=None if self.sequences is None else offsets_of(np.diff(self.sequences)[rows]),
+            references=None if self.references is None else self.references[rows],
         )
 
 
@@ -156,6 +159,7 @@ def joined(pieces: Iterable[Encoded]) -> Encoded:
     """
     lengths, full, counts = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], list[np.ndarray]()
     targets: list[Any] = []
+    references: list[np.ndarray] = []
     refused: dict[int, str] = {}
     rows = 0
     with ExitStack() as stack:
@@ -171,6 +175,7 @@ def joined(pieces: Iterable[Encoded]) -> Encoded:
             counts += [] if piece.sequences is None else [np.diff(piece.sequences)]
             full.append(piece.full_lengths)
             targets += [] if piece.targets is None else [piece.targets]
+            references += [] if piece.references is None else [piece.references]
             refused |= {rows + row: why for row, why in piece.refused.items()}
             rows += len(piece)
         tokens: dict[str, Any] = {name: np.frombuffer(spill.read(), OF_TOKENS[name]) for name, spill in spills.items()}
@@ -182,6 +187,7 @@ def joined(pieces: Iterable[Encoded]) -> Encoded:
         targets=together(targets) if targets else None,
         refused=refused,
         sequences=offsets_of(np.concatenate(counts)) if counts else None,
+        references=np.concatenate(references) if references else None,
         **tokens,
     )
 

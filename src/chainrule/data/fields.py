@@ -43,7 +43,7 @@ def find_fields(
     if problems:
         raise _unfit(problems, with_target)
     found = {spec.name: _find(spec, columns, named, recorded or {}) for spec in task.fields}
-    if task.target.kind == "reply":
+    if task.writes:
         return _conversation(task, found, named, (columns, file), with_target)
     inputs, problems = _inputs(task, found, named, recorded, (columns, file))
     if with_target and found[task.target.name] is None:
@@ -71,13 +71,17 @@ def _conversation(
     columns, file = place
     specs = {spec.name: spec for spec in task.fields}
     whole = next(spec.name for spec in task.fields if spec.kind == "messages")
-    prompt, reply = task.inputs[0].name, task.target.name
+    prompt, targets = task.inputs[0].name, [spec.name for spec in task.targets] if with_target else []
     extra = [spec.name for spec in task.inputs if spec.name not in (whole, prompt)]
-    if found[whole] is not None and (whole in named or not {prompt, reply} & named.keys()):
-        chosen, needed = [whole, *(name for name in extra if name in named)], []
+    in_whole = task.target.kind == "reply"  # the reply is a part of the conversation
+    if found[whole] is not None and (whole in named or not {prompt, task.target.name} & named.keys()):
+        chosen, needed = [whole, *(name for name in extra if name in named)], [] if in_whole else targets
+        chosen += needed
+    elif not in_whole and with_target and found[prompt] is None:  # the replies bring their own turns
+        chosen, needed = targets, targets
     else:
-        needed = [prompt, reply] if with_target else [prompt]
-        chosen = [prompt, *extra, *needed[1:]]
+        needed = [prompt, *targets]
+        chosen = [prompt, *extra, *targets]
     missing = [specs[name] for name in needed if found[name] is None]
     if missing:
         raise _unfit([_missing([spec], columns, file) for spec in missing], with_target)

@@ -10,10 +10,11 @@ import numpy as np
 from chainrule.core.recipe import Clean
 from chainrule.core.report import Finding
 from chainrule.core.task import Task
-from chainrule.data.chat import MESSAGES, read_conversations
+from chainrule.data.chat import MESSAGES, Conversations, read_conversations
 from chainrule.data.clean import clean_texts, exact_duplicates
 from chainrule.data.entities import TOKENS, read_marked
 from chainrule.data.flaws import Flaw, agree, count_rows, finding, summarise
+from chainrule.data.preferences import read_preferences
 from chainrule.data.split import hash_texts
 from chainrule.data.table import Places, Table
 from chainrule.data.targets import Values, read_targets, target_texts
@@ -74,8 +75,12 @@ def prepare(
     Args:
         fields: field -> column, of inputs and target.
     """
-    if task.target.kind == "reply":
-        return _prepare_conversations(table, fields, split=split, clean=clean, on_bad_row=on_bad_row)
+    if task.writes:
+        if task.target.kind == "preference":
+            found = read_preferences(table, fields, clean)
+        else:
+            found = read_conversations(table, fields, clean, with_reply=True)
+        return _prepare_conversations(table, found, split=split, clean=clean, on_bad_row=on_bad_row)
     if task.target.kind == "spans":
         _refuse_cleaning(clean)
         marked = read_marked(table, fields, task.target.name)
@@ -93,9 +98,8 @@ def prepare(
 
 
 def _prepare_conversations(
-    table: Table, fields: Mapping[str, str], *, split: str | None, clean: Clean, on_bad_row: str
+    table: Table, found: Conversations, *, split: str | None, clean: Clean, on_bad_row: str
 ) -> Prepared:
-    found = read_conversations(table, fields, clean, with_reply=True)
     findings, problems = summarise(found.flaws, split=split, file=table.file, on_bad_row=on_bad_row)
     if found.cleaned:
         changed = count_rows(len(found.cleaned), split)

@@ -21,7 +21,7 @@ from chainrule.errors import DataError, ModelError, Problem, Where
 from chainrule.evaluation.baselines import UNTUNED
 from chainrule.evaluation.compare import judge
 from chainrule.evaluation.fitted import Fitted, read_fitted
-from chainrule.inference.predict import Predictor, load_predictor, predict_encoded, untuned
+from chainrule.inference.predict import Predictor, load_predictor, predict_encoded, untuned, with_references
 from chainrule.system.files import output_errors, write_json
 from chainrule.system.progress import Display
 from chainrule.tasks.prepare import EncodedSplit, encode_split, require_usable
@@ -51,6 +51,9 @@ def evaluate_artifact(
     encoded, targets = done.encoded, done.encoded.targets
     if targets is None:
         raise DataError("The rows to evaluate on have no labels.")
+    if predictor.task.reference is not None:
+        with untuned(predictor) as forward, display.bar("evaluating the model before training", len(encoded)) as bar:
+            encoded = with_references(forward, encoded, predictor.task, bar)
     with display.bar("evaluating", len(encoded)) as bar:
         predictions = predictor.predict(encoded, bar)
     scores, chosen, told = _compared_with(predictor, done, display)
@@ -148,6 +151,9 @@ def _compared_with(
         if baselines is None:
             return {}, None, []
         return baselines.predict(rows.split.inputs), baselines.best, [*baselines.findings()]
+    if predictor.task.free is not None:
+        found = predictor.task.free(rows.encoded)
+        return found, next(iter(found)), []
     try:
         with untuned(predictor) as forward, display.bar("evaluating the untuned model", len(rows.encoded)) as bar:
             return {UNTUNED: predict_encoded(forward, rows.encoded, predictor.task.read, bar)}, UNTUNED, []

@@ -19,11 +19,12 @@ from chainrule.core.spans import Spans
 from chainrule.core.task import LOWER_IS_BETTER, Predictions, Task
 from chainrule.evaluation import significance
 from chainrule.evaluation.verdicts import verdict_text
-from chainrule.metrics import classification, entities, regression, tokens
+from chainrule.metrics import classification, entities, preferences, regression, tokens
 
 Scores = dict[str, np.ndarray]
 MIN_ROWS = 30  # fewer rows than this get no verdict
 _SHARES = frozenset({"accuracy", "exact_match"})
+_COUNTED = _SHARES | {"reward_accuracy"}
 _CORRELATIONS = frozenset({"pearson", "spearman"})
 _PERFECT = frozenset({"macro_f1", "micro_f1", "f1"})  # 1 means that all rows are right, and no resample can differ
 _MODEL = ""  # the model's key among the predictors
@@ -34,6 +35,7 @@ _WEIGHTED: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], Scores]] = {
     "number": regression.weighted,
     "spans": entities.weighted,
     "reply": tokens.weighted,
+    "preference": preferences.weighted,
 }
 
 
@@ -149,7 +151,7 @@ def _loss_replicates(
 
 def _cells(kind: str, targets: np.ndarray, values: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """One row index for each distinct row of (targets, values …), and how many rows are like it."""
-    if kind in ("number", "spans", "reply"):
+    if kind in ("number", "spans", "reply", "preference"):
         return np.arange(len(targets)), np.ones(len(targets), dtype=np.int64)
     columns = [np.asarray(column).reshape(len(targets), -1) for column in (targets, *values)]
     if kind == "classes":
@@ -164,7 +166,7 @@ def _cells(kind: str, targets: np.ndarray, values: Sequence[np.ndarray]) -> tupl
 
 def _estimate(metric: str, value: float, rows: int, replicates: np.ndarray, accelerated: float) -> Estimate:
     """Each score gets the method that covered best in simulation (tests/evaluation/test_coverage.py)."""
-    if metric in _SHARES or (metric in _PERFECT and value == 1.0):
+    if metric in _COUNTED or (metric in _PERFECT and value == 1.0):
         low, high = significance.proportion_interval(round(value * rows), rows)
     elif metric in _CORRELATIONS:
         low, high = significance.interval(replicates, rows)

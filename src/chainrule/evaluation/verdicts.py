@@ -14,6 +14,7 @@ _NAMES: dict[str, dict[Language, str]] = {
     "mean": {"en": "the mean", "zh": "均值基线"},
     "tfidf": {"en": "TF-IDF", "zh": "TF-IDF 基线"},
     "word-tags": {"en": "the most frequent tag of each word", "zh": "逐词最常见标签基线"},
+    "longer": {"en": "the longer reply", "zh": "“选更长的回复”基线"},
     "untuned": {"en": "the untuned model", "zh": "未微调的模型"},
 }
 

@@ -31,7 +31,7 @@ from chainrule.training.divergence import DivergenceError
 from chainrule.training.job import trained_count
 from chainrule.training.run import plan
 from chainrule.training.shortage import steps_in_memory
-from chainrule.training.trainer import above_frozen, settle_formats
+from chainrule.training.trainer import above_frozen, referring, settle_formats
 from chainrule.training.validation import validate
 
 FEW = 512  # training rows up to which every row is held out once, unless there are enough validation rows
@@ -290,6 +290,7 @@ class Course:
         prepared = replace(self.race.prepared, encoded=encoded)
         job, recipe = plan(self.race.recipe.replace(OFF | changes), prepared, Quiet())
         settle_formats(job, recipe, self.steps)
+        job = referring(job, recipe, Quiet())
         job, _ = above_frozen(job, recipe, self.steps, Quiet())
         for _ in steps_in_memory(job, recipe, Standing(), _forget, Quiet()):
             if self.request.signal is not None:

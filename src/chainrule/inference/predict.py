@@ -172,6 +172,18 @@ def predict_encoded(forward: Forward, encoded: Encoded, read: Read, bar: Bar | N
     return Predictions.joined(parts).take(np.argsort(np.concatenate(places)))
 
 
+def with_references(forward: Forward, encoded: Encoded, task: Task, bar: Bar | None = None) -> Encoded:
+    """Rows with what a model says of them before step one, where the task asks for it.
+
+    Args:
+        forward: of the model as it is before step one.
+    """
+    if task.reference is None:
+        return encoded
+    found = predict_encoded(forward, encoded, task.reference, bar).values
+    return replace(encoded, references=np.asarray(found, dtype=np.float32))
+
+
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
     """Dropout off inside; afterwards every module is in the mode it was in."""

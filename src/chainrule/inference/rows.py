@@ -34,7 +34,11 @@ REPLY, FINISHED = "predicted_text", "predicted_finished"
 
 Row = dict[str, Any]
 # kinds of targets whose input is one text, whatever was trained on: the field it goes by, and how it is written there
-_ONE_TEXT: dict[str, tuple[str, Callable[[str], str]]] = {"reply": (MESSAGES, prompt_of), "spans": (TOKENS, as_input)}
+_ONE_TEXT: dict[str, tuple[str, Callable[[str], str]]] = {
+    "reply": (MESSAGES, prompt_of),
+    "preference": (MESSAGES, prompt_of),
+    "spans": (TOKENS, as_input),
+}
 Writer = Callable[[Sequence[str], Sequence[Row]], None]
 
 
@@ -136,9 +140,10 @@ def open_rows(predictor: Predictor, source: Any, fields: Mapping[str, str]) -> I
     """
     artifact = predictor.artifact
     kind = predictor.task.target.kind
-    size = CHUNK_REPLIES if kind == "reply" else CHUNK_ROWS
+    size = CHUNK_REPLIES if predictor.task.writes else CHUNK_ROWS
     inputs = load_inputs(source, predictor.task, artifact.manifest.fields, size, named=fields, clean=artifact.clean)
-    for name in {"reply": (REPLY, FINISHED), "spans": (ENTITIES, TAGS)}.get(kind, (LABEL, SCORE)):
+    answers = (REPLY, FINISHED) if predictor.task.writes else (ENTITIES, TAGS) if kind == "spans" else (LABEL, SCORE)
+    for name in answers:
         if name in inputs.columns:
             problem = Problem(
                 where=Where(file=_shown(source), field=name),
@@ -174,7 +179,7 @@ def _answers(
     predictor: Predictor, inputs: Mapping[str, Sequence[str]], writing: Writing | None
 ) -> tuple[list[Row], np.ndarray]:
     """What is predicted of each row, and a mask of the rows that were longer than the model reads."""
-    if predictor.task.target.kind == "reply":
+    if predictor.task.writes:
         replies = write_replies(predictor, inputs[MESSAGES], writing or Writing())
         pairs = zip(replies.texts, replies.finished.tolist(), strict=True)
         return [{REPLY: text, FINISHED: finished} for text, finished in pairs], replies.cut

@@ -8,6 +8,7 @@ from chainrule.core.recipe import unknown_name
 from chainrule.core.task import Task
 from chainrule.tasks import (
     multi_label_classification,
+    preference,
     regression,
     text_classification,
     text_generation,
@@ -22,6 +23,7 @@ TASKS: dict[str, Task] = {
         regression.TASK,
         token_classification.TASK,
         text_generation.TASK,
+        preference.TASK,
     )
 }
 

@@ -108,7 +108,12 @@ def labelled(hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor,
 
 
 def chunked_cross_entropy(
-    states: torch.Tensor, targets: torch.Tensor, logits: Logits, *, chunk: int = CHUNK
+    states: torch.Tensor,
+    targets: torch.Tensor,
+    logits: Logits,
+    *,
+    weights: torch.Tensor | None = None,
+    chunk: int = CHUNK,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The summed cross-entropy of logits(states), computed and differentiated `chunk` positions at a time.
 
@@ -119,6 +124,7 @@ def chunked_cross_entropy(
         states: (n, d).
         targets: (n,) token ids.
         logits: hidden states to logits, position by position.
+        weights: (n,) how much the gradient of each position counts; the sum is without them.
 
     Returns:
         The sum as a 0-d float32 tensor, detached, and its gradient (n, d) in the type of `states`; None where nothing
@@ -131,6 +137,8 @@ def chunked_cross_entropy(
         leaf = states[piece].detach().requires_grad_(gradient is not None)
         values = logits(leaf)
         loss, dvalues = cross_entropy_gradient(values.detach(), targets[piece])
+        if weights is not None:
+            dvalues = dvalues * weights[piece, None].to(dvalues)
         if values.requires_grad:
             with torch.autocast(states.device.type, enabled=False):
                 values.backward(dvalues)  # type: ignore[no-untyped-call]

@@ -167,7 +167,7 @@ def require_usable(done: EncodedSplit) -> None:
 
 def _windowed(encoded: Encoded, limit: int, name: str | None, split: Split) -> Finding | None:
     """Rows that are read in several windows, so that nothing of them is cut off."""
-    if encoded.sequences is None:
+    if encoded.sequences is None or encoded.places is None:
         return None
     several = np.diff(encoded.sequences) > 1
     count = int(several.sum())
@@ -181,7 +181,7 @@ def _windowed(encoded: Encoded, limit: int, name: str | None, split: Split) -> F
 def _unusable(split: Split, encoded: Encoded, row: int, limit: int) -> Flaw:
     number, field = int(split.places.rows[row]), next(iter(split.inputs))
     where = split.places.where(row, field)
-    if encoded.sequences is not None:
+    if encoded.places is not None:
         todo = "Remove this row, or choose a model whose tokenizer reads its characters."
         return Flaw("nothing-to-learn", number, Problem("a word that the tokenizer reads", "none", todo, where))
     if row in encoded.refused:

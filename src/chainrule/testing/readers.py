@@ -58,9 +58,10 @@ def _readers(folder: Path) -> list[Target]:
     inner = [{"messages": json.dumps(chat["messages"]), "label": "a"} for chat in chats]
     named = [{"tokens": ["Ann", "runs", "far"], "tags": ["B-PER", "O", "I-LOC"]}] * 8
     spanned = [{"text": "Ann runs far", "entities": [{"start": 0, "end": 3, "label": "PER"}, [9, 12, "X"]]}] * 8
+    preferred = [{"prompt": "q", "chosen": "a", "rejected": [{"role": "assistant", "content": "b"}]}] * 8
     told = [{"instruction": f"q {n}", "input": "", "output": f"a {n}"} for n in range(8)]
     tagged = [{"text": f"t{n}", "labels": '["a", "b"]' if n % 2 else "a|b"} for n in range(8)]
-    tables = (rows, several, chats, inner, told, tagged, named, spanned)
+    tables = (rows, several, chats, inner, told, tagged, named, spanned, preferred)
     seeds = {
         "csv": [_delimited(table, ",") for table in (rows, inner, told, tagged)],
         "tsv": [_delimited(table, "\t") for table in (rows, tagged)],

@@ -27,7 +27,7 @@ from chainrule.training.job import Job
 from chainrule.training.resolve import planned_seconds, resolve
 from chainrule.training.run import prepare_job
 from chainrule.training.shortage import steps_in_memory
-from chainrule.training.trainer import settle_formats
+from chainrule.training.trainer import referring, settle_formats
 
 FEWEST = 20  # steps that show a curve
 EXPLODED = 4.0  # times the lowest running mean of the losses: higher rates only make it worse
@@ -83,6 +83,7 @@ def find_rate(recipe: Recipe, source: Any, tried: Range, page: Path | None, disp
     job, prepared, recipe = prepare_job(recipe.replace(changes | off), source, display)
     recipe = resolve(job, recipe, display)
     settle_formats(job, recipe, tried.steps)
+    job = referring(job, recipe, display)
     expected = planned_seconds(job, recipe)
     display.say(f"Trying learning rates from {tried.low:g} to {tried.high:g}: at most about {expected:.0f} s.")
     losses, stopped = _try(job, recipe, tried, display)

@@ -143,6 +143,9 @@ def _baselines(
     """What the model is compared with on validation, which of it the verdict is about, and what to know of it."""
     if outcome.untuned is not None:
         return {UNTUNED: outcome.untuned}, UNTUNED, ()
+    if task.free is not None:
+        found = task.free(prepared.encoded["validation"])
+        return found, next(iter(found)), ()
     baselines = fitted_baselines(task, prepared, recipe, display)
     with atomic_folder(out / "baselines") as folder:
         baselines.save(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import numpy as np
 from chainrule.core.recipe import Recipe
 from chainrule.core.task import Predictions, Task
 from chainrule.errors import DivergedError, Problem, StoppedError, Where
+from chainrule.inference.predict import with_references
 from chainrule.kernels.adamw import forget_rows
 from chainrule.models.accelerate import keep_half_gradients, narrow_frozen, widen_frozen
+from chainrule.models.adapters import has_adapters, without_adapters
 from chainrule.models.inspect import parts
 from chainrule.models.trunk import frozen_depth
 from chainrule.system.memory import return_freed
@@ -79,6 +82,7 @@ def train(job: Job, recipe: Recipe, record: Sink, display: Display, keeper: Keep
     """
     total = planned_steps(recipe, len(job.train))
     settle_formats(job, recipe, total)
+    job = referring(job, recipe, display)
     job, trunk_seconds = above_frozen(job, recipe, total, display)
     job = watching(job, recipe, total)
     standing = Standing(seconds=trunk_seconds)
@@ -239,6 +243,19 @@ def settle_formats(job: Job, recipe: Recipe, steps: int) -> None:
     if recipe.training.precision == "bfloat16" and next(job.model.parameters()).device.type == "cpu":
         narrow_frozen(job.model, trained_names(job, recipe, steps))
         return_freed()
+
+
+def referring(job: Job, recipe: Recipe, display: Display) -> Job:
+    """The job with what the model, as it is before step one, says of the rows, if the task asks for it."""
+    if job.task.reference is None:
+        return job
+    with without_adapters(job.model) if has_adapters(job.model) else nullcontext(job.model) as base:
+        forward = replace(forward_for(job, recipe), model=base)
+        splits = {}
+        for name, rows in (("train", job.train), ("validation", job.validation)):
+            with display.bar(f"what the model says before training ({name})", len(rows)) as bar:
+                splits[name] = with_references(forward, rows, job.task, bar)
+    return replace(job, train=splits["train"], validation=splits["validation"])
 
 
 def above_frozen(job: Job, recipe: Recipe, steps: int, display: Display) -> tuple[Job, float]:
