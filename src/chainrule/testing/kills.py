@@ -30,7 +30,7 @@ ALWAYS = {
 }
 GROUPS = [{"layers": "0", "method": "lora", "start": 0.3}, {"layers": "1", "method": "full", "start": 0.6}]
 
-CLASSES, ENTITIES, REPLIES = "text-classification", "token-classification", "text-generation"
+CLASSES, ENTITIES, REPLIES, PAIRS = "text-classification", "token-classification", "text-generation", "preference"
 Inputs = dict[str, tuple[Path, Path]]  # task -> data and model
 
 
@@ -101,6 +101,7 @@ CASES = {
         Case("entities", {"training.epochs": 2}, task=ENTITIES),
         Case("entities-crf-folds", {"loss": "crf", "training.folds": 2, "training.steps": 4}, task=ENTITIES),
         Case("lora-chat", {"strategy": "lora", "training.steps": 9, "training.batch_size": 8}, task=REPLIES),
+        Case("preferences", {"strategy": "lora", "training.steps": 9, "training.batch_size": 8}, task=PAIRS),
     )
 }
 
@@ -112,11 +113,13 @@ def make_inputs(folder: Path) -> Inputs:
         for place in ("film", "book", "room", "phone", "it", "we", "this", "and")
         for word in ("good", "bad", "warm", "cold")
     ]
-    bert = tiny_model(folder / "bert")
+    preferred = [{"prompt": row["instruction"], "chosen": row["output"], "rejected": "it is"} for row in rows]
+    bert, llama = tiny_model(folder / "bert"), tiny_chat_model(folder / "llama")
     return {
         CLASSES: (write_csv(folder / "reviews.csv", sentences(120)), bert),
         ENTITIES: (write_json_lines(folder / "entities.jsonl", entities(120)), bert),
-        REPLIES: (write_json_lines(folder / "talks.jsonl", rows), tiny_chat_model(folder / "llama")),
+        REPLIES: (write_json_lines(folder / "talks.jsonl", rows), llama),
+        PAIRS: (write_json_lines(folder / "preferences.jsonl", preferred), llama),
     }
 
 
