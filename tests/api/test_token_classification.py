@@ -131,6 +131,18 @@ def test_a_chain_of_tags_learns_and_is_saved(strategy: str, tiny_bert: Path, row
     assert report.metrics["loss"].value == pytest.approx(run.summary["metrics"]["loss"], rel=1e-4)
 
 
+@pytest.mark.parametrize("loss", ["cross-entropy", "crf"])
+def test_a_model_without_pretrained_weights_learns(loss: str, rows: Path, tmp_path: Path) -> None:
+    settings = {"task": "token-classification", "model": "lstm", "loss": loss, "training.threads": 1}
+    settings |= {"training.epochs": 8, "training.batch_size": 8, "optimizer.learning_rate": 1e-2}
+    run = chainrule.train(str(rows), out=tmp_path / "run", settings=settings)
+    assert run.summary["metrics"]["f1"] > 0.9
+    assert run.artifact.manifest.loads_in == ("chainrule",)
+    assert found(chainrule.predict(run, text="the good film was awful")) == [
+        [(4, 8, "PRAISE", "good"), (18, 23, "BLAME", "awful")]
+    ]
+
+
 def test_a_chain_needs_its_loss(tiny_bert: Path, rows: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="expected the head crf with the loss crf, and only there"):
         train(tiny_bert, rows, tmp_path / "a", **{"structure.head": "crf"})

@@ -45,9 +45,7 @@ class PooledClassifier(PreTrainedModel):  # type: ignore[misc]
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        trunk = LSTMTrunk(config) if isinstance(config, LSTMConfig) else AutoModel.from_config(config)
-        if hasattr(trunk, "pooler"):
-            trunk.pooler = None
+        trunk = trunk_of(config)
         self.base_model_prefix = trunk.base_model_prefix
         self.add_module(self.base_model_prefix, trunk)
         size = config.get_text_config().hidden_size
@@ -67,6 +65,14 @@ class PooledClassifier(PreTrainedModel):  # type: ignore[misc]
         given = {name: value for name, value in inputs.items() if value is not None}
         states = self.base_model(input_ids=input_ids, attention_mask=attention_mask, **given).last_hidden_state
         return SequenceClassifierOutput(logits=self.classifier(states, attention_mask))
+
+
+def trunk_of(config: Any) -> Any:
+    """What is below a head, with fresh weights and without a pooler."""
+    trunk = LSTMTrunk(config) if isinstance(config, LSTMConfig) else AutoModel.from_config(config)
+    if hasattr(trunk, "pooler"):
+        trunk.pooler = None
+    return trunk
 
 
 def classifier_dropout(config: Any) -> float:

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from scipy.special import logsumexp
 from torch import nn
-from transformers import AutoModel, PreTrainedModel, initialization
+from transformers import PreTrainedModel, initialization
 from transformers.utils.generic import ModelOutput
 
 from chainrule.core.recipe import Recipe, Structure
-from chainrule.errors import Problem, RecipeError, Where
-from chainrule.models.classifier import SETTINGS, classifier_dropout, is_own, refuse_form
+from chainrule.errors import ModelError, Problem, RecipeError, Where
+from chainrule.models.classifier import SETTINGS, classifier_dropout, is_own, refuse_form, trunk_of
 
-CRF = "crf"
+CRF, LINEAR = "crf", "linear"
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class TaggerOutput(ModelOutput):  # type: ignore[misc]
     chain: Chain | None = None
 
 
-class ChainTagger(PreTrainedModel):  # type: ignore[misc]
-    """A pretrained trunk, dropout, a linear layer on each token, and a chain.
+class Tagger(PreTrainedModel):  # type: ignore[misc]
+    """A trunk, dropout, a linear layer on each token, and a chain where `config.chainrule_head` says so.
 
     The trunk's weights have the names that its family gives them, so that AutoModel loads it alone.
     """
@@ -71,18 +71,16 @@ class ChainTagger(PreTrainedModel):  # type: ignore[misc]
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        trunk = AutoModel.from_config(config)
-        if hasattr(trunk, "pooler"):
-            trunk.pooler = None
+        trunk = trunk_of(config)
         self.base_model_prefix = trunk.base_model_prefix
         self.add_module(self.base_model_prefix, trunk)
         self.dropout = nn.Dropout(classifier_dropout(config))
         self.classifier = nn.Linear(config.get_text_config().hidden_size, config.num_labels)
-        self.crf = Transitions(config.num_labels)
+        self.crf = Transitions(config.num_labels) if chain_of(config) else None
         self.post_init()
 
     @classmethod
-    def from_config(cls, config: Any, **options: Any) -> ChainTagger:
+    def from_config(cls, config: Any, **options: Any) -> Tagger:
         """A tagger with fresh weights, as transformers' AutoModels make theirs."""
         return cls(config)
 
@@ -99,7 +97,8 @@ class ChainTagger(PreTrainedModel):  # type: ignore[misc]
         """The logits of token ids (b, t), or of `inputs_embeds` (b, t, d), with what else the trunk takes."""
         given = {name: value for name, value in inputs.items() if value is not None}
         states = self.base_model(input_ids=input_ids, attention_mask=attention_mask, **given).last_hidden_state
-        return TaggerOutput(logits=self.classifier(self.dropout(states)), chain=self.crf())
+        chain = None if self.crf is None else self.crf()
+        return TaggerOutput(logits=self.classifier(self.dropout(states)), chain=chain)
 
 
 def with_chain(recipe: Recipe, loss: str) -> Recipe:
@@ -122,13 +121,27 @@ def with_chain(recipe: Recipe, loss: str) -> Recipe:
     raise RecipeError("Head and loss do not go together.", [problem])
 
 
+def chain_of(config: Any) -> bool:
+    """Whether a tagger's config asks for a chain.
+
+    Raises:
+        ModelError: it says something else.
+    """
+    settings = getattr(config, SETTINGS)
+    if settings not in ({"head": CRF}, {"head": LINEAR}):
+        where, todo = Where(field=SETTINGS), "Put the config.json back as it was saved."
+        problem = Problem(f"the head {CRF} or {LINEAR}", repr(settings)[:80], todo, where)
+        raise ModelError("The tagger's config cannot be read.", [problem])
+    return bool(settings["head"] == CRF)
+
+
 def choose_chain(config: Any, structure: Structure) -> None:
     """Write into a config whether its tagger is to have a chain over the tags."""
     if structure.head == CRF:
         setattr(config, SETTINGS, {"head": CRF})
     elif is_own(config):
         delattr(config, SETTINGS)
-    plain = structure.model_copy(update={"head": None}) if structure.head in ("linear", CRF) else structure
+    plain = structure.model_copy(update={"head": None}) if structure.head in (LINEAR, CRF) else structure
     refuse_form(plain, "A classifier of tokens")
 
 

@@ -26,7 +26,7 @@ from chainrule.errors import ChainruleError, Problem, ShortageError, Where
 from chainrule.models.adapters import ADAPTERS, add_saved, check_adapters, head_modules
 from chainrule.models.catalog import MODELS, model_folder
 from chainrule.models.classifier import PooledClassifier, choose_form, is_own, refuse_form
-from chainrule.models.crf import ChainTagger, choose_chain
+from chainrule.models.crf import Tagger, choose_chain
 from chainrule.models.folder import (
     CONFIG,
     INDEX,
@@ -55,7 +55,7 @@ _FACTORIES: dict[Head, Any] = {
     "language-model": AutoModelForCausalLM,
 }
 
-_OWN: dict[Head, Any] = {"classifier": PooledClassifier, "token-classifier": ChainTagger}
+_OWN: dict[Head, Any] = {"classifier": PooledClassifier, "token-classifier": Tagger}
 
 # What the families call the same two probabilities and the same function.
 _DROPOUT = ("hidden_dropout_prob", "dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop")

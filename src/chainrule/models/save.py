@@ -9,7 +9,7 @@ from transformers.utils import logging as transformers_logging
 
 from chainrule.models.adapters import ADAPTER_WEIGHTS, has_adapters, plain_model
 from chainrule.models.classifier import PooledClassifier
-from chainrule.models.crf import ChainTagger
+from chainrule.models.crf import Tagger
 from chainrule.models.folder import WEIGHTS
 
 OURS = "chainrule"
@@ -39,7 +39,7 @@ def save_model(folder: Path, model: Any, tokenizer: Any, *, max_length: int | No
     tokenizer.save_pretrained(folder)
     readable = (folder / "config.json").stat().st_mode
     weights_file(folder).chmod(readable)  # safetensors makes it readable by its owner alone
-    if isinstance(plain_model(model), PooledClassifier | ChainTagger):
+    if isinstance(plain_model(model), PooledClassifier | Tagger):
         return (OURS,)
     return ("peft",) if has_adapters(model) else ("transformers",)
 

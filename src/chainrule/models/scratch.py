@@ -12,9 +12,10 @@ import torch
 from pydantic import Field, model_validator
 
 from chainrule.core.recipe import Model, Recipe, Section, Spec, Structure, parse_options
-from chainrule.core.task import Task
+from chainrule.core.task import Head, Task
 from chainrule.errors import Problem, RecipeError, Where
-from chainrule.models.classifier import SETTINGS, Form, PooledClassifier, choose_form
+from chainrule.models.classifier import SETTINGS, Form, PooledClassifier, choose_form, is_own
+from chainrule.models.crf import LINEAR, Tagger, choose_chain
 from chainrule.models.load import weights_hash
 from chainrule.models.lstm import NAME, LSTMConfig
 from chainrule.models.tokenizer import SPECIAL, make_tokenizer, natural_unit
@@ -91,8 +92,8 @@ def refuse_misfit(recipe: Recipe, task: Task) -> None:
     if recipe.strategy.name != "full":
         expected, todo = "full, as nothing of this model is pretrained", "Leave --strategy out."
         problems.append(Problem(expected, repr(recipe.strategy.name), todo, Where(field="strategy.name")))
-    if task.head != "classifier":
-        expected, todo = "a task whose head gives a few numbers a row", "Choose another model."
+    if task.head == "language-model":
+        expected, todo = "a task that writes no text", "Choose another model."
         problems.append(Problem(expected, task.name, todo, Where(field="task.name")))
     changed = recipe.structure.model_dump(mode="json", exclude_defaults=True)
     for key in changed.keys() - set(_KEPT):
@@ -118,7 +119,7 @@ def describe() -> dict[str, Any]:
         "name": NAME,
         "kind": "from scratch",
         "options": Options().model_dump(mode="json"),
-        "purpose": "an LSTM made from the training rows, of any language: classification, pairs, regression; "
+        "purpose": "an LSTM made from the training rows, of any language: classification, pairs, regression, entities; "
         "nothing is downloaded",
     }
 
@@ -134,9 +135,19 @@ def tokenizer_of(options: Options, inputs: Mapping[str, Sequence[str]]) -> tuple
 
 
 def make_classifier(
-    options: Options, tokenizer: Any, labels: Sequence[str], problem_type: str, structure: Structure, *, seed: int
+    options: Options,
+    tokenizer: Any,
+    labels: Sequence[str],
+    problem_type: str,
+    structure: Structure,
+    *,
+    seed: int,
+    head: Head = "classifier",
 ) -> tuple[Any, int | None]:
-    """A classifier with fresh weights, drawn by `seed`, in float32; how many entries of its vocabulary had a vector.
+    """A classifier, of rows or of their tokens, in float32; how many entries of its vocabulary had a vector.
+
+    Args:
+        seed: draws the weights.
 
     Returns:
         The model, and that number; None without vectors.
@@ -156,12 +167,17 @@ def make_classifier(
         pad_token_id=tokenizer.pad_token_id,
         id2label=dict(enumerate(labels)),
         label2id={label: index for index, label in enumerate(labels)},
-        problem_type=problem_type,
+        problem_type=problem_type or None,
     )
-    setattr(config, SETTINGS, asdict(FORM))
-    choose_form(config, structure)
+    if head == "classifier":
+        setattr(config, SETTINGS, asdict(FORM))
+        choose_form(config, structure)
+    else:
+        choose_chain(config, structure)
+        if not is_own(config):  # transformers has no tagger of this kind, with a chain or without
+            setattr(config, SETTINGS, {"head": LINEAR})
     torch.manual_seed(seed)
-    model = PooledClassifier(config)
+    model = PooledClassifier(config) if head == "classifier" else Tagger(config)
     if found is None:
         return model, None
     places, values = (torch.from_numpy(array) for array in found)

@@ -13,6 +13,7 @@ from chainrule.core.report import CheckReport, Finding, Rendering
 from chainrule.core.task import Task
 from chainrule.data.check import length_finding
 from chainrule.data.encode import Encoded
+from chainrule.data.entities import TOKENS, units_of
 from chainrule.data.flaws import MAX_PROBLEMS, Flaw, agree, count_rows, finding, summarise
 from chainrule.data.load import Dataset, Split, load
 from chainrule.data.tokens import encode_once
@@ -132,7 +133,8 @@ def tokenizer_for(recipe: Recipe, task: Task, train: Split) -> tuple[Any, dict[s
     if options is None:
         tokenizer = load_tokenizer(recipe.model.name, recipe.structure.add_tokens)
     else:
-        tokenizer, options = tokenizer_of(options, train.inputs)
+        marked = {TOKENS: [units_of(cell)[0] for cell in train.inputs[TOKENS]]} if TOKENS in train.inputs else None
+        tokenizer, options = tokenizer_of(options, marked or train.inputs)
     if task.prepare_tokenizer is not None:
         task.prepare_tokenizer(tokenizer)
     return tokenizer, {} if options is None else options.model_dump(mode="json")

@@ -22,7 +22,7 @@ from chainrule.models import scratch
 from chainrule.models.accelerate import accelerate
 from chainrule.models.adapters import plain_model
 from chainrule.models.classifier import PooledClassifier, form_of
-from chainrule.models.crf import CRF, ChainTagger, with_chain
+from chainrule.models.crf import CRF, Tagger, with_chain
 from chainrule.models.inspect import count_parameters, layer_stack
 from chainrule.models.load import load_classifier, load_language_model
 from chainrule.models.lstm import LSTMTrunk
@@ -315,7 +315,7 @@ def _tell_structure(model: Any, recipe: Recipe, task: Task, display: Display) ->
             f"The artifact will load in Chainrule alone, because transformers has no {form} for {family}; "
             "what is below the head will load with transformers' AutoModel."
         )
-    if isinstance(model, ChainTagger):
+    elif isinstance(model, Tagger):
         display.say(
             "The artifact will load in Chainrule alone, because transformers has no CRF; what is below it will load "
             "with transformers' AutoModel."
@@ -373,7 +373,7 @@ def _load(recipe: Recipe, task: Task, prepared: Prepared, display: Display) -> A
         tokenizer = prepared.tokenizer
         return load_classifier(name, tokenizer, labels, kind, structure, seed=recipe.seed, head=task.head)
     model, found = scratch.make_classifier(
-        options, prepared.tokenizer, labels, kind, recipe.structure, seed=recipe.seed
+        options, prepared.tokenizer, labels, kind, recipe.structure, seed=recipe.seed, head=task.head
     )
     if found is not None:
         entries = len(prepared.tokenizer) - len(SPECIAL)
