@@ -9,7 +9,12 @@ from typing import Any
 from chainrule.core.task import LOWER_IS_BETTER
 from chainrule.evaluation.languages import Words, both, say
 
-SHARES = frozenset({"accuracy", "macro_f1", "micro_f1", "f1", "exact_match", "precision", "recall", "token_accuracy"})
+SHARES = frozenset(
+    {
+        *("accuracy", "macro_f1", "micro_f1", "f1", "exact_match", "precision", "recall", "token_accuracy"),
+        *("HasAns_exact_match", "HasAns_f1", "NoAns_exact_match", "NoAns_f1"),
+    }
+)
 NOTHING = "–"
 THIN = "\u202f"
 MINUS = "\u2212"

@@ -14,6 +14,8 @@ _NAMES: dict[str, dict[Language, str]] = {
     "mean": {"en": "the mean", "zh": "均值基线"},
     "tfidf": {"en": "TF-IDF", "zh": "TF-IDF 基线"},
     "word-tags": {"en": "the most frequent tag of each word", "zh": "逐词最常见标签基线"},
+    "sentence-overlap": {"en": "the sentence most like the question", "zh": "最像问题的句子基线"},
+    "no-answer": {"en": "always saying that there is no answer", "zh": "一律回答“无答案”基线"},
     "untuned": {"en": "the untuned model", "zh": "未微调的模型"},
 }
 

@@ -197,7 +197,9 @@ def _carry_out(
                 raise _stopped(error, out, number, count) from None
             _tell_fold(folder, f"Fold {number} of {count}", task, display)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    report = _judge(out, task, prepared, [_read(out / FOLDS / str(fold + 1)) for fold in range(count)])
+    truths = [dataset.splits["test"].targets for dataset in datasets]
+    judged = [_read(out / FOLDS / str(number), truth) for number, truth in enumerate(truths, start=1)]
+    report = _judge(out, task, prepared, judged)
     if not is_finished(out):
         display.say("The final model, trained as without folds:")
         job = make_job(recipe, prepared, display)
@@ -277,15 +279,12 @@ def _stopped(error: StoppedError, out: Path, number: int, count: int) -> Stopped
     return StoppedError(f"{error.message.removesuffix('.')} of fold {number}.", [problem], error.exit_code)
 
 
-def _read(folder: Path) -> Judged:
+def _read(folder: Path, targets: Any) -> Judged:
     try:
         arrays = load_file(folder / PREDICTIONS)
         names = dict.fromkeys(name.partition("/")[0] for name in arrays if "/" in name)
         parts = [part.name for part in fields(Predictions)]
         found = {name: Predictions(**{p: from_arrays(f"{name}/{p}", arrays) for p in parts}) for name in names}
-        targets = from_arrays("targets", arrays)
-        if targets is None:
-            raise ValueError("no targets")
         return Judged(targets, found, read_json(folder / SUMMARY))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         todo = f"Remove {folder}, and go on with --resume: this fold is trained again."

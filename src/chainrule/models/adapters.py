@@ -24,6 +24,7 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _POOLERS = ("pooler",)
 _OWN = (".lora_A.", ".lora_B.", ".lora_magnitude_vector.", ".ia3_l.", ".modules_to_save.", "prompt_encoder.")
 # What the strategies set; everything else in an adapter_config.json has to be as PEFT has it by default.
+_FORMS = {"ForTokenClassification": "TOKEN_CLS", "ForQuestionAnswering": "QUESTION_ANS"}
 _ALWAYS = {
     *("target_modules", "modules_to_save", "fan_in_fan_out", "task_type", "base_model_name_or_path"),
     *("inference_mode", "peft_type", "peft_version", "revision"),
@@ -69,7 +70,8 @@ def kind_of(model: Any) -> str:
     """PEFT's name for what a model does: CAUSAL_LM where its output layer is one over the vocabulary."""
     if model.get_output_embeddings() is not None:
         return "CAUSAL_LM"
-    return "TOKEN_CLS" if type(model).__name__.endswith("ForTokenClassification") else "SEQ_CLS"
+    name = type(model).__name__
+    return next((kind for form, kind in _FORMS.items() if form in name), "SEQ_CLS")
 
 
 def linear_modules(model: Any) -> dict[str, nn.Module]:

@@ -13,6 +13,7 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
@@ -49,6 +50,7 @@ LONGEST, FEWEST = 512, 4  # tokens of a row
 _FACTORIES: dict[Head, Any] = {
     "classifier": AutoModelForSequenceClassification,
     "token-classifier": AutoModelForTokenClassification,
+    "answer-finder": AutoModelForQuestionAnswering,
     "language-model": AutoModelForCausalLM,
 }
 
@@ -158,7 +160,9 @@ def load_classifier(
     if head == "classifier":
         choose_form(config, structure)
     else:
-        _refuse_form(structure, "A classifier of tokens")
+        _refuse_form(
+            structure, "A classifier of tokens" if head == "token-classifier" else "A model that finds answers"
+        )
     if config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id
     torch.manual_seed(seed)

@@ -8,6 +8,7 @@ from chainrule.core.recipe import unknown_name
 from chainrule.core.task import Task
 from chainrule.tasks import (
     multi_label_classification,
+    question_answering,
     regression,
     text_classification,
     text_generation,
@@ -21,6 +22,7 @@ TASKS: dict[str, Task] = {
         multi_label_classification.TASK,
         regression.TASK,
         token_classification.TASK,
+        question_answering.TASK,
         text_generation.TASK,
     )
 }
@@ -46,5 +48,6 @@ def describe(task: Task) -> dict[str, Any]:
         "default_model": task.default_model,
         "primary_metric": task.primary_metric,
         "metrics": list(task.metrics),
+        "options": task.options().model_dump(),
         "fields": fields,
     }

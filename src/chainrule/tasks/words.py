@@ -20,10 +20,10 @@ from chainrule.data.encode import Encoded, joined, offsets_of
 from chainrule.data.entities import OUTSIDE, TOKENS, spans_of, tag_names, tags_of, units_of
 from chainrule.errors import ModelError, Problem, Where
 from chainrule.tasks.objectives import logits_of, with_target
+from chainrule.tasks.reading import few_sequences
 
 CHUNK_ROWS = 1024
 OVERLAP = 4  # neighbouring windows share one part in so many
-READ_TOKENS = 4096  # padded tokens of one forward, where a single row has more
 
 
 def prepare_tokenizer(tokenizer: Any) -> None:
@@ -35,7 +35,7 @@ def prepare_tokenizer(tokenizer: Any) -> None:
     if not tokenizer.is_fast:
         expected = "a fast tokenizer, which tells where a token stands in the text"
         problem = Problem(expected, "a slow one", "Choose another model.", Where(field="model.name"))
-        raise ModelError("The tokenizer of this model cannot be used for token-classification.", [problem])
+        raise ModelError("The tokenizer of this model cannot be used for this task.", [problem])
 
 
 def encode(tokenizer: Any, inputs: Mapping[str, Sequence[str]], targets: Any, max_length: int) -> Encoded:
@@ -189,13 +189,6 @@ def read(model: Any, batch: Batch, encoded: Encoded) -> Predictions:
 
 
 def _word_logits(model: Any, batch: Batch) -> torch.Tensor:
-    """(words, tags) float32, sequence by sequence; a few sequences at a time where a row has many."""
-    if batch.targets is None:
-        raise ValueError("rows of words have tokens that speak for them")
-    width = next(iter(batch.inputs.values())).shape[1]
-    size, parts = max(1, READ_TOKENS // max(1, width)), []
-    for start in range(0, len(batch.targets), size):
-        few = slice(start, start + size)
-        logits = logits_of(model, {name: values[few] for name, values in batch.inputs.items()})
-        parts.append(with_target(logits, batch.targets[few])[0])
-    return torch.cat(parts)
+    """(words, tags) float32, sequence by sequence."""
+    pieces = few_sequences(batch)
+    return torch.cat([with_target(logits_of(model, inputs), targets)[0] for inputs, targets in pieces])

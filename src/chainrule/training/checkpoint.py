@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from chainrule.core.artifact import EVENTS
+from chainrule.core.spans import as_arrays, from_arrays
 from chainrule.core.task import Predictions
 from chainrule.errors import ModelError, Problem, Where
 from chainrule.kernels.adamw import catch_up, checked_state
@@ -302,13 +303,14 @@ def _of_model(model: Any, trained: Iterable[str], progress: Progress) -> tuple[T
 
 
 def _of_predictions(predictions: Predictions) -> Tensors:
-    arrays = {"values": predictions.values, "scores": predictions.scores, "losses": predictions.losses}
-    return {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items() if a is not None}
+    parts = {"values": predictions.values, "scores": predictions.scores, "losses": predictions.losses}
+    known = (as_arrays(name, part) for name, part in parts.items() if part is not None)
+    return {name: torch.from_numpy(np.ascontiguousarray(array)) for found in known for name, array in found.items()}
 
 
 def _to_predictions(tensors: Tensors) -> Predictions:
     arrays = {name: value.numpy() for name, value in tensors.items()}
-    return Predictions(arrays["values"], arrays["scores"], arrays.get("losses"))
+    return Predictions(from_arrays("values", arrays), arrays["scores"], arrays.get("losses"))
 
 
 def _generators() -> dict[str, Any]:
