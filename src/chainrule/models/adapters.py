@@ -24,7 +24,6 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _POOLERS = ("pooler",)
 _OWN = (".lora_A.", ".lora_B.", ".lora_magnitude_vector.", ".ia3_l.", ".modules_to_save.", "prompt_encoder.")
 # What the strategies set; everything else in an adapter_config.json has to be as PEFT has it by default.
-_FORMS = {"ForTokenClassification": "TOKEN_CLS", "ForQuestionAnswering": "QUESTION_ANS"}
 _ALWAYS = {
     *("target_modules", "modules_to_save", "fan_in_fan_out", "task_type", "base_model_name_or_path"),
     *("inference_mode", "peft_type", "peft_version", "revision"),
@@ -66,12 +65,17 @@ def plain_model(model: Any) -> Any:
     return model.get_base_model() if has_adapters(model) else model
 
 
-def kind_of(model: Any) -> str:
-    """PEFT's name for what a model does: CAUSAL_LM where its output layer is one over the vocabulary."""
+def kind_of(model: Any) -> str | None:
+    """PEFT's name for what a model does: CAUSAL_LM where its output layer is one over the vocabulary.
+
+    None for one that finds answers: what PEFT has for it does not hand on which tokens are the question's.
+    """
     if model.get_output_embeddings() is not None:
         return "CAUSAL_LM"
     name = type(model).__name__
-    return next((kind for form, kind in _FORMS.items() if form in name), "SEQ_CLS")
+    if "ForQuestionAnswering" in name:
+        return None
+    return "TOKEN_CLS" if name.endswith("ForTokenClassification") else "SEQ_CLS"
 
 
 def linear_modules(model: Any) -> dict[str, nn.Module]:

@@ -27,6 +27,7 @@ TASK = Task(
     losses=ANSWER_LOSSES,
     objective=answer_objective,
     head="answer-finder",
+    micro_batch_tokens=4096,
     outputs=lambda labels: ("begin", "end"),
     prepare_tokenizer=prepare_tokenizer,
     options=Options,
