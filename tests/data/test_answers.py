@@ -107,7 +107,7 @@ def test_what_was_cut_out_of_a_context_is_found_there(words: list[str]) -> None:
 
 def rows(count: int = 40) -> list[dict[str, Any]]:
     """Every fourth without an answer."""
-    found = [
+    found: list[Any] = [
         {"text": ["Ann"], "answer_start": [0]} if n % 4 else {"text": [], "answer_start": []} for n in range(count)
     ]
     return [{"question": f"who {n}?", "context": f"Ann {n}", "answers": answers} for n, answers in enumerate(found)]

@@ -87,7 +87,7 @@ def test_words(text: str, words: list[str]) -> None:
     ],
 )
 def test_hand_made_cases(right: list[str], said: str, exact: float, f1: float) -> None:
-    assert row_scores(right, said) == (exact, pytest.approx(f1))
+    assert row_scores(right, said) == pytest.approx((exact, f1))
 
 
 CONTEXTS = Texts.of(["the red car", "the blue car", "no car here", "nothing"])

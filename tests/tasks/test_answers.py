@@ -211,7 +211,7 @@ def test_the_threshold_is_the_best_of_all_on_validation(seed: int) -> None:
         for move in np.arange(-6, 6.5, 0.5)
     )
     assert measure(targets, after)["f1"] == pytest.approx(best)
-    moved = model.config.null_score_diff_threshold  # type: ignore[attr-defined]
+    moved = model.config.null_score_diff_threshold
     assert np.allclose(after.values.scores, predictions.values.scores + moved)
 
 

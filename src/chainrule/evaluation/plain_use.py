@@ -37,13 +37,14 @@ inputs = tokenizer(question, context, truncation="only_second", return_tensors="
 inside = [part == 1 for part in inputs.sequence_ids(0)]
 places = inputs.pop("offset_mapping")[0].tolist()
 output = model(**inputs)
+starts, ends = output.start_logits[0].tolist(), output.end_logits[0].tolist()
 sums, longest = {}, model.config.max_answer_tokens
 for first in range(len(inside)):
     for last in range(first, min(first + longest, len(inside))):
         if inside[first] and inside[last]:
-            sums[first, last] = float(output.start_logits[0, first] + output.end_logits[0, last])
+            sums[first, last] = starts[first] + ends[last]
 first, last = max(sums, key=sums.get)
-beaten_by = float(output.start_logits[0, 0] + output.end_logits[0, 0]) - sums[first, last]
+beaten_by = starts[0] + ends[0] - sums[first, last]
 threshold = model.config.null_score_diff_threshold  # None: there always is an answer
 no_answer = threshold is not None and beaten_by >= threshold
 print("no answer" if no_answer else context[places[first][0] : places[last][1]])"""
