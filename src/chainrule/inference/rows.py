@@ -87,7 +87,7 @@ def predict_texts(
     if kind in _ONE_TEXT:
         field, written = _ONE_TEXT[kind]
         cleaned = {field: [written(text) for text in cleaned["text"]]}
-    return _answers(predictor, cleaned, writing)[0]
+    return _answers(predictor, cleaned, writing, np.arange(1, counts.pop() + 1))[0]
 
 
 def predict_file(
@@ -170,7 +170,7 @@ def predicted_chunks(
         cut: takes the numbers of the rows (1-based) that were longer than the model reads.
     """
     for table, texts in inputs:
-        predicted, longer = _answers(predictor, texts, writing)
+        predicted, longer = _answers(predictor, texts, writing, table.rows)
         if cut is not None:
             cut += table.rows[longer].tolist()
         rows = [before | after for before, after in zip(table.columns.to_pylist(), predicted, strict=True)]
@@ -178,9 +178,13 @@ def predicted_chunks(
 
 
 def _answers(
-    predictor: Predictor, inputs: Mapping[str, Sequence[str]], writing: Writing | None
+    predictor: Predictor, inputs: Mapping[str, Sequence[str]], writing: Writing | None, numbers: np.ndarray
 ) -> tuple[list[Row], np.ndarray]:
-    """What is predicted of each row, and a mask of the rows that were longer than the model reads."""
+    """What is predicted of each row, and a mask of the rows that were longer than the model reads.
+
+    Args:
+        numbers: what the rows are called in errors.
+    """
     if predictor.task.target.kind == "reply":
         replies = write_replies(predictor, inputs[MESSAGES], writing or Writing())
         pairs = zip(replies.texts, replies.finished.tolist(), strict=True)
@@ -188,7 +192,7 @@ def _answers(
     encoded = predictor.encode(inputs)
     if encoded.refused:
         expected, todo = "questions that leave half of the tokens to their contexts", "Shorten these questions."
-        found = [Problem(expected, why, todo, Where(row=row + 1)) for row, why in encoded.refused.items()]
+        found = [Problem(expected, why, todo, Where(row=int(numbers[row]))) for row, why in encoded.refused.items()]
         raise DataError("There are questions that are too long to be answered.", found[:MAX_PROBLEMS])
     predictions = predictor.predict(encoded)
     if predictor.task.target.kind == "answers":
