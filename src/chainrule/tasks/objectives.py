@@ -71,7 +71,7 @@ class AnswerObjective:
 def ends_of(model: Any, inputs: Mapping[str, torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
     """Logits (s, t, 2) of an answer's beginning and its end at each token in float32; −∞ where targets are IGNORED."""
     output = model(**inputs)
-    logits = torch.stack([output.start_logits, output.end_logits], dim=-1).float()[:, -targets.shape[1] :]
+    logits = torch.stack([output.start_logits, output.end_logits], dim=-1).float()
     return logits.masked_fill((targets == IGNORED)[..., None], -math.inf)
 
 
