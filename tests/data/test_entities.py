@@ -259,7 +259,7 @@ def test_a_broken_line_of_a_conll_file_is_named(tmp_path: Path) -> None:
 def test_cleaning_that_moves_characters_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "train.conll"
     path.write_text(CONLL * 12, encoding="utf-8")
-    with pytest.raises(DataError, match="The texts of marked entities cannot be cleaned") as caught:
+    with pytest.raises(DataError, match="Texts with marked pieces cannot be cleaned") as caught:
         loaded(path, clean=Clean(white_space=True))
     assert "data.clean.white_space" in str(caught.value)
 

@@ -67,6 +67,16 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     write_json_lines(folder / "news" / "train.jsonl", placed[::2] + placed[1::4])
     write_json_lines(folder / "news" / "validation.jsonl", placed[3::4])
+    asked = [
+        {
+            "question": f"Where was the {thing}?",
+            "context": f"The {thing} in {place} was {word}.",
+            "answers": {"text": [place], "answer_start": [len(thing) + 8]},
+        }
+        for thing, place, word in itertools.product(THINGS, PLACES, GOOD[:2])
+    ]
+    write_json_lines(folder / "questions" / "train.jsonl", asked[::2] + asked[1::4])
+    write_json_lines(folder / "questions" / "validation.jsonl", asked[3::4])
     write_csv(
         folder / "new.csv", ("id", "review"), [("a", "The soup was excellent."), ("b", "What a dreadful film, again.")]
     )

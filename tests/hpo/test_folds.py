@@ -272,7 +272,7 @@ def test_a_damaged_fold_is_named(folded: Run, tmp_path: Path) -> None:
     file = tmp_path / "predictions.safetensors"
     file.write_bytes(b"\0" * 20)
     with pytest.raises(ModelError, match="cannot be read") as caught:
-        folds._read(tmp_path)
+        folds._read(tmp_path, np.zeros(1))
     assert "this fold is trained again" in caught.value.problems[0].todo
 
 

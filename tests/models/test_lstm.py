@@ -182,7 +182,7 @@ def test_what_needs_pretrained_weights_is_refused_with_the_reason() -> None:
         "The model 'lstm' is trained from scratch.\n"
         "  - field 'strategy.name': expected full, as nothing of this model is pretrained, got 'lora'. "
         "Leave --strategy out.\n"
-        "  - field 'task.name': expected a task that writes no text, got text-generation. "
+        "  - field 'task.name': expected a task with a few numbers a row or a word, got text-generation. "
         "Choose another model.\n"
         "  - field 'structure.keep_layers': expected dropout, pooling, head alone: the others change what is "
         "pretrained, got [0]. Leave it out; model.options say how this model is made."

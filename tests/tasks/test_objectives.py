@@ -12,7 +12,7 @@ from torch.distributions import Bernoulli, Categorical, Normal, kl_divergence
 from torch.nn import functional
 
 from chainrule.core.recipe import Spec, parse_recipe
-from chainrule.core.spans import Spans
+from chainrule.core.spans import Answers, Spans
 from chainrule.core.task import Predictions
 from chainrule.errors import RecipeError
 from chainrule.tasks import TASKS, find_task
@@ -175,6 +175,7 @@ PREDICTED: dict[str, tuple[Any, Any]] = {
     "classes": (np.array([[0, 1]]), np.array([[0, 1]])),
     "number": (np.array([0.5, 1.0]), np.array([0.5, 2.0])),
     "spans": (Spans.of([[(0, 3, 0)], []]), Spans.of([[(0, 3, 0)], [(1, 2, 1)]])),
+    "answers": (Answers(["yes no", "no"], Spans.of([[(0, 3, 0)], [(0, 2, 0)]])), Spans.of([[(0, 3, 0)], [(0, 1, 0)]])),
     "reply": (np.array([3, 4]), np.array([3, 2])),
     "preference": (np.array([[3, 4], [2, 2]]), np.array([1.5, -1.0])),
 }

@@ -20,6 +20,8 @@ def predict(
     text: Annotated[list[str] | None, typer.Option(help="A text to label instead of a file; repeatable.")] = None,
     text_a: Annotated[str | None, typer.Option(help="The first text of a pair, instead of a file.")] = None,
     text_b: Annotated[str | None, typer.Option(help="The second text of a pair, instead of a file.")] = None,
+    question: Annotated[str | None, typer.Option(help="A question about --context, instead of a file.")] = None,
+    context: Annotated[str | None, typer.Option(help="The text that has the answer to --question.")] = None,
     column: Annotated[
         list[str] | None, typer.Option(metavar="FIELD=COLUMN", help="The column that holds a field, e.g. text=review.")
     ] = None,
@@ -32,13 +34,8 @@ def predict(
 ) -> None:
     """Label new rows, or write replies to them: the file's columns with the predictions beside them."""
     texts: Any = text or None
-    if (text_a is None) != (text_b is None) or (text_a is not None and text):
-        raise typer.BadParameter(
-            "--text-a and --text-b go together, without --text. To name a column of the file: --column text_a=COLUMN",
-            param_hint="--text-a",
-        )
-    if text_a is not None and text_b is not None:
-        texts = {"text_a": [text_a], "text_b": [text_b]}
+    for pair in ({"text_a": text_a, "text_b": text_b}, {"question": question, "context": context}):
+        texts = _paired(pair, texts)
     fields = dict(_field(pair) for pair in column or [])
     flags = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
     writing: Any = {name: value for name, value in flags.items() if value is not None}
@@ -59,6 +56,18 @@ def predict(
         writer.writerows(result)
 
 
+def _paired(pair: dict[str, str | None], texts: Any) -> Any:
+    """What is given so far, or the texts of a pair of flags."""
+    names = list(pair)
+    if all(text is None for text in pair.values()):
+        return texts
+    if None in pair.values() or texts is not None:
+        first, second = (f"--{name.replace('_', '-')}" for name in names)
+        told = f"{first} and {second} go together, without --text."
+        raise typer.BadParameter(f"{told} To name a column of the file: --column {names[0]}=COLUMN", param_hint=first)
+    return {name: [text] for name, text in pair.items()}
+
+
 def _print_answer(row: dict[str, Any]) -> None:
     if "predicted_entities" in row:
         for entity in row["predicted_entities"]:
@@ -66,6 +75,10 @@ def _print_answer(row: dict[str, Any]) -> None:
             print_line("\t".join(str(entity[key]) for key in keys))
         if not row["predicted_entities"]:
             display().say("no entities")
+        return
+    if "predicted_answer" in row:
+        told = [row["predicted_answer"], str(row["predicted_start"]), str(row["predicted_score"])]
+        print_line("\t".join(told)) if row["predicted_answer"] else display().say("no answer")
         return
     if "predicted_text" not in row:
         print_line("\t".join(str(value) for value in row.values()))

@@ -1,15 +1,17 @@
-"""Marked pieces of rows, such as the entities of sentences: any number a row, kept flat."""
+"""Marked pieces of rows, such as the entities of sentences or the answers in contexts: any number a row, kept flat."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
 
 Span = tuple[int, int, int]  # start, end (exclusive), kind
+# Chinese and Japanese characters, each a word by itself, as the inside of a regular expression's brackets
+ALONE = "\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"
 _PARTS = ("offsets", "bounds", "scores")
 
 
@@ -20,7 +22,8 @@ class Spans:
     Attributes:
         offsets: (n + 1,) int64.
         bounds: (k, 3) int32: the first character, the one after the last, and the kind's index.
-        scores: (k,) float32, how sure each is; 1 where it is given and not predicted.
+        scores: (k,) float32, how sure each is; 1 where it is given and not predicted. Of an answer, by how much it
+            beats "no answer": what is not above 0 is none.
     """
 
     offsets: np.ndarray
@@ -71,14 +74,58 @@ class Spans:
             yield [(first, last, kind) for first, last, kind in self.bounds[start:end].tolist()]
 
 
-def together(parts: Sequence[np.ndarray | Spans]) -> np.ndarray | Spans:
-    """The rows of all parts of the same kind, one after the other."""
-    spans = [part for part in parts if isinstance(part, Spans)]
-    return Spans.joined(spans) if spans else np.concatenate([part for part in parts if not isinstance(part, Spans)])
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """The right answers of n rows, as pieces of the rows' contexts.
+
+    Attributes:
+        contexts: (n,) texts, chosen from by an array of positions.
+        spans: any number a row, all of kind 0 and each as good as the first; none where there is no answer.
+    """
+
+    contexts: Any
+    spans: Spans
+
+    @classmethod
+    def joined(cls, parts: Sequence[Answers]) -> Answers:
+        """The rows of all parts, one after the other."""
+        contexts = type(parts[0].contexts).of(chain.from_iterable(part.contexts for part in parts))
+        return cls(contexts, Spans.joined([part.spans for part in parts]))
+
+    def __len__(self) -> int:
+        return len(self.spans)
+
+    def __getitem__(self, rows: np.ndarray) -> Answers:
+        """The rows at these positions, in that order."""
+        return Answers(self.contexts[rows], self.spans[rows])
+
+    @property
+    def answered(self) -> np.ndarray:
+        """(n,) bool: whether there is an answer."""
+        found: np.ndarray = np.diff(self.spans.offsets) > 0
+        return found
+
+    def texts(self, spans: Spans) -> Iterator[list[str]]:
+        """What the contexts have at the spans of each row, be they these or others; not at those that are no answer."""
+        scores = spans.scores.tolist()
+        bounds = zip(self.contexts, spans.each(), pairwise(spans.offsets.tolist()), strict=True)
+        for context, row, (first, end) in bounds:
+            given = zip(row, scores[first:end], strict=True)
+            yield [context[start:stop] for (start, stop, _), score in given if score > 0]
 
 
-def as_arrays(name: str, rows: np.ndarray | Spans) -> dict[str, np.ndarray]:
-    """Rows as named arrays, to be stored; `from_arrays` reads them."""
+def together(parts: Sequence[Any]) -> Any:
+    """The rows of all parts of the same kind (arrays, `Spans` or `Answers`), one after the other."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    return first.joined(parts) if isinstance(first, Spans | Answers) else np.concatenate(parts)
+
+
+def as_arrays(name: str, rows: np.ndarray | Spans | Answers) -> dict[str, np.ndarray]:
+    """Rows as named arrays, to be stored; `from_arrays` reads them. Contexts are left out."""
+    if isinstance(rows, Answers):
+        return as_arrays(name, rows.spans)
     if not isinstance(rows, Spans):
         return {name: np.ascontiguousarray(rows)}
     return {f"{name}.{part}": getattr(rows, part) for part in _PARTS}

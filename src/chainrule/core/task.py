@@ -8,13 +8,15 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from chainrule.core.recipe import Spec
-from chainrule.core.shelf import Entry
+from chainrule.core.recipe import Section, Spec
+from chainrule.core.shelf import Entry, NoOptions
 from chainrule.core.spans import as_arrays, from_arrays, together
 from chainrule.errors import Problem, RecipeError, Where
 
-FieldKind = Literal["text", "words", "messages", "class", "classes", "number", "spans", "reply", "preference"]
-Head = Literal["classifier", "token-classifier", "language-model"]
+FieldKind = Literal[
+    "text", "words", "messages", "class", "classes", "number", "spans", "answers", "reply", "preference"
+]
+Head = Literal["classifier", "token-classifier", "answer-finder", "language-model"]
 
 LOWER_IS_BETTER = frozenset({"loss", "perplexity", "rmse"})  # of all metrics there are
 
@@ -27,7 +29,8 @@ class FieldSpec:
         name: the field's name in recipes and flags ("text", "label", …).
         kind: "text"; "words" (a text as a list of words); "messages" (a conversation); "class" (one label); "classes"
             (several labels, joined by "|" or a JSON list); "number"; "spans" (pieces of the text, each with a label);
-            "reply" (a text that is to be written); "preference" (one of two such texts).
+            "answers" (pieces of the context, each as right as the others, or none); "reply" (a text that is to be
+            written); "preference" (one of two such texts).
         aliases: column names that are taken for this field when none is named, best first.
         required: whether every row must have it.
     """
@@ -47,10 +50,11 @@ class Predictions:
     """What a model says of some rows, without logits.
 
     Attributes:
-        values: what is scored: class indexes (n,), a 0/1 matrix (n, labels), numbers (n,), `Spans` of n rows, or of
-            each reply the number of tokens that were the model's first choice (n,).
+        values: what is scored: class indexes (n,), a 0/1 matrix (n, labels), numbers (n,), `Spans` of n rows (of
+            answers, the best of each row), or of each reply the number of tokens that were the model's first choice
+            (n,).
         scores: the model's confidence in each value: (n,), or (n, labels) for several labels.
-        losses: the loss of each row (of a reply or of words: their mean), or None where the targets are unknown.
+        losses: the loss of each row (of a reply, words or windows: their mean), or None where the targets are unknown.
     """
 
     values: Any
@@ -110,7 +114,7 @@ class Read(Protocol):
 
 
 class MakeObjective(Protocol):
-    """The base objective from the recipe's loss Spec and the training targets (arrays, or `Spans`)."""
+    """The base objective from the recipe's loss Spec and the training targets (arrays, `Spans` or `Answers`)."""
 
     def __call__(self, loss: Spec, targets: Any) -> Objective: ...
 
@@ -140,9 +144,15 @@ class Marked(Protocol):
 
 
 class PrepareHead(Protocol):
-    """Fit the fresh head of a model to the training targets before step one."""
+    """Fit the fresh head of a model to the training targets and the task's options before step one."""
 
-    def __call__(self, model: Any, targets: np.ndarray) -> None: ...
+    def __call__(self, model: Any, targets: Any, options: Any) -> None: ...
+
+
+class Calibrate(Protocol):
+    """Set what a trained model decides by a threshold, from its predictions of validation; those after it."""
+
+    def __call__(self, model: Any, targets: Any, predictions: Predictions) -> Predictions: ...
 
 
 @dataclass(frozen=True)
@@ -156,6 +166,8 @@ class Task:
         measure: every metric at once, used for validation and for the point estimates of `evaluate`.
         metrics: the names of what `measure` gives where row losses are known.
         losses: what may be trained with; the first is the default.
+        options: what a recipe may set at `task.options`.
+        calibrate: what is left to be decided after the last step.
         marked: shows what is learned of a row; None where the row has one target as a whole.
         best_by_loss: keep the weights with the lowest validation loss instead of the best primary metric. A
             correlation does not see a wrong level or scale, so it cannot choose the weights of a regression.
@@ -182,7 +194,9 @@ class Task:
     head: Head = "classifier"
     outputs: Callable[[Sequence[str]], tuple[str, ...]] = tuple
     prepare_tokenizer: PrepareTokenizer | None = None
+    options: type[Section] = NoOptions
     prepare_head: PrepareHead | None = None
+    calibrate: Calibrate | None = None
     marked: Marked | None = None
     best_by_loss: bool = False
     baseline: Literal["fitted", "untuned", "free"] = "fitted"

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from chainrule.core.report import Finding, SplitSummary
+from chainrule.core.spans import Answers
 from chainrule.core.task import Task
 from chainrule.data.chat import MESSAGES, turns_of
 from chainrule.data.entities import TOKENS, units_of
@@ -18,7 +19,7 @@ from chainrule.data.texts import Texts
 from chainrule.errors import Problem, Where
 
 IMBALANCE = 10
-_ONE = {"entities": "way to mark them"}
+_ONE = {"entities": "way to mark them", "answers": "list of answers"}
 
 
 def check_splits(splits: Mapping[str, Rows], labels: Sequence[str], task: Task) -> tuple[list[Finding], list[Problem]]:
@@ -30,6 +31,7 @@ def check_splits(splits: Mapping[str, Rows], labels: Sequence[str], task: Task) 
         findings += _duplicates(rows, name, noun)
         if not task.writes:  # a prompt may well have several good replies
             findings += _conflicts(rows, name, noun, task)
+        findings += _answers(rows, name)
         if not len(rows) and name != "train":
             found, problem = _no_rows(rows, name)
             findings.append(found)
@@ -173,7 +175,7 @@ def _conflicts(rows: Rows, name: str, noun: str, task: Task) -> list[Finding]:
     if not count:
         return []
     groups = int((variants > 1).sum())
-    what = {"number": "numbers", "spans": "entities"}.get(task.target.kind, "labels")
+    what = {"number": "numbers", "spans": "entities", "answers": "answers"}.get(task.target.kind, "labels")
     shared = f"{groups:,} {noun if groups == 1 else 'pairs of texts' if noun != 'text' else 'texts'}"
     message = f"{count_rows(count, name)} share {shared} with different {what}."
     todo = f"Decide for one {_ONE.get(what, what[:-1])}, or remove these rows."
@@ -199,6 +201,9 @@ def _one_class(train: Rows, labels: Sequence[str], task: Task) -> tuple[list[Fin
         only = str(float(train.values[0]))
         message = f"All {len(train):,} rows of train have the same target, {only}."
         kind, expected, got, todo = "one-class", "different targets", f"only {only}", "Check the column."
+    elif isinstance(train.values, Answers) and not train.values.answered.any():
+        message = f"None of the {len(train):,} rows of train has an answer."
+        kind, expected, got, todo = "one-class", "rows with an answer", "none", "Check the column of the answers."
     elif task.has_labels and len(labels) < (2 if task.target.kind == "class" else 1):
         only = f"the one label {shorten(labels[0])}" if labels else "no label"
         message = f"All {len(train):,} rows of train have {only}."
@@ -208,6 +213,23 @@ def _one_class(train: Rows, labels: Sequence[str], task: Task) -> tuple[list[Fin
         return [], []
     found = finding(kind, "error", message, todo=todo, split="train", file=train.places.file)
     return [found], [Problem(expected, got, todo, where)]
+
+
+def _answers(rows: Rows, name: str) -> list[Finding]:
+    """How many rows have no answer, and how many several; nothing where targets are no answers."""
+    if not isinstance(rows.values, Answers):
+        return []
+    counts, told = np.diff(rows.values.spans.offsets), []
+    none, several = int((counts == 0).sum()), int((counts > 1).sum())
+    if none:
+        message = f"{count_rows(none, name)} ({share(none, len(rows))}) {agree(none, 'have')} no answer in the context."
+        told.append(("no-answer", message, counts == 0))
+    if several:
+        use = "the first of them is learned" if name == "train" else "the most similar one counts"
+        message = f"{count_rows(several, name)} {agree(several, 'have')} several right answers: {use}."
+        told.append(("several-answers", message, counts > 1))
+    file, numbers = rows.places.file, rows.places.rows
+    return [finding(kind, "info", text, split=name, file=file, rows=numbers[which]) for kind, text, which in told]
 
 
 def _no_rows(rows: Rows, name: str) -> tuple[Finding, Problem]:

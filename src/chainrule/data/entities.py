@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from chainrule.core.spans import Span, Spans
+from chainrule.core.spans import ALONE, Span, Spans
 from chainrule.data.flaws import Flaw, shorten
 from chainrule.data.jsontext import surrogate_problem, unfit
 from chainrule.data.table import Table, text_of
@@ -25,9 +25,8 @@ from chainrule.errors import Problem, Where
 
 TOKENS = "tokens"
 OUTSIDE = "O"
-_ALONE = "\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"  # one word each
-_WORD = re.compile(rf"[{_ALONE}]|(?:(?![{_ALONE}])\w)+|[^\w\s]")
-_TOUCHING = re.compile(rf"[{_ALONE}]")
+_WORD = re.compile(rf"[{ALONE}]|(?:(?![{ALONE}])\w)+|[^\w\s]")
+_TOUCHING = re.compile(rf"[{ALONE}]")
 _TAG = re.compile(r"([BIESLUM])-(.+)", re.DOTALL)  # BIO, BIOES and BILOU; M is another I
 _BEGINS, _ENDS = frozenset("BSU"), frozenset("ESLU")
 _LABEL_KEYS = ("label", "type", "entity", "entity_group", "labels")
@@ -64,15 +63,16 @@ def text_of_words(words: Sequence[str]) -> tuple[str, list[int]]:
     return "".join(parts), starts
 
 
-def units_of(cell: str) -> tuple[str, list[tuple[int, int]]]:
-    """The text of an input, and where each of its words begins and ends.
+def words_of(text: str) -> list[tuple[int, int]]:
+    """Where the words of a text are: runs of letters and digits; any other mark, Chinese or Japanese one is a word."""
+    return [match.span() for match in _WORD.finditer(text)]
 
-    The words of a text are runs of letters and digits, and every other mark and every Chinese or Japanese character
-    alone.
-    """
+
+def units_of(cell: str) -> tuple[str, list[tuple[int, int]]]:
+    """The text of an input, and where each of its words begins and ends."""
     value = json.loads(cell)
     if isinstance(value, str):
-        return value, [match.span() for match in _WORD.finditer(value)]
+        return value, words_of(value)
     text, starts = text_of_words(value)
     return text, [(start, start + len(word)) for start, word in zip(starts, value, strict=True)]
 
@@ -252,7 +252,7 @@ def _from_tags(words: Sequence[str], tags: Sequence[Any], target: str) -> tuple[
 def _from_spans(text: str, items: Sequence[Any], target: str) -> tuple[list[tuple[int, int, str]], list[str]]:
     found: list[tuple[int, int, str]] = []
     notes: set[str] = set()
-    units = [match.span() for match in _WORD.finditer(text)]
+    units = words_of(text)
     borders = {start for start, _ in units}, {end for _, end in units}
     for place, item in enumerate(items, start=1):
         start, end, name = _span(item, place, text, target)

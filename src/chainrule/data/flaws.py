@@ -58,11 +58,21 @@ KINDS: dict[str, tuple[str, str, str]] = {
         "have no token to learn from",
         "Raise --max-length, or shorten or remove these rows.",
     ),
+    "long-question": (
+        "error",
+        "have a question that leaves too little room to its context",
+        "Shorten these questions, or raise --max-length.",
+    ),
     "bad-tokens": ("error", "have a list of words with an empty or damaged one", "Correct or remove these rows."),
     "bad-entities": (
         "error",
         "have tags or spans that do not fit their text",
         "Write one tag a word, or spans that count characters from 0.",
+    ),
+    "bad-answers": (
+        "error",
+        "have answers that do not fit their context",
+        "Give each answer's text and where it begins, in characters from 0, or [] for no answer.",
     ),
     "inside-without-begin": (
         "warning",

@@ -32,8 +32,8 @@ class Split:
     Attributes:
         places: where they stand in the file.
         inputs: field -> (n,) texts.
-        targets: int64 (n,) of label indexes, float32 (n, labels) of 0 and 1, float64 (n,), `Spans` of n rows, or
-            `Texts` (n,) of replies.
+        targets: int64 (n,) of label indexes, float32 (n, labels) of 0 and 1, float64 (n,), `Spans` or
+            `Answers` of n rows, or `Texts` (n,) of replies.
         hashes: (n,) uint64 of the inputs.
     """
 

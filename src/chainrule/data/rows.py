@@ -10,6 +10,7 @@ import numpy as np
 from chainrule.core.recipe import Clean
 from chainrule.core.report import Finding
 from chainrule.core.task import Task
+from chainrule.data.answers import read_answers
 from chainrule.data.chat import MESSAGES, Conversations, read_conversations
 from chainrule.data.clean import clean_texts, exact_duplicates
 from chainrule.data.entities import TOKENS, read_marked
@@ -81,8 +82,9 @@ def prepare(
         else:
             found = read_conversations(table, fields, clean, with_reply=True)
         return _prepare_conversations(table, found, split=split, clean=clean, on_bad_row=on_bad_row)
-    if task.target.kind == "spans":
+    if task.target.kind in ("spans", "answers"):
         _refuse_cleaning(clean)
+    if task.target.kind == "spans":
         marked = read_marked(table, fields, task.target.name)
         findings, problems = summarise(marked.flaws, split=split, file=table.file, on_bad_row=on_bad_row)
         rows = _usable(table.places, {TOKENS: marked.inputs}, marked.values, marked.flaws)
@@ -90,7 +92,11 @@ def prepare(
     raw = {spec.name: table.texts(fields[spec.name]) for spec in task.inputs if spec.name in fields}
     cleaned = clean_texts(raw, clean, table.places, split)
     target = task.target
-    values, wrong = read_targets(table, target.name, fields[target.name], target.kind)
+    values: Values
+    if target.kind == "answers":
+        values, wrong = read_answers(table, target.name, fields[target.name], raw["context"])
+    else:
+        values, wrong = read_targets(table, target.name, fields[target.name], target.kind)
     flaws = [*text_flaws(table.places, raw, cleaned.inputs), *wrong]
     findings, problems = summarise(flaws, split=split, file=table.file, on_bad_row=on_bad_row)
     rows = _usable(table.places, cleaned.inputs, values, flaws)
@@ -124,7 +130,7 @@ def _refuse_cleaning(clean: Clean) -> None:
     if asked:
         where, todo = Where(field=f"data.clean.{asked[0]}"), "Leave it out, or clean the texts before they are marked."
         problem = Problem("texts as they were marked", "a cleaning that moves characters", todo, where)
-        raise DataError("The texts of marked entities cannot be cleaned.", [problem])
+        raise DataError("Texts with marked pieces cannot be cleaned.", [problem])
 
 
 def _without_duplicates(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from chainrule.core.spans import Answers
 from chainrule.data.targets import Labels, Values, labels_of
 
 TRAIN = "train"
@@ -55,9 +56,11 @@ def hash_texts(columns: Sequence[Iterable[str]]) -> np.ndarray:
 
 
 def strata_of(values: Values) -> np.ndarray:
-    """(n,) int64: what a cut keeps in the same proportions: labels, or quantile bins of numbers; replies are alike."""
+    """(n,) int64: what a cut keeps in the same proportions: labels, bins of numbers, whether there is an answer."""
     if isinstance(values, np.ndarray):
         return strata_of_numbers(values)
+    if isinstance(values, Answers):
+        return values.answered.astype(np.int64)
     labels = labels_of(values)
     if labels is None:
         return np.zeros(len(values), np.int64)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from chainrule.core.spans import Spans
+from chainrule.core.spans import Answers, Spans
 from chainrule.core.task import FieldKind
 from chainrule.data.flaws import Flaw, shorten
 from chainrule.data.jsontext import unfit
@@ -95,7 +95,8 @@ class Entities:
         return Counter({name: count for name, count in zip(self.names, counts, strict=True) if count})
 
 
-Values = Labels | Entities | np.ndarray | Texts  # labels, entities, numbers (n,) float64, or replies
+# labels, entities, answers, numbers (n,) float64, or replies
+Values = Labels | Entities | Answers | np.ndarray | Texts
 
 
 def labels_of(values: Values) -> Labels | None:
@@ -138,12 +139,12 @@ def label_names(labels: Labels) -> tuple[str, ...]:
     return tuple(sorted({name for names in labels.sets for name in names}, key=_order))
 
 
-def encode_targets(values: Values, kind: FieldKind, labels: Sequence[str]) -> np.ndarray | Texts | Spans:
+def encode_targets(values: Values, kind: FieldKind, labels: Sequence[str]) -> np.ndarray | Texts | Spans | Answers:
     """Values as what the task works with.
 
     Returns:
         class: int64 (n,) of indexes into `labels`; classes: float32 (n, labels) of 0 and 1; number: float64 (n,);
-        spans: `Spans` of n rows whose kinds are indexes into `labels`; reply: (n,) of texts.
+        spans: `Spans` of n rows whose kinds are indexes into `labels`; answers: as they are; reply: (n,) of texts.
     """
     index = {name: position for position, name in enumerate(labels)}
     if isinstance(values, Entities):
@@ -159,10 +160,12 @@ def encode_targets(values: Values, kind: FieldKind, labels: Sequence[str]) -> np
     return np.take(matrix, values.codes, axis=0)
 
 
-def decode_targets(targets: Any, kind: FieldKind, labels: Sequence[str]) -> Labels | Entities | np.ndarray:
+def decode_targets(targets: Any, kind: FieldKind, labels: Sequence[str]) -> Labels | Entities | Answers | np.ndarray:
     """The opposite of `encode_targets`, but for replies."""
     if isinstance(targets, Spans):
         return Entities(tuple(labels), targets)
+    if isinstance(targets, Answers):
+        return targets
     if kind == "number":
         return np.asarray(targets)
     chosen = targets[:, None].tolist() if kind == "class" else [np.flatnonzero(row).tolist() for row in targets]
@@ -198,6 +201,8 @@ def target_texts(values: Values) -> Iterator[str]:
     if isinstance(values, Entities):
         named = ([(start, end, values.names[kind]) for start, end, kind in row] for row in values.spans.each())
         return (json.dumps(sorted(row), ensure_ascii=False) for row in named)
+    if isinstance(values, Answers):
+        return (json.dumps(sorted(row)) for row in values.spans.each())
     return (repr(float(value)) for value in values) if isinstance(values, np.ndarray) else iter(values)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from chainrule.core.spans import Spans
+from chainrule.core.spans import Answers, Spans
 from chainrule.core.task import Encode
 from chainrule.data.encode import OF_TOKENS, Encoded
 from chainrule.data.texts import CHUNK_ROWS, Texts
@@ -95,6 +95,7 @@ def _key(encode: Encode, tokenizer: Any, inputs: Mapping[str, Texts], targets: A
             for start in range(0, len(texts), CHUNK_ROWS):
                 few = texts[start : start + CHUNK_ROWS].to_list()
                 key.update(np.array([len(text) for text in few]).tobytes() + "".join(few).encode())
+    targets = targets.spans if isinstance(targets, Answers) else targets
     if isinstance(targets, Spans):
         key.update(targets.offsets.tobytes() + targets.bounds.tobytes())
     return key.hexdigest()[:32]

@@ -21,7 +21,7 @@ from chainrule.core.artifact import FOLDS, Manifest
 from chainrule.core.recipe import Structure
 from chainrule.core.report import EvaluationReport
 from chainrule.evaluation.languages import named
-from chainrule.evaluation.plain_use import ENTITIES, GENERATION, plain_use
+from chainrule.evaluation.plain_use import ANSWERS, ENTITIES, GENERATION, plain_use
 from chainrule.evaluation.quantities import SHARES, count_text, metric_text
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
@@ -55,6 +55,7 @@ def model_card(manifest: Manifest, evaluation: EvaluationReport | None) -> str:
         made=_made(manifest),
         generates=manifest.task == GENERATION,
         entities=manifest.task == ENTITIES,
+        answers=manifest.task == ANSWERS,
         plain=Markup(_code(manifest)),
     )
     return card
@@ -93,7 +94,7 @@ def _front_matter(manifest: Manifest, evaluation: EvaluationReport | None) -> di
 
 
 def _pipeline(manifest: Manifest) -> str:
-    return manifest.task if manifest.task in (GENERATION, ENTITIES) else "text-classification"
+    return manifest.task if manifest.task in (GENERATION, ENTITIES, ANSWERS) else "text-classification"
 
 
 def _code(manifest: Manifest) -> str:

@@ -15,11 +15,10 @@ import numpy as np
 from scipy import stats
 
 from chainrule.core.report import Estimate, Verdict
-from chainrule.core.spans import Spans
 from chainrule.core.task import LOWER_IS_BETTER, Predictions, Task
 from chainrule.evaluation import significance
 from chainrule.evaluation.verdicts import verdict_text
-from chainrule.metrics import classification, entities, preferences, regression, tokens
+from chainrule.metrics import answers, classification, entities, preferences, regression, tokens
 
 Scores = dict[str, np.ndarray]
 MIN_ROWS = 30  # fewer rows than this get no verdict
@@ -34,9 +33,11 @@ _WEIGHTED: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], Scores]] = {
     "classes": classification.multilabel_weighted,
     "number": regression.weighted,
     "spans": entities.weighted,
+    "answers": answers.weighted,
     "reply": tokens.weighted,
     "preference": preferences.weighted,
 }
+_TALLIES: dict[str, Callable[[Any, Any, int], np.ndarray]] = {"spans": entities.tally, "answers": answers.tally}
 
 
 def judge(
@@ -53,7 +54,8 @@ def judge(
 
     Args:
         task: names the kind of target, the primary metric, and `measure` and `detail`.
-        targets: what is true of each row: class indexes (n,), a 0/1 matrix (n, labels), numbers (n,) or `Spans`; n ≥ 1.
+        targets: what is true of each row: class indexes (n,), a 0/1 matrix (n, labels), numbers (n,), `Spans` or
+            `Answers`; n ≥ 1.
         model: the model's predictions of the same rows.
         baselines: name -> predictions of the same rows.
         chosen: the baseline that was better on validation, which the verdict compares with; None for none.
@@ -72,8 +74,8 @@ def judge(
     predictors = {_MODEL: model, **baselines}
     points = {name: task.measure(targets, predictions) for name, predictions in predictors.items()}
     rows, truth = len(targets), targets
-    if isinstance(targets, Spans):  # from here on a row is what it adds to the sums that scores are ratios of
-        truth, predictors = np.zeros(rows), _tallied(targets, predictors, len(labels))
+    if task.target.kind in _TALLIES:  # from here on a row is what it adds to the sums that scores are ratios of
+        truth, predictors = np.zeros(rows), _tallied(task.target.kind, targets, predictors, len(labels))
     drawn, accelerations = _replicates(task.target.kind, truth, predictors, replicates)
     estimates = {
         name: {
@@ -89,10 +91,9 @@ def judge(
     return estimates.pop(_MODEL), estimates, verdict, detail
 
 
-def _tallied(targets: Spans, predictors: Mapping[str, Predictions], kinds: int) -> dict[str, Predictions]:
-    return {
-        name: replace(item, values=entities.tally(targets, item.values, kinds)) for name, item in predictors.items()
-    }
+def _tallied(kind: str, targets: Any, predictors: Mapping[str, Predictions], labels: int) -> dict[str, Predictions]:
+    tally = _TALLIES[kind]
+    return {name: replace(item, values=tally(targets, item.values, labels)) for name, item in predictors.items()}
 
 
 def _replicates(
@@ -151,7 +152,7 @@ def _loss_replicates(
 
 def _cells(kind: str, targets: np.ndarray, values: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """One row index for each distinct row of (targets, values …), and how many rows are like it."""
-    if kind in ("number", "spans", "reply", "preference"):
+    if kind in ("number", "spans", "answers", "reply", "preference"):
         return np.arange(len(targets)), np.ones(len(targets), dtype=np.int64)
     columns = [np.asarray(column).reshape(len(targets), -1) for column in (targets, *values)]
     if kind == "classes":

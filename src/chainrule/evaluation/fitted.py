@@ -12,7 +12,8 @@ from chainrule.core.report import Finding
 from chainrule.core.task import Predictions, Task
 from chainrule.errors import ModelError, Problem, Where
 from chainrule.evaluation.baselines import Baselines, fit_baselines, outputs_of
-from chainrule.evaluation.word_tags import NAME, WordTags
+from chainrule.evaluation.sentence_overlap import SentenceOverlap
+from chainrule.evaluation.word_tags import WordTags
 from chainrule.tasks import find_task
 
 Inputs = Mapping[str, Sequence[str]]
@@ -52,13 +53,14 @@ def fit(
     Args:
         train, validation: texts by input field, and targets.
     """
-    if task.target.kind != "spans":
+    if task.target.kind not in ("spans", "answers"):
         return fit_baselines(task, labels, train, validation, seed=seed)
-    found = WordTags.fit(labels, *train)
+    found = WordTags.fit(labels, *train) if task.target.kind == "spans" else SentenceOverlap.fit(*train)
     if not len(validation[1]):
         return found
-    score = task.measure(validation[1], found.predict(validation[0])[NAME])[task.primary_metric]
-    return replace(found, scores={NAME: score})
+    said = found.predict(validation[0])
+    scores = {name: task.measure(validation[1], each)[task.primary_metric] for name, each in said.items()}
+    return replace(found, scores=scores)
 
 
 def read_fitted(folder: Path, manifest: Manifest) -> Fitted:
@@ -73,6 +75,8 @@ def read_fitted(folder: Path, manifest: Manifest) -> Fitted:
         if tags.labels != manifest.labels:
             raise _foreign(folder, f"entities of {', '.join(manifest.labels)}", ", ".join(tags.labels) or "no labels")
         return tags
+    if kind == "answers":
+        return SentenceOverlap.load(folder)
     baselines = Baselines.load(folder)
     outputs = outputs_of(kind, len(manifest.labels))
     found = baselines.kind, baselines.fields, len(baselines.linear.intercepts)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-GENERATION, ENTITIES = "text-generation", "token-classification"
-_AUTO = {GENERATION: "AutoModelForCausalLM", ENTITIES: "AutoModelForTokenClassification"}
+GENERATION, ENTITIES, ANSWERS = "text-generation", "token-classification", "question-answering"
+_AUTO = {
+    GENERATION: "AutoModelForCausalLM",
+    ENTITIES: "AutoModelForTokenClassification",
+    ANSWERS: "AutoModelForQuestionAnswering",
+}
 
 _WHOLE = """from transformers import {auto}, AutoTokenizer
 
@@ -26,6 +30,25 @@ inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, ret
 output = model.generate(**inputs, max_new_tokens=256)
 print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))"""
 
+_ANSWER = """
+
+question, context = "…", "…"
+inputs = tokenizer(question, context, truncation="only_second", return_tensors="pt", return_offsets_mapping=True)
+inside = [part == 1 for part in inputs.sequence_ids(0)]
+places = inputs.pop("offset_mapping")[0].tolist()
+output = model(**inputs)
+starts, ends = output.start_logits[0].tolist(), output.end_logits[0].tolist()
+sums, longest = {}, model.config.max_answer_tokens
+for first in range(len(inside)):
+    for last in range(first, min(first + longest, len(inside))):
+        if inside[first] and inside[last]:
+            sums[first, last] = starts[first] + ends[last]
+first, last = max(sums, key=sums.get)
+beaten_by = starts[0] + ends[0] - sums[first, last]
+threshold = model.config.null_score_diff_threshold  # None: there always is an answer
+no_answer = threshold is not None and beaten_by >= threshold
+print("no answer" if no_answer else context[places[first][0] : places[last][1]])"""
+
 
 def plain_use(task: str, loads_in: Sequence[str], folder: str, base: str) -> str:
     """Python that loads the artifact with plain libraries; empty where none does.
@@ -35,9 +58,9 @@ def plain_use(task: str, loads_in: Sequence[str], folder: str, base: str) -> str
         base: the model under adapters.
     """
     auto = _AUTO.get(task, "AutoModelForSequenceClassification")
-    reply = _REPLY if task == GENERATION else ""
+    use = {GENERATION: _REPLY, ANSWERS: _ANSWER}.get(task, "")
     if "transformers" in loads_in:
-        return _WHOLE.format(auto=auto, folder=folder) + reply
+        return _WHOLE.format(auto=auto, folder=folder) + use
     if "peft" in loads_in:
-        return _ADAPTERS.format(auto=auto, folder=folder, base=base) + reply
+        return _ADAPTERS.format(auto=auto, folder=folder, base=base) + use
     return ""

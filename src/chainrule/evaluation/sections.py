@@ -8,7 +8,7 @@ from typing import Any
 from chainrule.evaluation.charts import bar, heat_map, scatter
 from chainrule.evaluation.judgement import quote, short_path
 from chainrule.evaluation.languages import Words, both, named, say
-from chainrule.evaluation.plain_use import GENERATION, plain_use
+from chainrule.evaluation.plain_use import ANSWERS, GENERATION, plain_use
 from chainrule.evaluation.quantities import count_text, finite, listed, mapping, metric_text
 from chainrule.evaluation.record import Record
 
@@ -45,6 +45,9 @@ def errors(record: Record) -> dict[str, Any]:
             found["confusions"]["about"] = say(
                 "confusions.about", classes=len(labels), shown=min(len(confusions), TABLE_ROWS)
             )
+    if detail.get("kind") == "answers":
+        kinds = {key: count_text(value) for key, value in mapping(detail.get("errors")).items()}
+        found["several"] = say("errors.answers", **kinds)
     found |= _regression(detail)
     per_row = mapping(detail.get("labels_per_row"))
     if per_row:
@@ -158,7 +161,9 @@ def usage(record: Record) -> list[tuple[Words, str]]:
     generates = record.task == GENERATION
     first = "new.csv --out replies.csv" if generates else "new.csv --out labelled.csv"
     found = [(say("use.replies" if generates else "use.predict"), f"chainrule predict {name} {first}")]
-    if "text_b" not in mapping(record.check.get("fields")):
+    if record.task == ANSWERS:
+        found.append((say("use.question"), f'chainrule predict {name} --question "…" --context "…"'))
+    elif "text_b" not in mapping(record.check.get("fields")):
         found.append((say("use.text"), f'chainrule predict {name} --text "…"'))
     found.append((say("use.evaluate"), f"chainrule evaluate {name} other.csv"))
     folder, base = repr(record.name.rstrip("/") + "/artifact"), repr(str(record.manifest.get("base_model", "")))

@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 from chainrule.core.artifact import FOLDS, Artifact, Run
 from chainrule.core.recipe import Recipe, read_recipe
 from chainrule.core.report import EvaluationReport, Finding, SplitSummary
-from chainrule.core.spans import as_arrays, from_arrays, together
+from chainrule.core.spans import as_arrays, together
 from chainrule.core.task import LOWER_IS_BETTER, Predictions, Task
 from chainrule.data.folds import FIELD, fold_datasets
 from chainrule.data.load import Dataset
@@ -197,7 +197,9 @@ def _carry_out(
                 raise _stopped(error, out, number, count) from None
             _tell_fold(folder, f"Fold {number} of {count}", task, display)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    report = _judge(out, task, prepared, [_read(out / FOLDS / str(fold + 1)) for fold in range(count)])
+    truths = [dataset.splits["test"].targets for dataset in datasets]
+    judged = [_read(out / FOLDS / str(number), truth) for number, truth in enumerate(truths, start=1)]
+    report = _judge(out, task, prepared, judged)
     if not is_finished(out):
         display.say("The final model, trained as without folds:")
         job = make_job(recipe, prepared, display)
@@ -276,7 +278,7 @@ def _stopped(error: StoppedError, out: Path, number: int, count: int) -> Stopped
     return StoppedError(f"{error.message.removesuffix('.')} of fold {number}.", [problem], error.exit_code)
 
 
-def _read(folder: Path) -> Judged:
+def _read(folder: Path, targets: Any) -> Judged:
     try:
         arrays = load_file(folder / PREDICTIONS)
         names = dict.fromkeys(name.partition("/")[0] for name in arrays if "/" in name)
@@ -285,7 +287,7 @@ def _read(folder: Path) -> Judged:
             for name in names
         }
         found = {name: Predictions.from_arrays(parts) for name, parts in own.items()}
-        return Judged(from_arrays("targets", arrays), found, read_json(folder / SUMMARY))
+        return Judged(targets, found, read_json(folder / SUMMARY))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         todo = f"Remove {folder}, and go on with --resume: this fold is trained again."
         problem = Problem("what was predicted of a fold", str(error)[:200], todo, Where(file=str(folder)))

@@ -18,6 +18,7 @@ from chainrule.core.task import Predictions
 from chainrule.data.chat import MESSAGES, prompt_of
 from chainrule.data.clean import clean_text
 from chainrule.data.entities import TOKENS, as_input, is_words, tag_names, tags_of, units_of
+from chainrule.data.flaws import MAX_PROBLEMS
 from chainrule.data.stream import Inputs, load_inputs
 from chainrule.data.table import text_of
 from chainrule.errors import DataError, OutputError, Problem, Where
@@ -30,6 +31,7 @@ CHUNK_ROWS = 2048
 CHUNK_REPLIES = 64  # a reply takes a second or so; this many are written before the file grows again
 LABEL, SCORE = "predicted_label", "predicted_score"
 ENTITIES, TAGS = "predicted_entities", "predicted_tags"
+ANSWER, BEGIN = "predicted_answer", "predicted_start"
 REPLY, FINISHED = "predicted_text", "predicted_finished"
 
 Row = dict[str, Any]
@@ -38,6 +40,16 @@ _ONE_TEXT: dict[str, tuple[str, Callable[[str], str]]] = {
     "reply": (MESSAGES, prompt_of),
     "preference": (MESSAGES, prompt_of),
     "spans": (TOKENS, as_input),
+}
+_INPUTS: dict[tuple[str, ...], str] = {
+    ("text_a", "text_b"): "pairs of texts",
+    ("question", "context"): "questions with their contexts",
+}
+_COLUMNS = {
+    "reply": (REPLY, FINISHED),
+    "preference": (REPLY, FINISHED),
+    "spans": (ENTITIES, TAGS),
+    "answers": (ANSWER, BEGIN, SCORE),
 }
 Writer = Callable[[Sequence[str], Sequence[Row]], None]
 
@@ -61,7 +73,7 @@ def predict_texts(
         problem = Problem(
             expected=f"the input {' and '.join(wanted)}",
             got=" and ".join(inputs) or "nothing",
-            todo="This model was trained on " + ("pairs of texts." if len(wanted) == 2 else "single texts."),
+            todo=f"This model was trained on {_INPUTS.get(tuple(wanted), 'single texts')}.",
         )
         raise DataError("The inputs do not fit this model.", [problem])
     clean = predictor.artifact.clean
@@ -84,7 +96,7 @@ def predict_texts(
     if kind in _ONE_TEXT:
         field, written = _ONE_TEXT[kind]
         cleaned = {field: [written(text) for text in cleaned["text"]]}
-    return _answers(predictor, cleaned, writing)[0]
+    return _answers(predictor, cleaned, writing, np.arange(1, counts.pop() + 1))[0]
 
 
 def predict_file(
@@ -142,8 +154,7 @@ def open_rows(predictor: Predictor, source: Any, fields: Mapping[str, str]) -> I
     kind = predictor.task.target.kind
     size = CHUNK_REPLIES if predictor.task.writes else CHUNK_ROWS
     inputs = load_inputs(source, predictor.task, artifact.manifest.fields, size, named=fields, clean=artifact.clean)
-    answers = (REPLY, FINISHED) if predictor.task.writes else (ENTITIES, TAGS) if kind == "spans" else (LABEL, SCORE)
-    for name in answers:
+    for name in _COLUMNS.get(kind, (LABEL, SCORE)):
         if name in inputs.columns:
             problem = Problem(
                 where=Where(file=_shown(source), field=name),
@@ -168,7 +179,7 @@ def predicted_chunks(
         cut: takes the numbers of the rows (1-based) that were longer than the model reads.
     """
     for table, texts in inputs:
-        predicted, longer = _answers(predictor, texts, writing)
+        predicted, longer = _answers(predictor, texts, writing, table.rows)
         if cut is not None:
             cut += table.rows[longer].tolist()
         rows = [before | after for before, after in zip(table.columns.to_pylist(), predicted, strict=True)]
@@ -176,19 +187,42 @@ def predicted_chunks(
 
 
 def _answers(
-    predictor: Predictor, inputs: Mapping[str, Sequence[str]], writing: Writing | None
+    predictor: Predictor, inputs: Mapping[str, Sequence[str]], writing: Writing | None, numbers: np.ndarray
 ) -> tuple[list[Row], np.ndarray]:
-    """What is predicted of each row, and a mask of the rows that were longer than the model reads."""
+    """What is predicted of each row, and a mask of the rows that were longer than the model reads.
+
+    Args:
+        numbers: what the rows are called in errors.
+    """
     if predictor.task.writes:
         replies = write_replies(predictor, inputs[MESSAGES], writing or Writing())
         pairs = zip(replies.texts, replies.finished.tolist(), strict=True)
         return [{REPLY: text, FINISHED: finished} for text, finished in pairs], replies.cut
     encoded = predictor.encode(inputs)
+    if encoded.refused:
+        expected, todo = "questions that leave half of the tokens to their contexts", "Shorten these questions."
+        found = [Problem(expected, why, todo, Where(row=int(numbers[row]))) for row, why in encoded.refused.items()]
+        raise DataError("There are questions that are too long to be answered.", found[:MAX_PROBLEMS])
     predictions = predictor.predict(encoded)
+    if predictor.task.target.kind == "answers":
+        return _found(inputs["context"], predictions), np.zeros(len(encoded), bool)
     if isinstance(predictions.values, Spans):
         cells = inputs[TOKENS]
         return _entities(cells, predictions.values, predictor.artifact.manifest.labels), np.zeros(len(cells), bool)
     return in_words(predictor, predictions), encoded.full_lengths > encoded.lengths
+
+
+def _found(contexts: Sequence[str], predictions: Predictions) -> list[Row]:
+    """Each row's answer, where it begins and how probable it is; an empty one and no place where there is none."""
+    rows: list[Row] = []
+    beats = dict(zip(predictions.values.rows.tolist(), predictions.values.scores.tolist(), strict=True))
+    for row, (context, spans) in enumerate(zip(contexts, predictions.values.each(), strict=True)):
+        if beats.get(row, 0.0) > 0:
+            ((start, end, _),) = spans
+            rows.append({ANSWER: context[start:end], BEGIN: start, SCORE: round(float(predictions.scores[row, 0]), 6)})
+        else:
+            rows.append({ANSWER: "", BEGIN: None, SCORE: round(float(predictions.scores[row, 1]), 6)})
+    return rows
 
 
 def _entities(cells: Sequence[str], found: Spans, labels: Sequence[str]) -> list[Row]:

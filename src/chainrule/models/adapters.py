@@ -65,11 +65,17 @@ def plain_model(model: Any) -> Any:
     return model.get_base_model() if has_adapters(model) else model
 
 
-def kind_of(model: Any) -> str:
-    """PEFT's name for what a model does: CAUSAL_LM where its output layer is one over the vocabulary."""
+def kind_of(model: Any) -> str | None:
+    """PEFT's name for what a model does: CAUSAL_LM where its output layer is one over the vocabulary.
+
+    None for one that finds answers: what PEFT has for it does not hand on which tokens are the question's.
+    """
     if model.get_output_embeddings() is not None:
         return "CAUSAL_LM"
-    return "TOKEN_CLS" if type(model).__name__.endswith("ForTokenClassification") else "SEQ_CLS"
+    name = type(model).__name__
+    if "ForQuestionAnswering" in name:
+        return None
+    return "TOKEN_CLS" if name.endswith("ForTokenClassification") else "SEQ_CLS"
 
 
 def linear_modules(model: Any) -> dict[str, nn.Module]:

@@ -13,6 +13,7 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
@@ -52,6 +53,7 @@ LONGEST, FEWEST = 512, 4  # tokens of a row
 _FACTORIES: dict[Head, Any] = {
     "classifier": AutoModelForSequenceClassification,
     "token-classifier": AutoModelForTokenClassification,
+    "answer-finder": AutoModelForQuestionAnswering,
     "language-model": AutoModelForCausalLM,
 }
 
@@ -165,8 +167,10 @@ def load_classifier(
     _set_numbers(config, structure)
     if head == "classifier":
         choose_form(config, structure)
-    else:
+    elif head == "token-classifier":
         choose_chain(config, structure)
+    else:
+        refuse_form(structure, "A model that finds answers")
     if config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id
     torch.manual_seed(seed)

@@ -92,8 +92,8 @@ def refuse_misfit(recipe: Recipe, task: Task) -> None:
     if recipe.strategy.name != "full":
         expected, todo = "full, as nothing of this model is pretrained", "Leave --strategy out."
         problems.append(Problem(expected, repr(recipe.strategy.name), todo, Where(field="strategy.name")))
-    if task.head == "language-model":
-        expected, todo = "a task that writes no text", "Choose another model."
+    if task.head not in ("classifier", "token-classifier"):
+        expected, todo = "a task with a few numbers a row or a word", "Choose another model."
         problems.append(Problem(expected, task.name, todo, Where(field="task.name")))
     changed = recipe.structure.model_dump(mode="json", exclude_defaults=True)
     for key in changed.keys() - set(_KEPT):

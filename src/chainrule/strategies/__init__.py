@@ -85,6 +85,7 @@ STRATEGIES: dict[str, Entry] = {
         prompt.Options,
         prompt.Prompt,
         "trains a few vectors before every text, and a classifier's head (option: tokens)",
+        prompt.misfit,
     ),
     "contrastive": Entry(
         contrastive.Options,

@@ -9,11 +9,19 @@ import torch
 from pydantic import Field
 
 from chainrule.core.recipe import Optimizer, Section
+from chainrule.core.task import Task
 from chainrule.errors import Problem, RecipeError, Where
 from chainrule.models.adapters import head_modules, kind_of, peft_library, put_on, refuse_alone
 from chainrule.models.lstm import LSTMTrunk
 from chainrule.strategies.adapted import adapter_phases
 from chainrule.strategies.base import Phase
+
+
+def misfit(task: Task) -> str | None:
+    """Why virtual tokens cannot be put before what a task's models read; None where they can."""
+    if task.head != "answer-finder":
+        return None
+    return "PEFT does not tell a model that finds answers which tokens are the question's once others stand before them"
 
 
 class Options(Section):

@@ -9,6 +9,7 @@ from chainrule.core.task import Task
 from chainrule.tasks import (
     multi_label_classification,
     preference,
+    question_answering,
     regression,
     text_classification,
     text_generation,
@@ -22,6 +23,7 @@ TASKS: dict[str, Task] = {
         multi_label_classification.TASK,
         regression.TASK,
         token_classification.TASK,
+        question_answering.TASK,
         text_generation.TASK,
         preference.TASK,
     )
@@ -48,5 +50,6 @@ def describe(task: Task) -> dict[str, Any]:
         "default_model": task.default_model,
         "primary_metric": task.primary_metric,
         "metrics": list(task.metrics),
+        "options": task.options().model_dump(),
         "fields": fields,
     }

@@ -18,6 +18,8 @@ from chainrule.core.task import Objective
 from chainrule.data.batch import IGNORED
 from chainrule.models.crf import CRF, negative_log_likelihood
 
+BEGINS, ENDS = 1, 2  # what is learned of a token: an answer's beginning, its end, or their sum
+
 RowLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -70,6 +72,37 @@ def logits_of(model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """The logits (b, labels) or (s, t, labels) in float32."""
     logits: torch.Tensor = model(**inputs).logits.float()
     return logits
+
+
+@dataclass(frozen=True)
+class AnswerObjective:
+    """The sum over windows of the cross-entropy of where an answer begins and of where it ends, the mean of the two.
+
+    Devlin et al. (2019), BERT, section 4.2.
+    """
+
+    def accumulate(self, model: Any, batch: Any) -> tuple[torch.Tensor, int]:
+        losses = answer_losses(ends_of(model, batch.inputs, batch.targets), batch.targets)
+        return backward(losses.sum()), len(losses)
+
+
+def ends_of(model: Any, inputs: Mapping[str, torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
+    """Logits (s, t, 2) of an answer's beginning and its end at each token in float32; −∞ where targets are IGNORED."""
+    output = model(**inputs)
+    logits = torch.stack([output.start_logits, output.end_logits], dim=-1).float()
+    return logits.masked_fill((targets == IGNORED)[..., None], -math.inf)
+
+
+def answer_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """(s,) the loss of each window.
+
+    Args:
+        logits: (s, t, 2) of `ends_of`.
+        targets: (s, t), BEGINS and ENDS added at one token each of a window, IGNORED where no answer can be.
+    """
+    marks = targets.clamp_min(0)
+    wanted = torch.stack([(marks & BEGINS).argmax(1), (marks & ENDS).argmax(1)], dim=-1)
+    return functional.cross_entropy(logits, wanted, reduction="none").mean(-1)
 
 
 def backward(total: torch.Tensor) -> torch.Tensor:
@@ -203,6 +236,9 @@ TOKEN_LOSSES = {
     "focal": Entry(Focus, _token_focal, "cross-entropy that turns to the words that are still wrong"),
     CRF: Entry(NoOptions, lambda options: None, "a conditional random field over the tags of neighbouring words"),
 }
+ANSWER_LOSSES = {
+    "cross-entropy": Entry(NoOptions, lambda options: AnswerObjective(), "of where an answer begins and where it ends"),
+}
 LABEL_LOSSES = {
     "binary-cross-entropy": Entry(NoOptions, _binary_cross_entropy, "sigmoid cross-entropy, the mean over labels"),
     "focal": Entry(BinaryFocalOptions, _binary_focal, "the same, turning to the labels that are still wrong"),
@@ -222,6 +258,12 @@ def token_objective(loss: Spec, targets: Any) -> Objective:
     """One class for each token that has a target. Logits (s, t, classes), targets (s, t) int64."""
     row_loss = take_loss(TOKEN_LOSSES, loss)()
     return ChainObjective() if row_loss is None else LogitsObjective(row_loss, softmax_divergence)
+
+
+def answer_objective(loss: Spec, targets: Any) -> AnswerObjective:
+    """One beginning and one end for each window. Logits (s, t, 2), targets (s, t) int64."""
+    made: AnswerObjective = take_loss(ANSWER_LOSSES, loss)()
+    return made
 
 
 def label_objective(loss: Spec, targets: np.ndarray) -> LogitsObjective:

@@ -10,6 +10,7 @@ import numpy as np
 
 from chainrule.core.recipe import Recipe
 from chainrule.core.report import CheckReport, Finding, Rendering
+from chainrule.core.spans import Answers
 from chainrule.core.task import Task
 from chainrule.data.check import length_finding
 from chainrule.data.encode import Encoded
@@ -183,6 +184,10 @@ def _windowed(encoded: Encoded, limit: int, name: str | None, split: Split) -> F
 def _unusable(split: Split, encoded: Encoded, row: int, limit: int) -> Flaw:
     number, field = int(split.places.rows[row]), next(iter(split.inputs))
     where = split.places.where(row, field)
+    if encoded.places is not None and row in encoded.refused:
+        expected = f"a question that leaves half of {limit} tokens to its context"
+        todo = "Shorten it, raise --max-length, or choose a model that reads more."
+        return Flaw("long-question", number, Problem(expected, encoded.refused[row], todo, where))
     if encoded.places is not None:
         todo = "Remove this row, or choose a model whose tokenizer reads its characters."
         return Flaw("nothing-to-learn", number, Problem("a word that the tokenizer reads", "none", todo, where))
@@ -201,6 +206,6 @@ def _token_lengths(encoded: Encoded) -> dict[str, float]:
     if not len(full):
         return {}
     lengths = {"tokens_mean": round(float(full.mean()), 1), "tokens_max": float(full.max())}
-    if encoded.trained is not None:
+    if encoded.trained is not None and not isinstance(encoded.targets, Answers):
         lengths |= {"tokens_read": float(len(encoded.ids)), "tokens_learned": float(encoded.trained.sum())}
     return lengths

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import torch
 
 from chainrule.core.task import Predictions, Read
+from chainrule.data.batch import Batch
+
+READ_TOKENS = 4096  # padded tokens of one forward, where a single row has more
 
 Decode = Callable[[np.ndarray, np.ndarray | None], Predictions]
 
@@ -20,3 +24,18 @@ def from_logits(decode: Decode) -> Read:
         return decode(model(**batch.inputs).logits.float().cpu().numpy(), targets)
 
     return read
+
+
+def few_sequences(batch: Batch) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
+    """Inputs and targets (s, t) of a batch, a few sequences at a time where a row has many.
+
+    Raises:
+        ValueError: its tokens have no targets, not even IGNORED.
+    """
+    if batch.targets is None:
+        raise ValueError("the tokens of these rows have targets")
+    width = next(iter(batch.inputs.values())).shape[1]
+    size = max(1, READ_TOKENS // max(1, width))
+    for start in range(0, len(batch.targets), size):
+        few = slice(start, start + size)
+        yield {name: values[few] for name, values in batch.inputs.items()}, batch.targets[few]

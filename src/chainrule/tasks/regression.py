@@ -36,6 +36,6 @@ TASK = Task(
     read=from_logits(_decode),
     losses=NUMBER_LOSSES,
     objective=number_objective,
-    prepare_head=scale_output,
+    prepare_head=lambda model, targets, options: scale_output(model, targets),
     best_by_loss=True,
 )

@@ -20,10 +20,10 @@ from chainrule.data.entities import OUTSIDE, TOKENS, spans_of, tag_names, tags_o
 from chainrule.errors import ModelError, Problem, Where
 from chainrule.models.crf import Chain, best_tags, chain_score, log_marginals
 from chainrule.tasks.objectives import with_target
+from chainrule.tasks.reading import few_sequences
 
 CHUNK_ROWS = 1024
 OVERLAP = 4  # neighbouring windows share one part in so many
-READ_TOKENS = 4096  # padded tokens of one forward, where a single row has more
 
 
 def prepare_tokenizer(tokenizer: Any) -> None:
@@ -35,7 +35,7 @@ def prepare_tokenizer(tokenizer: Any) -> None:
     if not tokenizer.is_fast:
         expected = "a fast tokenizer, which tells where a token stands in the text"
         problem = Problem(expected, "a slow one", "Choose another model.", Where(field="model.name"))
-        raise ModelError("The tokenizer of this model cannot be used for token-classification.", [problem])
+        raise ModelError("The tokenizer of this model cannot be used for this task.", [problem])
 
 
 def encode(tokenizer: Any, inputs: Mapping[str, Sequence[str]], targets: Any, max_length: int) -> Encoded:
@@ -206,14 +206,10 @@ def _tagged(logits: np.ndarray, chain: Chain | None, known: np.ndarray | None) -
 
 def _word_logits(model: Any, batch: Batch) -> tuple[np.ndarray, Chain | None]:
     """(words, tags) float64, sequence by sequence, and the model's chain; a few sequences at a time of a long row."""
-    if batch.targets is None:
-        raise ValueError("rows of words have tokens that speak for them")
-    width = next(iter(batch.inputs.values())).shape[1]
-    size, parts = max(1, READ_TOKENS // max(1, width)), []
-    for start in range(0, len(batch.targets), size):
-        few = slice(start, start + size)
-        output = model(**{name: values[few] for name, values in batch.inputs.items()})
-        parts.append(with_target(output.logits.float(), batch.targets[few])[0].double().cpu().numpy())
+    parts = []
+    for inputs, targets in few_sequences(batch):
+        output = model(**inputs)
+        parts.append(with_target(output.logits.float(), targets)[0].double().cpu().numpy())
     found: Chain | None = getattr(output, "chain", None)
     if found is not None:
         found = Chain(*(part.double().cpu().numpy() for part in (found.first, found.between, found.last)))

@@ -79,6 +79,24 @@ def entities(rows: int, *, seed: int = 0) -> list[dict[str, list[str]]]:
     return [{"tokens": words, "tags": [kinds.get(word, "O") for word in words]} for words in texts]
 
 
+def questions(rows: int, *, seed: int = 0, unanswerable: bool = False) -> list[dict[str, Any]]:
+    """Rows with `question`, `context` and `answers`: asked is the first good or bad word of a sentence.
+
+    Args:
+        unanswerable: whether every third sentence is to have no such word, and so no answer.
+    """
+    made = []
+    for number, row in enumerate(sentences(rows, seed=seed)):
+        words = row["text"].split()
+        if unanswerable and number % 3 == 0:
+            words = [word for word in words if word not in GOOD + BAD]
+        place = next((place for place, word in enumerate(words) if word in GOOD + BAD), None)
+        found = [] if place is None else [(words[place], len(" ".join([*words[:place], ""])))]
+        answers = {"text": [text for text, _ in found], "answer_start": [start for _, start in found]}
+        made.append({"question": "was it", "context": " ".join(words), "answers": answers})
+    return made
+
+
 def write_json_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     """Write rows as JSON Lines and return the path."""
     path.parent.mkdir(parents=True, exist_ok=True)

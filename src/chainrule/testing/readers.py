@@ -26,15 +26,17 @@ from torch import nn
 from chainrule.core.artifact import MANIFEST, ROWS, Artifact, Manifest
 from chainrule.core.parsing import merge, parse_setting
 from chainrule.core.recipe import Clean, Data, Recipe, Structure, parse_recipe, read_recipe
-from chainrule.core.spans import Spans
+from chainrule.core.spans import Answers, Spans
 from chainrule.core.task import Predictions
 from chainrule.data.load import load
 from chainrule.data.stream import load_inputs
+from chainrule.data.texts import Texts
 from chainrule.evaluation.artifact import recorded_rows
 from chainrule.evaluation.baseline_files import ARRAYS, TEXT
 from chainrule.evaluation.baselines import Baselines, fit_baselines
 from chainrule.evaluation.card import model_card
 from chainrule.evaluation.report import render_report
+from chainrule.evaluation.sentence_overlap import SentenceOverlap
 from chainrule.evaluation.word_tags import WordTags
 from chainrule.models.load import load_classifier, load_saved, load_tokenizer, token_limit
 from chainrule.models.vectors import read_vectors
@@ -61,13 +63,15 @@ def _readers(folder: Path) -> list[Target]:
     preferred = [{"prompt": "q", "chosen": "a", "rejected": [{"role": "assistant", "content": "b"}]}] * 8
     told = [{"instruction": f"q {n}", "input": "", "output": f"a {n}"} for n in range(8)]
     tagged = [{"text": f"t{n}", "labels": '["a", "b"]' if n % 2 else "a|b"} for n in range(8)]
-    tables = (rows, several, chats, inner, told, tagged, named, spanned, preferred)
+    asked = [{"question": "who?", "context": "It was Ann.", "answers": {"text": ["Ann"], "answer_start": [7]}}] * 8
+    flat = [{"question": "q", "context": "é 🙂 a", "answer": "a"[: n % 2], "answer_start": 4} for n in range(8)]
+    tables = (rows, several, chats, inner, told, tagged, named, spanned, preferred, asked, flat)
     seeds = {
-        "csv": [_delimited(table, ",") for table in (rows, inner, told, tagged)],
+        "csv": [_delimited(table, ",") for table in (rows, inner, told, tagged, flat)],
         "tsv": [_delimited(table, "\t") for table in (rows, tagged)],
         "jsonl": [b"".join(json.dumps(row).encode() + b"\n" for row in table) for table in tables],
         "json": [json.dumps(table).encode() for table in tables],
-        "parquet": [_parquet(table) for table in (rows, several, chats, named)],
+        "parquet": [_parquet(table) for table in (rows, several, chats, named, asked)],
         "conll": [b"-DOCSTART- O\n\nAnn NN B-PER\nruns VB O\n\n" * 4, "李\tB-PER\r\n四\tI-PER\r\n".encode()],
     }
 
@@ -194,7 +198,17 @@ def _baselines(folder: Path) -> list[Target]:
         assert len(found.predict({"tokens": ['"Ann runs"']})["word-tags"].values) == 1
         found.save(words)
 
+    overlap, texts = folder / "overlap", {"question": Texts.of(["who?"]), "context": Texts.of(["It was Ann."])}
+    SentenceOverlap.fit(texts, Answers(texts["context"], Spans.of([[(7, 10, 0)]]))).save(overlap)
+
+    def sentence_overlap(data: bytes, choose: random.Random) -> None:
+        _put(overlap / TEXT, data)
+        found = SentenceOverlap.load(overlap)
+        assert len(found.predict(texts)["sentence-overlap"].values) == 1
+        found.save(overlap)
+
     return [
+        Target("sentence-overlap", ((overlap / TEXT).read_bytes(),), sentence_overlap),
         Target("word-tags", ((words / TEXT).read_bytes(),), word_tags),
         Target("baselines", (files[TEXT],), baselines(TEXT), cost=3),
         Target("baseline-arrays", (files[ARRAYS],), baselines(ARRAYS), cost=3),

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from chainrule.core.recipe import Recipe
-from chainrule.core.spans import Spans
+from chainrule.core.spans import Answers, Spans
 from chainrule.errors import DataError, Problem, Where
 from chainrule.kernels import native
 from chainrule.models.scratch import first_weights_hash
@@ -45,7 +45,7 @@ def _rows_hash(prepared: Prepared, name: str) -> str:
     digest = hashlib.sha256(np.ascontiguousarray(prepared.dataset.splits[name].hashes).tobytes())
     if name in prepared.encoded:
         encoded = prepared.encoded[name]
-        targets = encoded.targets
+        targets = encoded.targets.spans if isinstance(encoded.targets, Answers) else encoded.targets
         of_targets = (targets.offsets, targets.bounds) if isinstance(targets, Spans) else (targets,)
         for array in (encoded.ids, encoded.offsets, *of_targets):
             if array is not None:

@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 
 from chainrule.core.artifact import EVENTS, Run
-from chainrule.core.recipe import Recipe, read_recipe
+from chainrule.core.recipe import Recipe, parse_options, read_recipe
 from chainrule.core.report import Reproduction
 from chainrule.core.task import Task
 from chainrule.errors import DataError, OutputError, Problem, Where
@@ -236,6 +236,7 @@ def _with_parts(recipe: Recipe, task: Task) -> Recipe:
         recipe = with_chain(recipe, loss.name)
     changes: dict[str, Any] = {
         "loss": {"name": loss.name, "options": loss.written_out},
+        "task.options": parse_options(task.options, recipe.task, "task").model_dump(mode="json"),
         "optimizer.options": take_optimizer(recipe.optimizer).written_out,
         "schedule.options": take_schedule(recipe.schedule).written_out,
         "regularisers": {part.name: part.written_out for part in take_regularisers(recipe.regularisers)},
@@ -341,7 +342,7 @@ def make_job(recipe: Recipe, prepared: Prepared, display: Display) -> Job:
     if targets is None:
         raise DataError("The training rows have no labels.")
     if task.prepare_head is not None:
-        task.prepare_head(model, targets)
+        task.prepare_head(model, targets, parse_options(task.options, recipe.task, "task"))
     if recipe.training.accelerate:
         if device.type == "cpu" and native.must_build():
             display.say("Compiling the CPU kernels, once: some seconds …")

@@ -105,9 +105,13 @@ def train(job: Job, recipe: Recipe, record: Sink, display: Display, keeper: Keep
     model = finished(job, record)
     if best.predictions is None:
         raise ValueError("a run must end with an evaluation")
+    predictions, metrics = best.predictions, best.metrics
+    if job.task.calibrate is not None:
+        predictions = job.task.calibrate(model, job.validation.targets, predictions)
+        metrics = job.task.measure(job.validation.targets, predictions)
     done, seconds = standing.progress.step, standing.seconds
     record({"event": "finish", "step": done, "best_step": best.step, "reason": stopped, "seconds": seconds})
-    return Outcome(done, seconds, trained, best.step, best.metrics, best.predictions, stopped, model, standing.untuned)
+    return Outcome(done, seconds, trained, best.step, metrics, predictions, stopped, model, standing.untuned)
 
 
 def _untuned(job: Job, recipe: Recipe, record: Sink) -> Predictions:
