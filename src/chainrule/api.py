@@ -242,9 +242,11 @@ def predict(
     """Label new rows, or write replies to them.
 
     Args:
-        source: a file; its columns are kept and predicted_label and predicted_score put beside them, or predicted_text
-            and predicted_finished (whether the reply had ended by `max_new_tokens`).
-        text: one text, several, or {"text_a": […], "text_b": […]} instead of a file.
+        source: a file; its columns are kept and predicted_label and predicted_score put beside them; for entities
+            predicted_entities (and predicted_tags of words); for questions predicted_answer, predicted_start and
+            predicted_score; for replies predicted_text and predicted_finished (ended by `max_new_tokens`).
+        text: instead of a file one text, several, or columns: {"text_a": […], "text_b": […]}, and for questions
+            {"question": […], "context": […]}.
         out: where to write; the file appears whole or not at all.
         writing: `max_new_tokens` (default 256), `temperature` (default 0: the most likely token each time) and `seed`.
 
