@@ -146,7 +146,7 @@ def _encode_few(tokenizer: Any, texts: Sequence[list[str]], max_length: int) -> 
     return Encoded(
         ids=_flat(batch["input_ids"], np.int32),
         offsets=offsets_of([len(row) for row in batch["input_ids"]]),
-        types=_flat(batch["token_type_ids"], np.uint8) if "token_type_ids" in batch else None,
+        types=segments_of(batch),
         full_lengths=np.array(full, dtype=np.int64),
         targets=None,
     )
@@ -197,6 +197,11 @@ def offsets_of(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
     offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
     np.cumsum(lengths, out=offsets[1:])
     return offsets
+
+
+def segments_of(batch: Any) -> np.ndarray | None:
+    """(tokens,) uint8: the segment numbers of a tokenizer's batch, or None where it makes none."""
+    return _flat(batch["token_type_ids"], np.uint8) if "token_type_ids" in batch else None
 
 
 def _flat(rows: Sequence[Sequence[int]], dtype: type) -> np.ndarray:

@@ -19,7 +19,7 @@ from chainrule.core.recipe import Section
 from chainrule.core.spans import Answers, Span, Spans
 from chainrule.core.task import Predictions
 from chainrule.data.batch import IGNORED, Batch
-from chainrule.data.encode import Encoded, joined, offsets_of
+from chainrule.data.encode import Encoded, joined, offsets_of, segments_of
 from chainrule.errors import ModelError, Problem, Where
 from chainrule.metrics.answers import tally
 from chainrule.models.adapters import plain_model
@@ -95,7 +95,7 @@ def _encode_few(
     encoded = Encoded(
         ids=np.concatenate([np.asarray(ids, np.int32) for ids in batch["input_ids"]]),
         offsets=offsets_of([len(ids) for ids in batch["input_ids"]]),
-        types=_types(batch),
+        types=segments_of(batch),
         full_lengths=np.zeros(len(contexts), np.int64),
         targets=None,
         trained=np.concatenate(trained),
@@ -157,12 +157,6 @@ def _learn(
             classes[ends[0]] += BEGINS
             classes[ends[1]] += ENDS
     return found or answer is None
-
-
-def _types(batch: Any) -> np.ndarray | None:
-    if "token_type_ids" not in batch:
-        return None
-    return np.concatenate([np.asarray(types, np.uint8) for types in batch["token_type_ids"]])
 
 
 def marked(tokenizer: Any, encoded: Encoded, labels: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from scipy.special import logsumexp
 from chainrule.core.spans import Span, Spans
 from chainrule.core.task import Predictions
 from chainrule.data.batch import Batch
-from chainrule.data.encode import Encoded, joined, offsets_of
+from chainrule.data.encode import Encoded, joined, offsets_of, segments_of
 from chainrule.data.entities import OUTSIDE, TOKENS, spans_of, tag_names, tags_of, units_of
 from chainrule.errors import ModelError, Problem, Where
 from chainrule.models.crf import Chain, best_tags, chain_score, log_marginals
@@ -88,7 +88,7 @@ def _encode_few(tokenizer: Any, cells: Sequence[str], targets: Spans | None, max
     encoded = Encoded(
         ids=np.concatenate([np.asarray(ids, np.int32) for ids in batch["input_ids"]]),
         offsets=offsets_of(lengths),
-        types=_types(batch),
+        types=segments_of(batch),
         full_lengths=np.zeros(len(cells), np.int64),
         targets=targets,
         trained=np.concatenate(trained),
@@ -98,12 +98,6 @@ def _encode_few(tokenizer: Any, cells: Sequence[str], targets: Spans | None, max
     )
     encoded.full_lengths[:] = encoded.lengths  # windows read all of a row
     return encoded
-
-
-def _types(batch: Any) -> np.ndarray | None:
-    if "token_type_ids" not in batch:
-        return None
-    return np.concatenate([np.asarray(types, np.uint8) for types in batch["token_type_ids"]])
 
 
 def _speakers(
