@@ -61,7 +61,7 @@ def weighted(targets: np.ndarray, values: np.ndarray, weights: np.ndarray) -> di
     predicted = _sum_by(weights, values, classes)
     rows = weights.sum(axis=1)
     accuracy = hits.sum(axis=1) / rows
-    by_class = _ratio(2 * hits, support + predicted)
+    by_class = ratio(2 * hits, support + predicted)
     macro = _mean_of_present(by_class, support + predicted)
     return {
         "accuracy": accuracy,
@@ -101,12 +101,12 @@ def multilabel_weighted(targets: np.ndarray, values: np.ndarray, weights: np.nda
     both = truth & said
     hits, support, predicted = (_product(weights, matrix) for matrix in (both, truth, said))
     sizes = truth.sum(axis=1) + said.sum(axis=1)
-    by_row = np.where(sizes == 0, 1.0, _ratio(2.0 * both.sum(axis=1), sizes))
+    by_row = np.where(sizes == 0, 1.0, ratio(2.0 * both.sum(axis=1), sizes))
     rows = weights.sum(axis=1)
     return {
         "exact_match": weights @ (truth == said).all(axis=1).astype(np.float64) / rows,
-        "micro_f1": _ratio(2 * hits.sum(axis=1), support.sum(axis=1) + predicted.sum(axis=1)),
-        "macro_f1": _mean_of_present(_ratio(2 * hits, support + predicted), support + predicted),
+        "micro_f1": ratio(2 * hits.sum(axis=1), support.sum(axis=1) + predicted.sum(axis=1)),
+        "macro_f1": _mean_of_present(ratio(2 * hits, support + predicted), support + predicted),
         "f1": weights @ by_row / rows,
     }
 
@@ -187,8 +187,8 @@ def _pair(target: int, value: int, count: int, labels: Sequence[str], support: n
 def _per_class(
     hits: np.ndarray, predicted: np.ndarray, support: np.ndarray, labels: Sequence[str]
 ) -> list[dict[str, Any]]:
-    precision, recall = _ratio(hits, predicted), _ratio(hits, support)
-    f1 = _ratio(2 * hits, predicted + support)
+    precision, recall = ratio(hits, predicted), ratio(hits, support)
+    f1 = ratio(2 * hits, predicted + support)
     return [
         {
             "label": label,
@@ -227,18 +227,18 @@ def _product(weights: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     return np.asarray(weights @ sparse.csr_array(matrix.astype(np.float64)))
 
 
-def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     """above / below, and 0 where `below` is 0."""
-    ratio = np.zeros(np.shape(below), dtype=np.float64)
-    np.divide(above, below, out=ratio, where=np.asarray(below) != 0)
-    return ratio
+    found = np.zeros(np.shape(below), dtype=np.float64)
+    np.divide(above, below, out=found, where=np.asarray(below) != 0)
+    return found
 
 
 def _mean_of_present(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    return _ratio(scores.sum(axis=1), (rows > 0).sum(axis=1))
+    return ratio(scores.sum(axis=1), (rows > 0).sum(axis=1))
 
 
 def _mcc(hits: np.ndarray, predicted: np.ndarray, support: np.ndarray, rows: np.ndarray) -> np.ndarray:
     covariance = hits * rows - (predicted * support).sum(axis=1)
     spread = (rows**2 - (predicted**2).sum(axis=1)) * (rows**2 - (support**2).sum(axis=1))
-    return _ratio(covariance, np.sqrt(spread))
+    return ratio(covariance, np.sqrt(spread))

@@ -15,6 +15,7 @@ import numpy as np
 
 from chainrule.core.spans import Spans
 from chainrule.core.task import Predictions
+from chainrule.metrics.classification import ratio
 
 TOP_CONFUSIONS = 20
 
@@ -55,14 +56,14 @@ def weighted(targets: Any, tallies: np.ndarray, weights: np.ndarray) -> dict[str
         name -> (r,).
     """
     hits, predicted, support = np.split(np.asarray(weights @ tallies), 3, axis=1)
-    by_kind = _ratio(2 * hits, predicted + support)
+    by_kind = ratio(2 * hits, predicted + support)
     present = (predicted + support > 0).sum(axis=1)
     total, said, true = hits.sum(axis=1), predicted.sum(axis=1), support.sum(axis=1)
     return {
-        "f1": _ratio(2 * total, said + true),
-        "precision": _ratio(total, said),
-        "recall": _ratio(total, true),
-        "macro_f1": _ratio(by_kind.sum(axis=1), present),
+        "f1": ratio(2 * total, said + true),
+        "precision": ratio(total, said),
+        "recall": ratio(total, true),
+        "macro_f1": ratio(by_kind.sum(axis=1), present),
     }
 
 
@@ -79,7 +80,7 @@ def detail(targets: Spans, predictions: Predictions, labels: Sequence[str]) -> d
     values: Spans = predictions.values
     sums = tally(targets, values, len(labels)).sum(axis=0)
     hits, predicted, support = np.split(sums, 3)
-    precision, recall, f1 = _ratio(hits, predicted), _ratio(hits, support), _ratio(2 * hits, predicted + support)
+    precision, recall, f1 = ratio(hits, predicted), ratio(hits, support), ratio(2 * hits, predicted + support)
     columns = {"precision": precision, "recall": recall, "f1": f1, "support": support, "predicted": predicted}
     per_class = [
         {"label": label} | {name: _number(name, column[i]) for name, column in columns.items()}
@@ -139,10 +140,3 @@ def _counts(spans: Spans, counted: np.ndarray | None, kinds: int) -> np.ndarray:
 
 def _number(name: str, value: float) -> float | int:
     return int(value) if name in ("support", "predicted") else float(value)
-
-
-def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """above / below, and 0 where `below` is 0."""
-    ratio = np.zeros(np.shape(below), dtype=np.float64)
-    np.divide(above, below, out=ratio, where=np.asarray(below) != 0)
-    return ratio
