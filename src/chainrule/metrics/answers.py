@@ -35,7 +35,7 @@ def words_of(text: str) -> list[str]:
     """The words of an answer that are compared."""
     lower = text.lower()
     plain = "".join(character for character in lower if not _is_punctuation(character))
-    return _split(_ARTICLES.sub(" ", plain)) or _split(lower)
+    return split_words(_ARTICLES.sub(" ", plain)) or split_words(lower)
 
 
 def row_scores(right: Sequence[str], predicted: str) -> tuple[float, float]:
@@ -131,7 +131,8 @@ def _f1(said: Sequence[str], wanted: Sequence[str]) -> float:
     return 2 * common / (len(said) + len(wanted))
 
 
-def _split(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
+    """What white space sets apart, and each Chinese or Japanese character by itself."""
     return _CHARACTER.sub(r" \1 ", text).split()
 
 
