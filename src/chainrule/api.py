@@ -63,8 +63,9 @@ def check(
     if model is None and max_length is None and (known.prepare_tokenizer is None or not dataset.report.ok):
         return dataset.report
     from chainrule.tasks.prepare import with_tokens
+    from chainrule.tasks.suited import task_of
 
-    return with_tokens(dataset, recipe, known, shown=shown).report
+    return with_tokens(dataset, recipe, task_of(recipe), shown=shown).report
 
 
 def train(
@@ -248,7 +249,8 @@ def predict(
         text: instead of a file one text, several, or columns: {"text_a": […], "text_b": […]}, and for questions
             {"question": […], "context": […]}.
         out: where to write; the file appears whole or not at all.
-        writing: `max_new_tokens` (default 256), `temperature` (default 0: the most likely token each time) and `seed`.
+        writing: `max_new_tokens` (default 256), `beams` (default 1), `temperature` (default 0: the most likely token
+            each time), `top_p` (default 1) and `seed`.
 
     Returns:
         The rows, or their number when they were written to `out`.

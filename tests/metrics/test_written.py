@@ -18,9 +18,8 @@ with warnings.catch_warnings():
     from rouge_score.rouge_scorer import RougeScorer
 
 pytestmark = pytest.mark.unit
-WORDS = st.lists(st.sampled_from(["the", "The", "cat", "sat", "on_a", "mat,", "dog", "12", "away!"]), max_size=9).map(
-    " ".join
-)
+TOKENS = ["the", "The", "cat", "sat", "on_a", "mat,", "dog", "12", "away!"]
+WORDS = st.lists(st.sampled_from(TOKENS), max_size=9).map(" ".join)
 ROWS = st.lists(st.tuples(WORDS.filter(words_of), WORDS.filter(words_of), WORDS), min_size=1, max_size=5)
 
 

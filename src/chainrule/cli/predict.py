@@ -26,9 +26,11 @@ def predict(
         list[str] | None, typer.Option(metavar="FIELD=COLUMN", help="The column that holds a field, e.g. text=review.")
     ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="The longest reply, in tokens (default 256).")] = None,
+    beams: Annotated[int | None, typer.Option(help="Beams of the search for the likeliest text (default 1).")] = None,
     temperature: Annotated[
         float | None, typer.Option(help="0 (the default) writes what is most likely; above 0 replies are drawn.")
     ] = None,
+    top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest tokens of this probability.")] = None,
     seed: Annotated[int | None, typer.Option(help="Decides what is drawn at a temperature above 0.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -37,7 +39,8 @@ def predict(
     for pair in ({"text_a": text_a, "text_b": text_b}, {"question": question, "context": context}):
         texts = _paired(pair, texts)
     fields = dict(_field(pair) for pair in column or [])
-    flags = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+    how = {"beams": beams, "temperature": temperature, "top_p": top_p}
+    flags = {"max_new_tokens": max_new_tokens, **how, "seed": seed}
     writing: Any = {name: value for name, value in flags.items() if value is not None}
     result = api.predict(model, source, text=texts, out=out, fields=fields, display=display(), **writing)
     if isinstance(result, int):

@@ -27,10 +27,12 @@ class Flags(TypedDict, total=False):
 
 
 class WritingFlags(TypedDict, total=False):
-    """How `predict` writes replies, for a model that does."""
+    """How `predict` writes texts, for a model that does."""
 
     max_new_tokens: int
+    beams: int
     temperature: float
+    top_p: float
     seed: int
 
 

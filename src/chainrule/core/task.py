@@ -14,9 +14,9 @@ from chainrule.core.spans import as_arrays, from_arrays, together
 from chainrule.errors import Problem, RecipeError, Where
 
 FieldKind = Literal[
-    "text", "words", "messages", "class", "classes", "number", "spans", "answers", "reply", "preference"
+    "text", "words", "messages", "class", "classes", "number", "spans", "answers", "reply", "preference", "written"
 ]
-Head = Literal["classifier", "token-classifier", "answer-finder", "language-model"]
+Head = Literal["classifier", "token-classifier", "answer-finder", "language-model", "encoder-decoder"]
 
 LOWER_IS_BETTER = frozenset({"loss", "perplexity", "rmse"})  # of all metrics there are
 
@@ -30,7 +30,8 @@ class FieldSpec:
         kind: "text"; "words" (a text as a list of words); "messages" (a conversation); "class" (one label); "classes"
             (several labels, joined by "|" or a JSON list); "number"; "spans" (pieces of the text, each with a label);
             "answers" (pieces of the context, each as right as the others, or none); "reply" (a text that is to be
-            written); "preference" (one of two such texts).
+            written); "preference" (one of two such texts); "written" (a text that is to be written of another, or
+            several of which each is right).
         aliases: column names that are taken for this field when none is named, best first.
         required: whether every row must have it.
     """
@@ -167,6 +168,8 @@ class Task:
         metrics: the names of what `measure` gives where row losses are known.
         losses: what may be trained with; the first is the default.
         options: what a recipe may set at `task.options`.
+        suited: the task as its options, with everything settled that the model decides, make it; None where they leave
+            the table as it is.
         calibrate: what is left to be decided after the last step.
         marked: shows what is learned of a row; None where the row has one target as a whole.
         best_by_loss: keep the weights with the lowest validation loss instead of the best primary metric. A
@@ -195,6 +198,7 @@ class Task:
     outputs: Callable[[Sequence[str]], tuple[str, ...]] = tuple
     prepare_tokenizer: PrepareTokenizer | None = None
     options: type[Section] = NoOptions
+    suited: Callable[[Any], Task] | None = None
     prepare_head: PrepareHead | None = None
     calibrate: Calibrate | None = None
     marked: Marked | None = None
@@ -243,9 +247,14 @@ class Task:
         return {name if name in own else general.get(name, name): column for name, column in columns.items()}
 
     @property
+    def converses(self) -> bool:
+        """Whether rows are conversations."""
+        return self.target.kind in ("reply", "preference")
+
+    @property
     def writes(self) -> bool:
-        """Whether the model writes replies to conversations."""
-        return self.head == "language-model"
+        """Whether the model writes texts."""
+        return self.converses or self.target.kind == "written"
 
     @property
     def targets(self) -> tuple[FieldSpec, ...]:

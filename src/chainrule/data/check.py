@@ -16,6 +16,7 @@ from chainrule.data.rows import Rows
 from chainrule.data.table import Places
 from chainrule.data.targets import Entities, Labels, labels_of
 from chainrule.data.texts import Texts
+from chainrule.data.written import references_of
 from chainrule.errors import Problem, Where
 
 IMBALANCE = 10
@@ -31,7 +32,7 @@ def check_splits(splits: Mapping[str, Rows], labels: Sequence[str], task: Task) 
         findings += _duplicates(rows, name, noun)
         if not task.writes:  # a prompt may well have several good replies
             findings += _conflicts(rows, name, noun, task)
-        findings += _answers(rows, name)
+        findings += [*_answers(rows, name), *_references(rows, name, task)]
         if not len(rows) and name != "train":
             found, problem = _no_rows(rows, name)
             findings.append(found)
@@ -63,7 +64,7 @@ def summary(rows: Rows, labels: Sequence[str], task: Task) -> SplitSummary:
 
 
 def _characters(rows: Rows) -> np.ndarray:
-    if isinstance(rows.values, Texts):
+    if isinstance(rows.values, Texts) and MESSAGES in rows.inputs:
         contexts = zip(rows.inputs[MESSAGES], rows.values, strict=True)
         counts = (sum(len(turn["content"]) for turn in turns_of(text)) + len(end) for text, end in contexts)
         return np.fromiter(counts, dtype=np.int64)
@@ -109,7 +110,7 @@ def shared_between(splits: Mapping[str, Rows], noun: str) -> list[Finding]:
             if not count:
                 continue
             same = int(np.isin(mine.row_hashes[shared], theirs.row_hashes).sum())
-            other = "reply" if MESSAGES in mine.inputs else "label"
+            other = "reply" if MESSAGES in mine.inputs else "target" if isinstance(mine.values, Texts) else "label"
             differing = "" if same == count else f" ({count - same:,} of them with another {other})"
             message = (
                 f"{count_rows(count, later)} {agree(count, 'have')} the same {noun} as rows of {earlier}{differing}."
@@ -230,6 +231,30 @@ def _answers(rows: Rows, name: str) -> list[Finding]:
         told.append(("several-answers", message, counts > 1))
     file, numbers = rows.places.file, rows.places.rows
     return [finding(kind, "info", text, split=name, file=file, rows=numbers[which]) for kind, text, which in told]
+
+
+def _references(rows: Rows, name: str, task: Task) -> list[Finding]:
+    """How many rows have several targets, and how many only repeat their source; nothing for other tasks."""
+    if task.target.kind != "written":
+        return []
+    sources = next(iter(rows.inputs.values()))
+    right = [references_of(target) for target in rows.values]  # type: ignore[union-attr]  # texts, in this task
+    several = np.fromiter((len(texts) > 1 for texts in right), bool)
+    pairs = zip(sources, right, strict=True)
+    same = np.fromiter((any(text.strip() == source.strip() for text in texts) for source, texts in pairs), bool)
+    told = []
+    if several.any():
+        use = "the first of them is learned" if name == "train" else "the loss is of the first, all other scores of all"
+        count = int(several.sum())
+        told.append(("several-targets", f"{count_rows(count, name)} {agree(count, 'have')} several targets: {use}."))
+    if same.any():
+        count = int(same.sum())
+        told.append(
+            ("same-as-source", f"{count_rows(count, name)} {agree(count, 'have')} a target that is the source.")
+        )
+    file, numbers = rows.places.file, rows.places.rows
+    which = {"several-targets": several, "same-as-source": same}
+    return [finding(kind, "info", text, split=name, file=file, rows=numbers[which[kind]]) for kind, text in told]
 
 
 def _no_rows(rows: Rows, name: str) -> tuple[Finding, Problem]:

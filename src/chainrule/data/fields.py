@@ -43,7 +43,7 @@ def find_fields(
     if problems:
         raise _unfit(problems, with_target)
     found = {spec.name: _find(spec, columns, named, recorded or {}) for spec in task.fields}
-    if task.writes:
+    if task.converses:
         return _conversation(task, found, named, (columns, file), with_target)
     inputs, problems = _inputs(task, found, named, recorded, (columns, file))
     if with_target and found[task.target.name] is None:

@@ -52,6 +52,11 @@ KINDS: dict[str, tuple[str, str, str]] = {
         'Write a list such as [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}].',
     ),
     "no-reply": ("error", "have no reply to learn from", "Add the reply, or remove these rows."),
+    "no-target": (
+        "error",
+        "have no target to learn from",
+        "Add the target, or remove these rows, or pass --on-bad-row skip.",
+    ),
     "same-replies": ("error", "have twice the same reply", "Remove these rows: they prefer nothing."),
     "nothing-to-learn": (
         "error",

@@ -20,6 +20,7 @@ from chainrule.data.split import hash_texts
 from chainrule.data.table import Places, Table
 from chainrule.data.targets import Values, read_targets, target_texts
 from chainrule.data.texts import Texts
+from chainrule.data.written import read_references
 from chainrule.errors import DataError, Problem, Where
 
 TOOLS = "tools"
@@ -76,7 +77,7 @@ def prepare(
     Args:
         fields: field -> column, of inputs and target.
     """
-    if task.writes:
+    if task.converses:
         if task.target.kind == "preference":
             found = read_preferences(table, fields, clean)
         else:
@@ -95,6 +96,8 @@ def prepare(
     values: Values
     if target.kind == "answers":
         values, wrong = read_answers(table, target.name, fields[target.name], raw["context"])
+    elif target.kind == "written":
+        values, wrong = read_references(table, target.name, fields[target.name], clean)
     else:
         values, wrong = read_targets(table, target.name, fields[target.name], target.kind)
     flaws = [*text_flaws(table.places, raw, cleaned.inputs), *wrong]

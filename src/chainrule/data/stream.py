@@ -138,7 +138,7 @@ def _pieces(source: Any, chunk_rows: int) -> Iterator[tuple[Table, list[Flaw]]]:
 
 
 def _texts(table: Table, fields: Mapping[str, str], clean: Clean, task: Task) -> tuple[dict[str, Texts], list[Flaw]]:
-    if task.writes:
+    if task.converses:
         found = read_conversations(table, fields, clean, with_reply=False)
         return {MESSAGES: found.contexts}, found.flaws
     if task.target.kind == "spans":

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from chainrule.system.seals import BrokenSealError, seal, unsealed
 from chainrule.system.store import Store, remove
 from chainrule.version import __version__
 
-FORMAT = 2  # goes up with every change of what an `encode` gives
+FORMAT = 3  # goes up with every change of what an `encode` gives
 LIMIT_BYTES = 4 * 2**30  # all tokens in the cache together
 FEWEST_CHARACTERS = 1_000_000  # to tokenise them takes about a second, to find them in the cache a tenth of that
 _DOCUMENT = "tokens.json"
@@ -84,7 +84,7 @@ def _key(encode: Encode, tokenizer: Any, inputs: Mapping[str, Texts], targets: A
     inner = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}  # set at each call
     facts = {
         "format": [FORMAT, __version__, *(version(name) for name in ("tokenizers", "transformers", "jinja2"))],
-        "encode": [encode.__module__, max_length],
+        "encode": [encode.__module__, repr(encode) if is_dataclass(encode) else "", max_length],
         "tokenizer": [type(tokenizer).__name__, tokenizer.chat_template, tokenizer.model_input_names, inner],
         "special": [tokenizer.special_tokens_map, tokenizer.truncation_side],
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -15,16 +16,25 @@ from chainrule.core.recipe import Data
 from chainrule.core.report import EvaluationReport, Finding
 from chainrule.core.task import Predictions
 from chainrule.data.flaws import finding
-from chainrule.data.load import Labelled, load_labelled
+from chainrule.data.load import Labelled, Split, load_labelled
 from chainrule.data.split import Cut
 from chainrule.errors import DataError, ModelError, Problem, Where
 from chainrule.evaluation.baselines import UNTUNED
 from chainrule.evaluation.compare import judge
 from chainrule.evaluation.fitted import Fitted, read_fitted
-from chainrule.inference.predict import Predictor, load_predictor, predict_encoded, untuned, with_references
+from chainrule.evaluation.written import sample, with_texts
+from chainrule.inference.predict import (
+    Predictor,
+    load_predictor,
+    predict_encoded,
+    task_options,
+    untuned,
+    with_references,
+)
 from chainrule.system.files import output_errors, write_json
 from chainrule.system.progress import Display
 from chainrule.tasks.prepare import EncodedSplit, encode_split, require_usable
+from chainrule.tasks.suited import settled
 
 
 def evaluate_artifact(
@@ -61,7 +71,7 @@ def evaluate_artifact(
     metrics, baseline_metrics, verdict, detail = judge(
         predictor.task, targets, predictions, scores, chosen=chosen, labels=artifact.manifest.labels
     )
-    return EvaluationReport(
+    report = EvaluationReport(
         artifact=artifact.path.name if artifact.run_folder is None else artifact.run_folder.name,
         task=predictor.task.name,
         data=spec.source or type(source).__name__,
@@ -75,6 +85,20 @@ def evaluate_artifact(
         detail=detail,
         findings=tuple(findings),
     )
+    return _with_texts(report, predictor, done.split, display)
+
+
+def _with_texts(report: EvaluationReport, predictor: Predictor, split: Split, display: Display) -> EvaluationReport:
+    """The report with what the model writes for some rows, and what it wrote before step one."""
+    task, artifact = predictor.task, predictor.artifact
+    options = settled(task, task_options(artifact), str(artifact.path))
+    found = sample(task, options, predictor.tokenizer, split, artifact.manifest.max_length)
+    if found is None:
+        return report
+    model, before = found.written_by(predictor.forward, "writing", display), None
+    with suppress(ModelError), untuned(predictor) as forward:  # that it is not to be had has been told
+        before = found.written_by(forward, "writing by the untuned model", display)
+    return with_texts(report, found, split, model, before)
 
 
 def keep_report(artifact: Artifact, report: EvaluationReport) -> Path | None:

@@ -18,14 +18,18 @@ from chainrule.core.report import Estimate, Verdict
 from chainrule.core.task import LOWER_IS_BETTER, Predictions, Task
 from chainrule.evaluation import significance
 from chainrule.evaluation.verdicts import verdict_text
-from chainrule.metrics import answers, classification, entities, preferences, regression, tokens
+from chainrule.metrics import answers, classification, entities, preferences, regression, tokens, written
 
 Scores = dict[str, np.ndarray]
 MIN_ROWS = 30  # fewer rows than this get no verdict
 _SHARES = frozenset({"accuracy", "exact_match"})
-_COUNTED = _SHARES | {"reward_accuracy"}
+_COUNTED = _SHARES | {"reward_accuracy", "stop_rate"}
 _CORRELATIONS = frozenset({"pearson", "spearman"})
-_PERFECT = frozenset({"macro_f1", "micro_f1", "f1"})  # 1 means that all rows are right, and no resample can differ
+_PERFECT = frozenset(
+    {"macro_f1", "micro_f1", "f1", *written.ROUGE, "bleu", "chrf"}
+)  # 1 means that all rows are right, and no resample can differ
+_BY_TOKEN = ("reply", "written")  # kinds of targets whose loss is a mean over tokens
+_TEXTS = "texts"  # what was written, judged as it is read
 _MODEL = ""  # the model's key among the predictors
 
 _WEIGHTED: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], Scores]] = {
@@ -35,6 +39,8 @@ _WEIGHTED: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], Scores]] = {
     "spans": entities.weighted,
     "answers": answers.weighted,
     "reply": tokens.weighted,
+    "written": tokens.weighted,
+    _TEXTS: written.weighted,
     "preference": preferences.weighted,
 }
 _TALLIES: dict[str, Callable[[Any, Any, int], np.ndarray]] = {"spans": entities.tally, "answers": answers.tally}
@@ -73,10 +79,61 @@ def judge(
         raise ValueError(f"the chosen baseline {chosen!r} is not among {sorted(baselines)}")
     predictors = {_MODEL: model, **baselines}
     points = {name: task.measure(targets, predictions) for name, predictions in predictors.items()}
-    rows, truth = len(targets), targets
+    truth = targets
     if task.target.kind in _TALLIES:  # from here on a row is what it adds to the sums that scores are ratios of
-        truth, predictors = np.zeros(rows), _tallied(task.target.kind, targets, predictors, len(labels))
-    drawn, accelerations = _replicates(task.target.kind, truth, predictors, replicates)
+        truth, predictors = np.zeros(len(targets)), _tallied(task.target.kind, targets, predictors, len(labels))
+    kind, metric = task.target.kind, task.primary_metric
+    estimates, numbers = _weighed((kind, metric), truth, predictors, points, chosen, replicates)
+    detail = task.detail(targets, model, labels) | {"verdict": numbers}
+    return estimates.pop(_MODEL), estimates, _verdict(numbers), detail
+
+
+def judge_texts(
+    model: np.ndarray,
+    others: Mapping[str, np.ndarray],
+    metric: str,
+    *,
+    chosen: str | None,
+    replicates: int = significance.REPLICATES,
+) -> tuple[dict[str, Estimate], dict[str, dict[str, Estimate]], Verdict, dict[str, Any]]:
+    """The same of texts that were written for some rows.
+
+    Args:
+        model: (n, columns), the tallies of `metrics.written` of what the model wrote.
+        others: name -> those of other texts for the same rows.
+        metric: what the verdict goes by.
+        chosen: what the verdict compares with; None for none.
+
+    Returns:
+        The model's scores, those of the others, the verdict and its numbers.
+    """
+    tallies = {_MODEL: model, **others}
+    points = {name: written.measure(rows) for name, rows in tallies.items()}
+    predictors = {name: Predictions(rows, np.ones(len(rows))) for name, rows in tallies.items()}
+    estimates, numbers = _weighed((_TEXTS, metric), np.zeros(len(model)), predictors, points, chosen, replicates)
+    return estimates.pop(_MODEL), estimates, _verdict(numbers), numbers
+
+
+def _verdict(numbers: Mapping[str, Any]) -> Verdict:
+    fields = ("baseline", "better", "difference", "low", "high", "p_value")
+    return Verdict(text=verdict_text(numbers, "en"), **{field: numbers[field] for field in fields})
+
+
+def _weighed(
+    judged: tuple[str, str],
+    truth: np.ndarray,
+    predictors: Mapping[str, Predictions],
+    points: Mapping[str, dict[str, float]],
+    chosen: str | None,
+    replicates: int,
+) -> tuple[dict[str, dict[str, Estimate]], dict[str, Any]]:
+    """Every score of every predictor with its interval, and what the verdict says.
+
+    Args:
+        judged: the kind of target, and the metric that the verdict goes by.
+    """
+    kind, rows = judged[0], len(truth)
+    drawn, accelerations = _replicates(kind, truth, predictors, replicates)
     estimates = {
         name: {
             metric: _estimate(metric, value, rows, drawn[name][metric], accelerations[name][metric])
@@ -84,11 +141,7 @@ def judge(
         }
         for name, scores in points.items()
     }
-    numbers = _numbers(task, truth, predictors, chosen, drawn, points)
-    fields = ("baseline", "better", "difference", "low", "high", "p_value")
-    verdict = Verdict(text=verdict_text(numbers, "en"), **{field: numbers[field] for field in fields})
-    detail = task.detail(targets, model, labels) | {"verdict": numbers}
-    return estimates.pop(_MODEL), estimates, verdict, detail
+    return estimates, _numbers(judged, truth, predictors, chosen, drawn, points)
 
 
 def _tallied(kind: str, targets: Any, predictors: Mapping[str, Predictions], labels: int) -> dict[str, Predictions]:
@@ -125,7 +178,7 @@ def _replicates(
     for name, (losses, speed) in _loss_replicates(_sizes(kind, targets), predictors, count).items():
         replicates[name]["loss"] = losses
         accelerations[name]["loss"] = speed
-        if kind == "reply":  # the interval is the same through any rising function
+        if kind in _BY_TOKEN:  # the interval is the same through any rising function
             replicates[name]["perplexity"] = np.exp(np.minimum(losses, tokens.MAX_LOSS))
             accelerations[name]["perplexity"] = speed
     return replicates, accelerations
@@ -133,7 +186,7 @@ def _replicates(
 
 def _sizes(kind: str, targets: np.ndarray) -> np.ndarray:
     """How much each row's loss counts (n,): a reply as many times as it has tokens."""
-    return np.asarray(targets, dtype=np.float64) if kind == "reply" else np.ones(len(targets))
+    return np.asarray(targets, dtype=np.float64) if kind in _BY_TOKEN else np.ones(len(targets))
 
 
 def _loss_replicates(
@@ -152,7 +205,7 @@ def _loss_replicates(
 
 def _cells(kind: str, targets: np.ndarray, values: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """One row index for each distinct row of (targets, values …), and how many rows are like it."""
-    if kind in ("number", "spans", "answers", "reply", "preference"):
+    if kind in ("number", "spans", "answers", "preference", _TEXTS, *_BY_TOKEN):
         return np.arange(len(targets)), np.ones(len(targets), dtype=np.int64)
     columns = [np.asarray(column).reshape(len(targets), -1) for column in (targets, *values)]
     if kind == "classes":
@@ -177,7 +230,7 @@ def _estimate(metric: str, value: float, rows: int, replicates: np.ndarray, acce
 
 
 def _numbers(
-    task: Task,
+    judged: tuple[str, str],
     targets: np.ndarray,
     predictors: Mapping[str, Predictions],
     chosen: str | None,
@@ -185,7 +238,7 @@ def _numbers(
     points: Mapping[str, dict[str, float]],
 ) -> dict[str, Any]:
     """What the verdict says, as plain JSON values."""
-    metric, rows = task.primary_metric, len(targets)
+    (kind, metric), rows = judged, len(targets)
     numbers: dict[str, Any] = {"metric": metric, "rows": rows, "baseline": chosen, "better": False, "worse": False}
     numbers |= dict.fromkeys(("difference", "low", "high", "p_value", "rows_to_settle"))
     if chosen is None:
@@ -196,7 +249,7 @@ def _numbers(
     if rows < MIN_ROWS:
         return numbers
     drawn = sign * (replicates[_MODEL][metric] - replicates[chosen][metric])
-    p_value = _randomization_p(task, targets, predictors[_MODEL], predictors[chosen], len(drawn))
+    p_value = _randomization_p((kind, metric), targets, predictors[_MODEL], predictors[chosen], len(drawn))
     found = significance.compare(difference, drawn, rows, p_value)
     numbers |= {"low": found.low, "high": found.high, "p_value": found.p_value}
     numbers |= {"better": found.low > 0, "worse": found.high < 0}
@@ -205,8 +258,10 @@ def _numbers(
     return numbers
 
 
-def _randomization_p(task: Task, targets: np.ndarray, model: Predictions, baseline: Predictions, count: int) -> float:
-    kind, metric = task.target.kind, task.primary_metric
+def _randomization_p(
+    judged: tuple[str, str], targets: np.ndarray, model: Predictions, baseline: Predictions, count: int
+) -> float:
+    kind, metric = judged
     if metric in _SHARES or (metric == "micro_f1" and kind == "class"):
         right = [(targets == item.values).reshape(len(targets), -1).all(axis=1) for item in (model, baseline)]
         return significance.mcnemar(*right)

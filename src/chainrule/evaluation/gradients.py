@@ -14,7 +14,7 @@ from torch import nn
 from chainrule.core.artifact import MANIFEST, Artifact, Run
 from chainrule.core.report import Derivative, GradientReport, KindErrors
 from chainrule.errors import Problem, UserError, Where
-from chainrule.inference.predict import base_name
+from chainrule.inference.predict import base_name, task_of_artifact
 from chainrule.models.adapters import has_adapters, let_learn
 from chainrule.models.gradcheck import (
     BFLOAT16,
@@ -27,7 +27,6 @@ from chainrule.models.gradcheck import (
 )
 from chainrule.models.load import load_saved, load_untuned
 from chainrule.system.progress import Display
-from chainrule.tasks import find_task
 
 ROWS = (8, 5)  # tokens
 _SHOWN = 5
@@ -99,7 +98,7 @@ def _load(model: str | Path | Run | Artifact) -> nn.Module:
     else:
         whole: nn.Module = load_untuned(str(model))
         return whole
-    saved: nn.Module = load_saved(artifact.path, find_task(artifact.manifest.task).head, base_name(artifact))
+    saved: nn.Module = load_saved(artifact.path, task_of_artifact(artifact).head, base_name(artifact))
     if has_adapters(saved):
         let_learn(saved)
     return saved

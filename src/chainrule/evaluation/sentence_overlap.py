@@ -103,7 +103,7 @@ def _runs(inputs: Inputs) -> Iterator[list[tuple[int, int]]]:
     """Of each context the longest run of words, in the sentence most like the question, that the question has not."""
     for question, context in zip(inputs["question"], inputs["context"], strict=True):
         asked = {question[start:end].lower() for start, end in words_of(question)}
-        sentences = [_words(context, start, end) for start, end in _sentences(context)]
+        sentences = [_words(context, start, end) for start, end in sentences_of(context)]
         shared = [len(asked & {context[a:b].lower() for a, b in words}) for words in sentences]
         chosen = sentences[shared.index(max(shared))] if sentences else []
         runs: list[list[tuple[int, int]]] = [[]]
@@ -116,7 +116,8 @@ def _runs(inputs: Inputs) -> Iterator[list[tuple[int, int]]]:
         yield max(runs, key=len)
 
 
-def _sentences(context: str) -> list[tuple[int, int]]:
+def sentences_of(context: str) -> list[tuple[int, int]]:
+    """Where the sentences of a text, or its lines, begin and end."""
     edges = [0, *(match.end() for match in _END.finditer(context)), len(context)]
     return [(start, end) for start, end in pairwise(edges) if context[start:end].strip()]
 

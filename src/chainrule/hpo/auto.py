@@ -28,6 +28,7 @@ from chainrule.system.memory import PeakMemory, is_shortage
 from chainrule.system.progress import Display, Quiet
 from chainrule.tasks import TASKS, find_task
 from chainrule.tasks.prepare import Prepared
+from chainrule.tasks.suited import task_of
 from chainrule.training.events import require_trackers
 from chainrule.training.job import planned_steps
 from chainrule.training.optimizers import learning_rate
@@ -118,7 +119,7 @@ def _options(recipe: Recipe) -> Options:
     Raises:
         RecipeError: there are no such options or strategies, or nothing is left to choose.
     """
-    options, task = parse_options(Options, recipe.strategy, "strategy"), find_task(recipe.task.name)
+    options, task = parse_options(Options, recipe.strategy, "strategy"), task_of(recipe)
     for place, spec in enumerate(options.candidates):
         make_strategy(spec, f"strategy.options.candidates.{place}")
         refuse_misfit(spec.name, task)
@@ -138,8 +139,8 @@ def _options(recipe: Recipe) -> Options:
 
 def _usual(recipe: Recipe, rows: int) -> tuple[Spec, ...]:
     """What did well on other data with as many rows."""
-    task = find_task(recipe.task.name)
-    names = FOR_LANGUAGE_MODELS if task.head == "language-model" else FOR_FEW_ROWS if rows <= FEW else FOR_MANY_ROWS
+    task = task_of(recipe)
+    names = FOR_LANGUAGE_MODELS if task.writes else FOR_FEW_ROWS if rows <= FEW else FOR_MANY_ROWS
     fitting = [name for name in names if STRATEGIES[name].misfit(task) is None and (name != "lora" or has_peft())]
     return tuple(Spec(name=name) for name in fitting)
 
@@ -193,7 +194,7 @@ def choose(recipe: Recipe, strategies: Sequence[Spec], share: float, prepared: P
 
 def _look(recipe: Recipe, prepared: Prepared) -> tuple[str | None, tuple[LayerEvidence, ...]]:
     """What the layers show; nothing for a language model, where it would decide nothing, or where memory is short."""
-    if find_task(recipe.task.name).head == "language-model":
+    if find_task(recipe.task.name).writes:
         return None, ()
     plain = _at(recipe.replace({"training.accelerate": False}), Candidate(WHOLE, _rates(recipe, WHOLE)[0]))
     try:

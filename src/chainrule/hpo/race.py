@@ -24,8 +24,8 @@ from chainrule.data.targets import decode_targets
 from chainrule.errors import Problem, ShortageError, StoppedError
 from chainrule.system.progress import Display, Quiet
 from chainrule.system.stop import StopRequest, stop_requests, who_stopped
-from chainrule.tasks import find_task
 from chainrule.tasks.prepare import Prepared
+from chainrule.tasks.suited import task_of
 from chainrule.training.checkpoint import Standing
 from chainrule.training.divergence import DivergenceError
 from chainrule.training.job import trained_count
@@ -108,7 +108,7 @@ class Race:
 
     def __init__(self, recipe: Recipe, prepared: Prepared, seconds: float, pace: Pace) -> None:
         self.recipe, self.prepared, self.seconds, self.pace = recipe, prepared, seconds, pace
-        self.task: Task = find_task(recipe.task.name)
+        self.task: Task = task_of(recipe)
         train, validation = (prepared.encoded[name] for name in ("train", "validation"))
         self.folds = self._folds(len(train), len(validation))
         self.rows: Encoded = joined([train, validation]) if self.folds else train

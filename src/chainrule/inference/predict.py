@@ -22,7 +22,7 @@ from chainrule.models.adapters import has_adapters, plain_model, without_adapter
 from chainrule.models.load import load_language_model, load_saved, load_tokenizer, weights_hash
 from chainrule.system.device import choose_device, has_bfloat16
 from chainrule.system.progress import Bar
-from chainrule.tasks import find_task
+from chainrule.tasks.suited import suited
 
 BATCH_TOKENS = 4096
 
@@ -69,13 +69,13 @@ def load_predictor(artifact: Artifact, *, device: str = "auto") -> Predictor:
     Raises:
         ModelError: a file of the artifact is damaged, or says something else than the others.
     """
-    task = find_task(artifact.manifest.task)
+    task = task_of_artifact(artifact)
     _check_inputs(artifact, task)
     tokenizer = load_tokenizer(str(artifact.path))
     place = choose_device(device)
     held = artifact.manifest.recipe.get("strategy", {}).get("name") == "qlora"
     model = load_saved(artifact.path, task.head, base_name(artifact), held_on=place if held else None)
-    if task.head != "language-model" and model.config.num_labels != len(task.outputs(artifact.manifest.labels)):
+    if not task.writes and model.config.num_labels != len(task.outputs(artifact.manifest.labels)):
         raise _contradiction(artifact, "labels", f"{model.config.num_labels} labels as in config.json")
     model = model.to(place).eval()
     if has_adapters(model):
@@ -85,6 +85,23 @@ def load_predictor(artifact: Artifact, *, device: str = "auto") -> Predictor:
     wanted = artifact.manifest.recipe.get("training", {}).get("precision", "float32")
     precision = "bfloat16" if wanted == "bfloat16" and has_bfloat16(place) else "float32"
     return Predictor(artifact, task, tokenizer, forward_of(model, tokenizer, place, precision))
+
+
+def task_of_artifact(artifact: Artifact) -> Task:
+    """The task as the artifact's recipe and its model make it.
+
+    Raises:
+        RecipeError: there is no such task, or it has no such options.
+        ModelError: the artifact's config.json is missing or damaged.
+    """
+    return suited(artifact.manifest.task, task_options(artifact), str(artifact.path))
+
+
+def task_options(artifact: Artifact) -> dict[str, Any]:
+    """What the recipe of an artifact says of its task."""
+    task = artifact.manifest.recipe.get("task")
+    options = task.get("options") if isinstance(task, dict) else None
+    return options if isinstance(options, dict) else {}
 
 
 def _check_inputs(artifact: Artifact, task: Task) -> None:
@@ -124,7 +141,8 @@ def untuned(predictor: Predictor) -> Iterator[Forward]:
     artifact = predictor.artifact
     _same_base(artifact)
     seed = int(artifact.manifest.recipe.get("seed", 0))
-    model = load_language_model(base_name(artifact), predictor.tokenizer, artifact.structure, seed=seed)
+    name, head = base_name(artifact), predictor.task.head
+    model = load_language_model(name, predictor.tokenizer, artifact.structure, seed=seed, head=head)
     yield replace(forward, model=model.to(forward.device).eval())
 
 

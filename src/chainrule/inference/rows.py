@@ -22,7 +22,7 @@ from chainrule.data.flaws import MAX_PROBLEMS
 from chainrule.data.stream import Inputs, load_inputs
 from chainrule.data.table import text_of
 from chainrule.errors import DataError, OutputError, Problem, Where
-from chainrule.inference.generate import Writing, write_replies
+from chainrule.inference.generate import Writing, write_texts
 from chainrule.inference.predict import Predictor
 from chainrule.system.files import atomic_path, refuse_existing
 from chainrule.system.progress import Display
@@ -40,6 +40,7 @@ _ONE_TEXT: dict[str, tuple[str, Callable[[str], str]]] = {
     "reply": (MESSAGES, prompt_of),
     "preference": (MESSAGES, prompt_of),
     "spans": (TOKENS, as_input),
+    "written": ("source", str),
 }
 _INPUTS: dict[tuple[str, ...], str] = {
     ("text_a", "text_b"): "pairs of texts",
@@ -48,6 +49,7 @@ _INPUTS: dict[tuple[str, ...], str] = {
 _COLUMNS = {
     "reply": (REPLY, FINISHED),
     "preference": (REPLY, FINISHED),
+    "written": (REPLY, FINISHED),
     "spans": (ENTITIES, TAGS),
     "answers": (ANSWER, BEGIN, SCORE),
 }
@@ -136,7 +138,7 @@ def predict_file(
     if cut:
         shown, more = ", ".join(map(str, cut[:10])), ", …" if len(cut) > 10 else ""
         limit = f"have more than {predictor.artifact.manifest.max_length} tokens and were read up to there"
-        why = "are longer than the model reads; their beginnings were left out" if REPLY in names else limit
+        why = "are longer than the model reads; their beginnings were left out" if predictor.task.converses else limit
         display.say(f"warning: {len(cut):,} of {len(inputs):,} rows {why} (rows {shown}{more}).")
     if unfinished:
         told = f"{unfinished:,} of {len(inputs):,} replies had not ended when the limit of new tokens was reached"
@@ -195,7 +197,9 @@ def _answers(
         numbers: what the rows are called in errors.
     """
     if predictor.task.writes:
-        replies = write_replies(predictor, inputs[MESSAGES], writing or Writing())
+        limit = None if predictor.task.converses else predictor.artifact.manifest.max_length
+        how = writing or Writing()
+        replies = write_texts(predictor.forward, predictor.tokenizer, predictor.task, inputs, how, limit)
         pairs = zip(replies.texts, replies.finished.tolist(), strict=True)
         return [{REPLY: text, FINISHED: finished} for text, finished in pairs], replies.cut
     encoded = predictor.encode(inputs)

@@ -219,7 +219,8 @@ def _attention(
     rate = float(options.get("dropout", 0.0))
     causal = attention_mask is None and query.shape[2] > 1 and _is_causal(module, options)
     half = forwards.is_half()
-    if not (needs_gradient and (rate or half or query.dtype == torch.bfloat16)):
+    plainly = options.get("position_bias") is not None  # what T5 adds to every score
+    if plainly or not (needs_gradient and (rate or half or query.dtype == torch.bfloat16)):
         plain: tuple[torch.Tensor, torch.Tensor | None] = ALL_ATTENTION_FUNCTIONS["sdpa"](
             module, query, key, value, attention_mask, **options
         )

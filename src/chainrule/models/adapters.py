@@ -66,12 +66,12 @@ def plain_model(model: Any) -> Any:
 
 
 def kind_of(model: Any) -> str | None:
-    """PEFT's name for what a model does: CAUSAL_LM where its output layer is one over the vocabulary.
+    """PEFT's name for what a model does: CAUSAL_LM or SEQ_2_SEQ_LM where its output layer is one over the vocabulary.
 
     None for one that finds answers: what PEFT has for it does not hand on which tokens are the question's.
     """
     if model.get_output_embeddings() is not None:
-        return "CAUSAL_LM"
+        return "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
     name = type(model).__name__
     if "ForQuestionAnswering" in name:
         return None
@@ -94,7 +94,7 @@ def head_modules(model: Any) -> tuple[str, ...]:
 
     They are the pooler and what stands outside the pretrained trunk. A language model has none.
     """
-    if kind_of(model) == "CAUSAL_LM":
+    if model.get_output_embeddings() is not None:
         return ()
     prefix = model.base_model_prefix
     outside = [name for name, child in model.named_children() if name != prefix and list(child.parameters())]

@@ -33,24 +33,30 @@ class Anatomy:
 def anatomy(model: Any) -> Anatomy:
     """Find the parts of a transformers model, with or without adapters.
 
-    The layers are the list of modules in the base model that holds the most parameters. Of the rest, what lies outside
-    the base model or is registered after the layers is head; the other parameters are embeddings.
+    The layers are the list of modules in the base model that holds the most parameters; of an encoder-decoder one such
+    list of each, the decoder's on top. Of the rest, what lies outside the base model or is registered after the layers
+    is head (an encoder's last norm belongs to its last layer); the other parameters are embeddings.
     """
     plain = plain_model(model)
     prefix = f"{plain.base_model_prefix}." if hasattr(plain, plain.base_model_prefix) else ""
-    stack, blocks = _layer_stack(plain.base_model)
-    stack = prefix + stack
-    layers: list[list[str]] = [[] for _ in blocks]
-    embeddings, head = [], []
-    seen_layers = False
+    stacks = [(f"{prefix}{name}.", len(blocks)) for name, blocks in _layer_stacks(plain.base_model)]
+    below = {name: sum(count for _, count in stacks[:place]) for place, (name, _) in enumerate(stacks)}
+    layers: list[list[str]] = [[] for _ in range(sum(count for _, count in stacks))]
+    embeddings: list[str] = []
+    head: list[str] = []
+    seen = 0  # layers whose parameters begin
     outer = {id(parameter): name for name, parameter in model.named_parameters()}  # adapters wrap the names
     for name, parameter in plain.named_parameters():
         called = outer.pop(id(parameter))
-        if stack and name.startswith(stack + "."):
-            seen_layers = True
-            layers[int(name[len(stack) + 1 :].partition(".")[0])].append(called)
-        elif name.startswith(prefix) and prefix and (not seen_layers or "embed" in name.lower()):
+        stack = next((stack for stack in below if name.startswith(stack)), None)
+        if stack is not None:
+            place = below[stack] + int(name[len(stack) :].partition(".")[0])
+            layers[place].append(called)
+            seen = max(seen, place + 1)
+        elif name.startswith(prefix) and (prefix or len(stacks) > 1) and (not seen or "embed" in name.lower()):
             embeddings.append(called)
+        elif seen < len(layers) and len(stacks) > 1:
+            layers[seen - 1].append(called)
         else:
             head.append(called)
     return Anatomy(tuple(embeddings), tuple(map(tuple, layers)), (*head, *outer.values()))
@@ -135,15 +141,17 @@ def output_layer(model: nn.Module) -> nn.Linear:
 
 
 def layer_stack(model: Any) -> nn.ModuleList:
-    """The layers of the base model, bottom first."""
-    return _layer_stack(plain_model(model).base_model)[1]
+    """The layers of the base model, bottom first; of an encoder-decoder a list made of both sides'."""
+    found = [blocks for _, blocks in _layer_stacks(plain_model(model).base_model)]
+    return found[0] if len(found) == 1 else nn.ModuleList(block for blocks in found for block in blocks)
 
 
-def _layer_stack(base: nn.Module) -> tuple[str, nn.ModuleList]:
+def _layer_stacks(base: Any) -> list[tuple[str, nn.ModuleList]]:
+    """The list of layers by its name; of an encoder-decoder those of both."""
     stacks = [(name, module) for name, module in base.named_modules() if isinstance(module, nn.ModuleList)]
-    if not stacks:
-        return "", nn.ModuleList()
-    return max(stacks, key=lambda item: sum(p.numel() for p in item[1].parameters()))
+    sides = ("encoder.", "decoder.") if base.config.is_encoder_decoder else ("",)
+    groups = [[item for item in stacks if item[0].startswith(side)] for side in sides]
+    return [max(group, key=lambda item: sum(p.numel() for p in item[1].parameters())) for group in groups if group]
 
 
 def _common_module(names: tuple[str, ...]) -> str:

@@ -14,6 +14,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
@@ -55,12 +56,13 @@ _FACTORIES: dict[Head, Any] = {
     "token-classifier": AutoModelForTokenClassification,
     "answer-finder": AutoModelForQuestionAnswering,
     "language-model": AutoModelForCausalLM,
+    "encoder-decoder": AutoModelForSeq2SeqLM,
 }
 
 _OWN: dict[Head, Any] = {"classifier": PooledClassifier, "token-classifier": Tagger}
 
 # What the families call the same two probabilities and the same function.
-_DROPOUT = ("hidden_dropout_prob", "dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop")
+_DROPOUT = ("hidden_dropout_prob", "dropout", "dropout_rate", "hidden_dropout", "resid_pdrop", "embd_pdrop")
 _ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
 _ACTIVATION = ("hidden_act", "hidden_activation", "activation", "activation_function")
 
@@ -178,12 +180,15 @@ def load_classifier(
     return _changed(model, name, tokenizer, structure, seed)
 
 
-def load_language_model(name: str, tokenizer: Any, structure: Structure, *, seed: int) -> Any:
-    """A pretrained causal language model in float32.
+def load_language_model(
+    name: str, tokenizer: Any, structure: Structure, *, seed: int, head: Head = "language-model"
+) -> Any:
+    """A pretrained causal language model, or encoder-decoder, in float32.
 
     Args:
         tokenizer: with the tokens that the structure adds.
         seed: decides the values of layers that are initialised anew.
+        head: which of the two.
 
     Raises:
         ModelError: the model cannot be found, is not in safetensors, has other weights than its configuration says, or
@@ -194,7 +199,7 @@ def load_language_model(name: str, tokenizer: Any, structure: Structure, *, seed
     place = _place(name)
     config = _config(place)
     _set_numbers(config, structure)
-    model = _load(AutoModelForCausalLM, place, config)
+    model = _load(_FACTORIES[head], place, config)
     return _changed(model, name, tokenizer, structure, seed)
 
 
@@ -231,6 +236,15 @@ def load_saved(folder: Path, head: Head, base: str, *, held_on: torch.device | N
     if held_on is not None:
         hold(model.to(held_on))
     return add_saved(model, folder)
+
+
+def is_encoder_decoder(name: str) -> bool:
+    """Whether a model reads one text and writes another, as its config.json says.
+
+    Raises:
+        ModelError: it cannot be found.
+    """
+    return bool(getattr(_config(_place(name)), "is_encoder_decoder", False))
 
 
 def weights_hash(name: str) -> str | None:

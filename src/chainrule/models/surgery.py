@@ -82,6 +82,12 @@ def change_layers(model: Any, structure: Structure, seed: int) -> None:
     Raises:
         RecipeError: layers that do not exist, or changes that this model cannot take.
     """
+    changes = [
+        key for key in ("keep_layers", "drop_layers", "reinitialise_top", "insert_blocks") if getattr(structure, key)
+    ]
+    if changes and model.config.is_encoder_decoder:
+        expected, got = "a model with one stack of layers", f"a {model.config.model_type}, which has two"
+        raise RecipeError(_MESSAGE, [_problem(key, expected, got, "Leave it out.") for key in changes])
     count = len(layer_stack(model))
     kept = kept_layers(structure, count)
     if len(kept) < count:

@@ -11,6 +11,7 @@ from chainrule.tasks import (
     preference,
     question_answering,
     regression,
+    seq2seq,
     text_classification,
     text_generation,
     token_classification,
@@ -25,6 +26,7 @@ TASKS: dict[str, Task] = {
         token_classification.TASK,
         question_answering.TASK,
         text_generation.TASK,
+        seq2seq.TASK,
         preference.TASK,
     )
 }

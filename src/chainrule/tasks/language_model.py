@@ -10,20 +10,20 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.nn import functional
 
 from chainrule.core.recipe import Spec
-from chainrule.core.shelf import Entry, NoOptions
+from chainrule.core.shelf import Entry
 from chainrule.core.task import Objective, Predictions
 from chainrule.data.batch import IGNORED
 from chainrule.errors import ModelError, Problem, Where
 from chainrule.kernels.cross_entropy import cross_entropy_gradient
 from chainrule.models.adapters import plain_model, virtual_tokens, with_prompt
-from chainrule.tasks.objectives import take_loss
+from chainrule.tasks.objectives import Smoothing, take_loss
 
 CHUNK = 512  # positions whose logits are in memory at once: 50 MB in bfloat16 for 50,000 words
 TOLERANCE = 1e-3
@@ -51,23 +51,52 @@ class CausalModel:
         return states[:, virtual_tokens(self.model) :]
 
 
+class Labelled(NamedTuple):
+    """Hidden states (n, d), the labelled tokens that they predict (n,), the rows of these (n,), and the head."""
+
+    states: torch.Tensor
+    wanted: torch.Tensor
+    rows: torch.Tensor
+    logits: Logits
+
+
+def find_labelled(model: Any, batch: Any) -> Labelled:
+    """The states of a causal language model that predict a labelled token of a batch."""
+    parts = parts_of(model)
+    return Labelled(*labelled(parts.hidden(batch.inputs), batch.targets), parts.logits)
+
+
 @dataclass(frozen=True)
 class NextTokenObjective:
-    """The sum over labelled tokens of the cross-entropy; the count is the number of labelled tokens."""
+    """The sum over labelled tokens of the cross-entropy; the count is the number of labelled tokens.
+
+    Attributes:
+        label_smoothing: the share of the target that all tokens get alike.
+        find: one forward of a batch.
+    """
 
     chunk: int = CHUNK
+    label_smoothing: float = 0.0
+    find: Callable[[Any, Any], Labelled] = find_labelled
 
     def accumulate(self, model: Any, batch: Any) -> tuple[torch.Tensor, int]:
-        parts = parts_of(model)
-        states, wanted, _ = labelled(parts.hidden(batch.inputs), batch.targets)
-        loss, gradient = chunked_cross_entropy(states, wanted, parts.logits, chunk=self.chunk)
+        states, wanted, _, logits = self.find(model, batch)
+        loss, gradient = chunked_cross_entropy(
+            states, wanted, logits, label_smoothing=self.label_smoothing, chunk=self.chunk
+        )
         if gradient is not None:
             with torch.autocast(states.device.type, enabled=False):  # backward keeps the types that forward chose
                 states.backward(gradient)  # type: ignore[no-untyped-call]
         return loss, len(wanted)
 
 
-LOSSES = {"cross-entropy": Entry(NoOptions, lambda options: NextTokenObjective(), "of the next token of the replies")}
+LOSSES = {
+    "cross-entropy": Entry(
+        Smoothing,
+        lambda options: NextTokenObjective(label_smoothing=options.label_smoothing),
+        "of the next token of what is to be written",
+    )
+}
 
 
 def objective(loss: Spec, targets: np.ndarray) -> Objective:
@@ -78,12 +107,15 @@ def objective(loss: Spec, targets: np.ndarray) -> Objective:
 
 def read(model: Any, batch: Any, encoded: Any) -> Predictions:
     """Score the replies of a batch: correct first choices, exp(−loss) as confidence, and loss per token, row by row."""
-    parts = parts_of(model)
-    states, wanted, rows = labelled(parts.hidden(batch.inputs), batch.targets)
-    size = len(batch.rows)
+    return scored(find_labelled(model, batch), len(batch.rows))
+
+
+def scored(found: Labelled, size: int) -> Predictions:
+    """The labelled tokens of `size` rows, row by row."""
+    states, wanted, rows, head = found
     losses, right, tokens = (torch.zeros(size, dtype=torch.float64, device=states.device) for _ in range(3))
     for piece in _pieces(len(wanted), CHUNK):
-        logits = parts.logits(states[piece]).float()
+        logits = head(states[piece]).float()
         each = functional.cross_entropy(logits, wanted[piece], reduction="none")
         losses.index_add_(0, rows[piece], each.double())
         right.index_add_(0, rows[piece], (logits.argmax(-1) == wanted[piece]).double())
@@ -113,6 +145,7 @@ def chunked_cross_entropy(
     logits: Logits,
     *,
     weights: torch.Tensor | None = None,
+    label_smoothing: float = 0.0,
     chunk: int = CHUNK,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The summed cross-entropy of logits(states), computed and differentiated `chunk` positions at a time.
@@ -125,6 +158,7 @@ def chunked_cross_entropy(
         targets: (n,) token ids.
         logits: hidden states to logits, position by position.
         weights: (n,) how much the gradient of each position counts; the sum is without them.
+        label_smoothing: the share of the target that all tokens get alike: Szegedy et al. (2016), section 7.
 
     Returns:
         The sum as a 0-d float32 tensor, detached, and its gradient (n, d) in the type of `states`; None where nothing
@@ -136,16 +170,27 @@ def chunked_cross_entropy(
     for piece in _pieces(len(targets), chunk):
         leaf = states[piece].detach().requires_grad_(gradient is not None)
         values = logits(leaf)
+        extra = _smoothing(values.detach(), targets[piece], label_smoothing) if label_smoothing else 0.0
         loss, dvalues = cross_entropy_gradient(values.detach(), targets[piece])
+        if label_smoothing:
+            dvalues = dvalues - label_smoothing / dvalues.shape[1]
+            dvalues[torch.arange(len(dvalues)), targets[piece]] += label_smoothing
         if weights is not None:
             dvalues = dvalues * weights[piece, None].to(dvalues)
         if values.requires_grad:
             with torch.autocast(states.device.type, enabled=False):
                 values.backward(dvalues)  # type: ignore[no-untyped-call]
-        total += loss
+        total += loss + extra
         if gradient is not None and leaf.grad is not None:
             gradient[piece] = leaf.grad
     return total, gradient
+
+
+def _smoothing(values: torch.Tensor, targets: torch.Tensor, share: float) -> torch.Tensor:
+    """What smoothing adds to the summed cross-entropy: as far as the mean logit is below that of the target."""
+    wide = values if values.dtype == torch.float64 else values.float()
+    gaps: torch.Tensor = wide.gather(1, targets[:, None]).squeeze(1) - wide.mean(1)
+    return share * gaps.sum()
 
 
 def parts_of(model: Any) -> CausalModel:

@@ -21,6 +21,7 @@ from chainrule.data.tokens import encode_once
 from chainrule.errors import DataError, Problem
 from chainrule.models.load import LONGEST, load_tokenizer, token_limit
 from chainrule.models.scratch import options_of, refuse_misfit, tokenizer_of
+from chainrule.tasks.conversation import special_tokens
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,8 @@ def encode_split(
     learned = encoded.learned
     if learned is None or encoded.targets is None:
         return EncodedSplit(split, encoded, tuple(findings), ())
+    if task.target.kind == "written":
+        findings += _cut_targets(tokenizer, encoded, limit, name, split)
     flaws = [_unusable(split, encoded, int(row), limit) for row in np.flatnonzero(learned == 0)]
     told, problems = summarise(flaws, split=name, file=split.places.file, on_bad_row=on_bad_row)
     if flaws:
@@ -179,6 +182,23 @@ def _windowed(encoded: Encoded, limit: int, name: str | None, split: Split) -> F
     rows = f"{count_rows(count, name)} {agree(count, 'are')} longer than {limit} tokens"
     message = f"{rows}: nothing is cut off, as such rows are read in windows that overlap."
     return finding("windowed", "info", message, split=name, file=split.places.file, rows=split.places.rows[several])
+
+
+def _cut_targets(tokenizer: Any, encoded: Encoded, limit: int, name: str | None, split: Split) -> list[Finding]:
+    """Rows whose target lost its end, and with it the token that ends it."""
+    learned, trained = encoded.learned, encoded.trained
+    if learned is None or trained is None or not learned.any():
+        return []
+    rows = np.flatnonzero(learned)
+    last = np.flatnonzero(trained)[np.cumsum(learned)[rows] - 1]
+    rows = rows[~np.isin(encoded.ids[last], special_tokens(tokenizer))]
+    if not len(rows):
+        return []
+    count = len(rows)
+    message = f"{count_rows(count, name)} {agree(count, 'have')} a target that is cut to fit {limit} tokens."
+    todo = "Their ends are not learned. Raise --max-length if the model allows it, or shorten these targets."
+    where = {"split": name, "file": split.places.file}
+    return [finding("cut-target", "warning", message, todo=todo, rows=split.places.rows[rows], **where)]
 
 
 def _unusable(split: Split, encoded: Encoded, row: int, limit: int) -> Flaw:

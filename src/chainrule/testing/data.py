@@ -97,6 +97,13 @@ def questions(rows: int, *, seed: int = 0, unanswerable: bool = False) -> list[d
     return made
 
 
+def reversals(rows: int, *, seed: int = 0, words: int = 4) -> list[dict[str, str]]:
+    """Rows with `source` and `target`: two words or more, at most so many, and the same from the last to the first."""
+    generator = random.Random(seed)
+    said = [generator.choices(GOOD + BAD, k=generator.randint(2, words)) for _ in range(rows)]
+    return [{"source": " ".join(each), "target": " ".join(reversed(each))} for each in said]
+
+
 def write_json_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     """Write rows as JSON Lines and return the path."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,12 +11,15 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    BartConfig,
     BertConfig,
     DistilBertConfig,
     LlamaConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
     RobertaConfig,
+    T5Config,
 )
 
 from chainrule.core.recipe import Structure
@@ -84,6 +87,50 @@ def tiny_chat_model(
     tokenizer.chat_template = template
     folder.mkdir(parents=True, exist_ok=True)
     tiny_language_model(len(tokenizer), tied=tied, positions=positions, seed=seed).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def tiny_encoder_decoder(folder: Path, family: str = "t5", *, positions: int = 64, seed: int = 0) -> Path:
+    """Write a random encoder-decoder and its tokenizer as a Hugging Face folder and return it.
+
+    Args:
+        family: "t5" or "bart".
+        positions: the longest text it reads or writes, in tokens; T5 has no limit of its own.
+    """
+    tokenizer = tiny_tokenizer(positions, decoder=True)
+    tokenizer.pad_token = "[PAD]"
+    end = [("[SEP]", tokenizer.eos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A [SEP]", special_tokens=end)
+    torch.manual_seed(seed)
+    ends = {"pad_token_id": 0, "eos_token_id": tokenizer.eos_token_id}
+    if family == "t5":
+        sizes = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2, "dropout_rate": 0.0}
+        model = AutoModelForSeq2SeqLM.from_config(
+            T5Config(vocab_size=len(tokenizer), decoder_start_token_id=0, **sizes, **ends)
+        )
+    else:
+        sides = {
+            f"{side}_{name}": size
+            for side in ("encoder", "decoder")
+            for name, size in (("layers", 2), ("attention_heads", 2), ("ffn_dim", 64))
+        }
+        model = AutoModelForSeq2SeqLM.from_config(
+            BartConfig(
+                vocab_size=len(tokenizer),
+                d_model=32,
+                max_position_embeddings=positions,
+                dropout=0.0,
+                bos_token_id=2,
+                decoder_start_token_id=tokenizer.eos_token_id,
+                forced_eos_token_id=None,
+                init_std=0.2,
+                **sides,
+                **ends,
+            )
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from statistics import fmean, pstdev
 from typing import Any
@@ -63,8 +64,22 @@ class Losses:
         return len(self.last) == LATELY and fmean(self.last) > limit
 
 
-def first_bad_part(model: Any, batch: Batch, autocast: Callable[[], Any]) -> str:
-    """The first parameter, or else the first module in the order of the computation, with a number that is none."""
+def _plain(model: Any, batch: Batch) -> Any:
+    return model(**batch.inputs)
+
+
+class _FoundError(Exception):
+    """The rest of the model need not run."""
+
+
+def first_bad_part(
+    model: Any, batch: Batch, autocast: Callable[[], Any], run: Callable[[Any, Batch], Any] = _plain
+) -> str:
+    """The first parameter, or else the first module in the order of the computation, with a number that is none.
+
+    Args:
+        run: gives the model the batch.
+    """
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             return f"the parameter {name}"
@@ -72,15 +87,16 @@ def first_bad_part(model: Any, batch: Batch, autocast: Callable[[], Any]) -> str
 
     def watch(name: str) -> Callable[..., None]:
         def look(module: Any, inputs: Any, output: Any) -> None:
-            if not found and not _is_finite(output):
+            if not _is_finite(output):
                 found.append(name)
+                raise _FoundError
 
         return look
 
     handles = [module.register_forward_hook(watch(name or "the model")) for name, module in model.named_modules()]
     try:
-        with kept_generators(), torch.no_grad(), autocast():
-            model(**batch.inputs)
+        with suppress(_FoundError), kept_generators(), torch.no_grad(), autocast():
+            run(model, batch)
     finally:
         for handle in handles:
             handle.remove()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from chainrule.core.artifact import MANIFEST, ROWS, Manifest
-from chainrule.core.recipe import Recipe
+from chainrule.core.recipe import Recipe, parse_options
 from chainrule.core.report import EvaluationReport, Finding
 from chainrule.core.task import Predictions, Task
 from chainrule.data.load import Dataset
@@ -21,6 +22,7 @@ from chainrule.evaluation.baselines import UNTUNED
 from chainrule.evaluation.compare import judge
 from chainrule.evaluation.fitted import Fitted, fit
 from chainrule.evaluation.report import model_card
+from chainrule.evaluation.written import sample, with_texts
 from chainrule.models.inspect import count_parameters
 from chainrule.models.save import save_model, weights_file
 from chainrule.models.scratch import first_weights_hash
@@ -29,7 +31,7 @@ from chainrule.system.memory import PeakMemory
 from chainrule.system.progress import Display
 from chainrule.tasks import find_task
 from chainrule.tasks.prepare import Prepared
-from chainrule.training.job import Job
+from chainrule.training.job import Job, forward_for
 from chainrule.training.trainer import Outcome
 from chainrule.version import __version__
 
@@ -109,9 +111,10 @@ def _row_arrays(dataset: Dataset) -> dict[str, np.ndarray]:
 
 
 def judge_validation(
-    out: Path, task: Task, prepared: Prepared, outcome: Outcome, recipe: Recipe, display: Display
+    out: Path, job: Job, prepared: Prepared, outcome: Outcome, recipe: Recipe, display: Display
 ) -> EvaluationReport:
     """Compare the tuned model with the cheap baselines, or with the untuned model, on validation."""
+    task = job.task
     baselines, chosen, findings = _baselines(out, task, prepared, outcome, recipe, display)
     targets = prepared.encoded["validation"].targets
     if targets is None:
@@ -132,9 +135,23 @@ def judge_validation(
         detail=detail,
         findings=findings,
     )
+    if not task.converses:
+        report = _with_texts(report, job, prepared, outcome, recipe, display)
     (out / "evaluations").mkdir()
     write_json(out / "evaluations" / "validation.json", report.as_dict())
     return report
+
+
+def _with_texts(
+    report: EvaluationReport, job: Job, prepared: Prepared, outcome: Outcome, recipe: Recipe, display: Display
+) -> EvaluationReport:
+    """The report with what the model writes of some sources; of another task it is returned as it is."""
+    options, split = parse_options(job.task.options, recipe.task, "task"), prepared.dataset.splits["validation"]
+    found = sample(job.task, options, prepared.tokenizer, split, prepared.max_length)
+    if found is None:
+        return report
+    forward = replace(forward_for(job, recipe), model=outcome.model)
+    return with_texts(report, found, split, found.written_by(forward, "writing", display), None)
 
 
 def _baselines(

@@ -42,11 +42,12 @@ from chainrule.system.lock import only_one
 from chainrule.system.memory import PeakMemory, keep_freed, kernel_kills
 from chainrule.system.progress import Display
 from chainrule.system.seed import choose_determinism, seed_everything
-from chainrule.tasks import find_task
+from chainrule.tasks import encoder_decoder
 from chainrule.tasks.conversation import end_replies
 from chainrule.tasks.language_model import check_model
 from chainrule.tasks.objectives import take_loss
 from chainrule.tasks.prepare import Prepared, prepare
+from chainrule.tasks.suited import settled, task_of
 from chainrule.training.averaging import take_average
 from chainrule.training.checkpoint import Keeper
 from chainrule.training.decisions import Decision, read_decisions
@@ -191,7 +192,7 @@ def prepare_rows(
         splits: which splits to encode; None for all.
     """
     require_address_space()
-    task, strategy = find_task(recipe.task.name), make_strategy(recipe.strategy)
+    task, strategy = task_of(recipe), make_strategy(recipe.strategy)
     refuse_misfit(recipe.strategy.name, task)
     scratch.refuse_misfit(recipe, task)
     recipe = _with_parts(recipe, task)
@@ -236,7 +237,7 @@ def _with_parts(recipe: Recipe, task: Task) -> Recipe:
         recipe = with_chain(recipe, loss.name)
     changes: dict[str, Any] = {
         "loss": {"name": loss.name, "options": loss.written_out},
-        "task.options": parse_options(task.options, recipe.task, "task").model_dump(mode="json"),
+        "task.options": settled(task, recipe.task.options, recipe.model.name).model_dump(mode="json"),
         "optimizer.options": take_optimizer(recipe.optimizer).written_out,
         "schedule.options": take_schedule(recipe.schedule).written_out,
         "regularisers": {part.name: part.written_out for part in take_regularisers(recipe.regularisers)},
@@ -255,7 +256,7 @@ def carry_out(
     with output_errors(out):
         outcome = train_job(keeper, job, recipe, display)
         manifest = save_artifact(out, job, recipe, prepared, outcome)
-        report = judge_validation(out, job.task, prepared, outcome, recipe, display)
+        report = judge_validation(out, job, prepared, outcome, recipe, display)
         write_text(out / "artifact" / "README.md", model_card(manifest, report))
         summary = summary_of(out, recipe, outcome, job.task, report)
         write_summary(out, summary, began, memory)
@@ -332,7 +333,7 @@ def _with_options(recipe: Recipe, strategy: Strategy) -> Recipe:
 
 def make_job(recipe: Recipe, prepared: Prepared, display: Display) -> Job:
     """Model and kernels, ready for step one on rows that are ready."""
-    task, strategy = find_task(recipe.task.name), make_strategy(recipe.strategy)
+    task, strategy = task_of(recipe), make_strategy(recipe.strategy)
     device = choose_device(recipe.training.device)
     seed_everything(recipe.seed)
     model = _load(recipe, task, prepared, display).to(device)
@@ -363,10 +364,14 @@ def make_job(recipe: Recipe, prepared: Prepared, display: Display) -> Job:
 
 
 def _load(recipe: Recipe, task: Task, prepared: Prepared, display: Display) -> Any:
-    if task.head == "language-model":
-        model = load_language_model(recipe.model.name, prepared.tokenizer, recipe.structure, seed=recipe.seed)
-        check_model(model)
-        end_replies(model, prepared.tokenizer)
+    if task.writes:
+        name, tokenizer = recipe.model.name, prepared.tokenizer
+        model = load_language_model(name, tokenizer, recipe.structure, seed=recipe.seed, head=task.head)
+        if task.head == "encoder-decoder":
+            encoder_decoder.check_model(model)
+        else:
+            check_model(model)
+            end_replies(model, tokenizer)
         return model
     labels, kind, options = task.outputs(prepared.dataset.labels), task.problem_type, scratch.options_of(recipe.model)
     if options is None:

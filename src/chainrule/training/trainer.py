@@ -306,7 +306,8 @@ def _first_in(job: Job, recipe: Recipe, error: DivergenceError) -> str | None:
     if error.rows is None:
         return None
     batch = batch_loader(job, recipe)(error.rows)
-    return first_bad_part(job.model, batch, forward_for(job, recipe).autocast)
+    autocast = forward_for(job, recipe).autocast
+    return first_bad_part(job.model, batch, autocast, lambda model, few: job.task.read(model, few, job.train))
 
 
 def _diverged(job: Job, recipe: Recipe, error: DivergenceError, first: str | None) -> DivergedError:
