@@ -319,7 +319,7 @@ def show(what: str | Path, run: str | Path | Run | None = None) -> dict[str, Any
         from chainrule.models.catalog import list_models
         from chainrule.models.scratch import describe
 
-        return {"models": [*list_models(), describe()], "data": list_datasets()}
+        return {"models": [*list_models(), *describe()], "data": list_datasets()}
     if what in SHOWN:
         from chainrule.hpo.auto import description
         from chainrule.training.shelves import rows_of

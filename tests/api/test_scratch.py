@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 import chainrule
 from chainrule.core.artifact import Run
 from chainrule.errors import DataError, ModelError, RecipeError
-from chainrule.models import scratch
+from chainrule.models import recurrent
 from chainrule.system.progress import Quiet
 from chainrule.testing.data import pairs, rated, sentences, tagged, write_csv
 from chainrule.training import run as run_module
@@ -74,9 +74,9 @@ def test_what_it_leaves_open_is_its_own_default(reviews: Path, tmp_path: Path) -
     settings = {"model": "lstm", "training.steps": 1, "training.threads": 1}
     run = chainrule.train(str(reviews), out=tmp_path / "run", settings=settings)
     recipe = chainrule.core.recipe.read_recipe(run.path / "resolved.yaml")
-    assert recipe.optimizer.learning_rate == scratch.LEARNING_RATE
-    assert recipe.training.epochs == scratch.EPOCHS
-    assert recipe.model.options == scratch.Options(vocabulary="word", embedding_size=128).model_dump(mode="json")
+    assert recipe.optimizer.learning_rate == recurrent.LEARNING_RATE
+    assert recipe.training.epochs == recurrent.EPOCHS
+    assert recipe.model.options == recurrent.Options(vocabulary="word", embedding_size=128).model_dump(mode="json")
 
 
 def test_evaluate_predict_and_show(made: Run, reviews: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import chainrule
 from chainrule.core.recipe import Recipe, parse_recipe
 from chainrule.data.flaws import KINDS
 from chainrule.evaluation.diagnosis import DETECTORS
-from chainrule.models.scratch import Options
+from chainrule.models.recurrent import Options
 from chainrule.strategies import STRATEGIES, describe
 from chainrule.tasks import TASKS
 from chainrule.training.averaging import AVERAGES

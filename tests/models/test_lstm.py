@@ -13,10 +13,11 @@ from transformers import PreTrainedTokenizerFast
 import chainrule
 from chainrule.core.recipe import Model, Recipe, Structure
 from chainrule.errors import ModelError, RecipeError
-from chainrule.models import scratch
+from chainrule.models import recurrent, scratch
 from chainrule.models.inspect import parts
-from chainrule.models.load import load_saved, load_tokenizer, locate
+from chainrule.models.load import load_saved, load_tokenizer
 from chainrule.models.lstm import LSTMConfig, LSTMTrunk
+from chainrule.models.place import locate
 from chainrule.models.save import save_model
 from chainrule.tasks import find_task
 
@@ -110,15 +111,15 @@ def test_inside_autocast_states_are_sums_in_float32() -> None:
 
 
 def made(seed: int = 0, structure: Structure | None = None, **options: Any) -> Any:
-    tokenizer, chosen = scratch.tokenizer_of(scratch.Options(min_count=1, hidden_size=8, **options), TEXTS)
+    tokenizer, chosen = recurrent.tokenizer_of(recurrent.Options(min_count=1, hidden_size=8, **options), TEXTS)
     kind = "single_label_classification"
-    return scratch.make_classifier(chosen, tokenizer, ["x", "y"], kind, structure or Structure(), seed=seed)[0]
+    return recurrent.make_classifier(chosen, tokenizer, ["x", "y"], kind, structure or Structure(), seed=seed)[0]
 
 
 def test_a_saved_model_and_its_tokenizer_are_what_they_were(tmp_path: Path) -> None:
-    tokenizer, chosen = scratch.tokenizer_of(scratch.Options(min_count=1, layers=2, hidden_size=8), TEXTS)
+    tokenizer, chosen = recurrent.tokenizer_of(recurrent.Options(min_count=1, layers=2, hidden_size=8), TEXTS)
     assert chosen.vocabulary == "character"
-    model = scratch.make_classifier(chosen, tokenizer, ["x", "y"], "", Structure(pooling="attention"), seed=1)[0]
+    model = recurrent.make_classifier(chosen, tokenizer, ["x", "y"], "", Structure(pooling="attention"), seed=1)[0]
     batch = tokenizer(TEXTS["text"], padding=True, return_tensors="pt")
     assert save_model(tmp_path, model, tokenizer, max_length=8, base="lstm") == ("chainrule",)
     with torch.no_grad():

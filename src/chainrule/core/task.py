@@ -14,9 +14,22 @@ from chainrule.core.spans import as_arrays, from_arrays, together
 from chainrule.errors import Problem, RecipeError, Where
 
 FieldKind = Literal[
-    "text", "words", "messages", "class", "classes", "number", "spans", "answers", "reply", "preference", "written"
+    "text",
+    "words",
+    "messages",
+    "class",
+    "classes",
+    "number",
+    "spans",
+    "answers",
+    "reply",
+    "preference",
+    "written",
+    "image",
 ]
-Head = Literal["classifier", "token-classifier", "answer-finder", "language-model", "encoder-decoder"]
+Head = Literal[
+    "classifier", "token-classifier", "answer-finder", "language-model", "encoder-decoder", "image-classifier"
+]
 
 LOWER_IS_BETTER = frozenset({"loss", "perplexity", "rmse"})  # of all metrics there are
 
@@ -31,7 +44,7 @@ class FieldSpec:
             (several labels, joined by "|" or a JSON list); "number"; "spans" (pieces of the text, each with a label);
             "answers" (pieces of the context, each as right as the others, or none); "reply" (a text that is to be
             written); "preference" (one of two such texts); "written" (a text that is to be written of another, or
-            several of which each is right).
+            several of which each is right); "image" (a path, or a data URI).
         aliases: column names that are taken for this field when none is named, best first.
         required: whether every row must have it.
     """
@@ -43,7 +56,7 @@ class FieldSpec:
 
     @property
     def is_input(self) -> bool:
-        return self.kind in ("text", "words", "messages")
+        return self.kind in ("text", "words", "messages", "image")
 
 
 @dataclass(frozen=True)
@@ -250,6 +263,11 @@ class Task:
     def converses(self) -> bool:
         """Whether rows are conversations."""
         return self.target.kind in ("reply", "preference")
+
+    @property
+    def sees(self) -> bool:
+        """Whether rows are images."""
+        return self.inputs[0].kind == "image"
 
     @property
     def writes(self) -> bool:

@@ -22,7 +22,8 @@ class Batch:
     Attributes:
         inputs: input_ids (s, t) int64 of all sequences of the rows, and attention_mask and token_type_ids (s, t) where
             the model needs them; or inputs_embeds (s, t or 1, hidden) and attention_mask for a model that starts above
-            its frozen layers; or input_ids and position_ids (1, t) of rows side by side.
+            its frozen layers; or input_ids and position_ids (1, t) of rows side by side; or pixel_values (b, channels,
+            height, width).
         targets: (b,) or (b, labels); or (s, t) what is learned of each token (its id, or a class), IGNORED where
             nothing is; or None.
         rows: (b,) int64 positions in the Encoded they came from; s = b where a row is one sequence.
@@ -47,8 +48,8 @@ class Batch:
     @property
     def padded_tokens(self) -> int:
         """Positions the model computes, padding included."""
-        rows, width = next(iter(self.inputs.values())).shape[:2]
-        return int(rows * width)
+        shape = next(iter(self.inputs.values())).shape
+        return int(shape[0] * (shape[2] if "pixel_values" in self.inputs else shape[1]))
 
 
 def epoch_order(
@@ -88,6 +89,11 @@ def collate(encoded: Encoded, rows: np.ndarray, *, pad_id: int, left: bool, devi
 
     The attention mask is left out where nothing is padded: attention without a mask is faster and gives the same.
     """
+    if encoded.pixels is not None:
+        images = torch.from_numpy(encoded.pixels.read(rows)).to(device)
+        return Batch(
+            {"pixel_values": images}, _row_targets(encoded, rows, device), rows, int(encoded.lengths[rows].sum())
+        )
     taken = encoded.sequences_of(rows)
     starts, ends = encoded.offsets[taken], encoded.offsets[taken + 1]
     lengths = ends - starts
@@ -112,10 +118,15 @@ def collate(encoded: Encoded, rows: np.ndarray, *, pad_id: int, left: bool, devi
         known = None if encoded.references is None else torch.from_numpy(encoded.references[rows]).to(device)
         learned = _token_targets(encoded, taken, width, left).to(device)
         return Batch(inputs, learned, rows, int(lengths.sum()), known)
-    targets = None if encoded.targets is None else torch.from_numpy(np.ascontiguousarray(encoded.targets[rows]))
-    if targets is not None:
-        targets = targets.to(device, torch.float32 if targets.is_floating_point() else torch.int64)
-    return Batch(inputs, targets, rows, int(lengths.sum()))
+    return Batch(inputs, _row_targets(encoded, rows, device), rows, int(lengths.sum()))
+
+
+def _row_targets(encoded: Encoded, rows: np.ndarray, device: torch.device) -> torch.Tensor | None:
+    """(b,) or (b, labels): one target a row as a whole."""
+    if encoded.targets is None:
+        return None
+    targets = torch.from_numpy(np.ascontiguousarray(encoded.targets[rows]))
+    return targets.to(device, torch.float32 if targets.is_floating_point() else torch.int64)
 
 
 def pack(encoded: Encoded, rows: np.ndarray, *, device: torch.device) -> Batch:

@@ -12,6 +12,7 @@ from chainrule.core.task import Task
 from chainrule.data.chat import MESSAGES, turns_of
 from chainrule.data.entities import TOKENS, units_of
 from chainrule.data.flaws import agree, count_rows, finding, shorten
+from chainrule.data.images import IMAGE
 from chainrule.data.rows import Rows
 from chainrule.data.table import Places
 from chainrule.data.targets import Entities, Labels, labels_of
@@ -53,7 +54,7 @@ def summary(rows: Rows, labels: Sequence[str], task: Task) -> SplitSummary:
         seen = rows.values.count()
         counts = {label: seen[label] for label in labels}
     lengths: dict[str, float] = {}
-    if len(rows):
+    if len(rows) and IMAGE not in rows.inputs:
         characters = _characters(rows)
         lengths = {
             "characters_median": float(np.median(characters)),
@@ -140,6 +141,8 @@ def noun_of(rows: Rows) -> str:
     """What the inputs of a row are called."""
     if MESSAGES in rows.inputs:
         return "prompt"
+    if IMAGE in rows.inputs:
+        return "image"
     return "text" if len(rows.inputs) == 1 else "pair of texts"
 
 
@@ -177,7 +180,7 @@ def _conflicts(rows: Rows, name: str, noun: str, task: Task) -> list[Finding]:
         return []
     groups = int((variants > 1).sum())
     what = {"number": "numbers", "spans": "entities", "answers": "answers"}.get(task.target.kind, "labels")
-    shared = f"{groups:,} {noun if groups == 1 else 'pairs of texts' if noun != 'text' else 'texts'}"
+    shared = f"{groups:,} {noun if groups == 1 else 'pairs of texts' if noun == 'pair of texts' else noun + 's'}"
     message = f"{count_rows(count, name)} share {shared} with different {what}."
     todo = f"Decide for one {_ONE.get(what, what[:-1])}, or remove these rows."
     return [

@@ -31,6 +31,29 @@ class States:
 
 
 @dataclass(frozen=True)
+class Pixels:
+    """Images as bytes.
+
+    Attributes:
+        values: (n, channels, height, width) uint8.
+        scale, shift: (channels,) float32; a model reads value · scale + shift.
+    """
+
+    values: np.ndarray
+    scale: np.ndarray
+    shift: np.ndarray
+
+    def take(self, rows: np.ndarray) -> Pixels:
+        """Those of the rows at these positions, in that order."""
+        return replace(self, values=self.values[rows])
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """What a model reads of these rows: (b, channels, height, width) float32."""
+        read: np.ndarray = self.values[rows] * self.scale[:, None, None] + self.shift[:, None, None]
+        return read
+
+
+@dataclass(frozen=True)
 class Encoded:
     """Tokenised rows. A row is one sequence of tokens, or several that the model reads side by side, such as windows.
 
@@ -45,6 +68,7 @@ class Encoded:
         classes: (tokens,) int32, what is learned of each of these; None where it is the token itself.
         places: (2 · tokens,) int32, where in the row's text begins and ends what is said of a token; None if nowhere.
         refused: row position -> why the row could not be encoded; such a row has no tokens.
+        pixels: what a model of images reads instead of ids, or None.
         states: what a model that starts above its frozen layers reads instead of ids, or None.
         references: (n, …) float32, what the model before step one says of each row, where a loss asks it; or None.
         sequences: (n + 1,) int64; row i has the sequences from sequences[i] to sequences[i + 1]. None for one each.
@@ -59,6 +83,7 @@ class Encoded:
     classes: np.ndarray | None = None
     places: np.ndarray | None = None
     refused: Mapping[int, str] = field(default_factory=dict)
+    pixels: Pixels | None = None
     states: States | None = None
     sequences: np.ndarray | None = None
     references: np.ndarray | None = None
@@ -68,7 +93,12 @@ class Encoded:
 
     @property
     def lengths(self) -> np.ndarray:
-        """(n,) positions that the model computes for each row: its longest sequence, as often as it has any."""
+        """(n,) positions that the model computes for each row: its longest sequence, as often as it has any.
+
+        Of an image the rows of its pixels.
+        """
+        if self.pixels is not None:
+            return self.full_lengths
         tokens = np.diff(self.offsets)
         if self.sequences is None or not len(self):
             return tokens
@@ -112,6 +142,7 @@ class Encoded:
             places=None if self.places is None else self.places.reshape(-1, 2)[chosen].ravel(),
             sequences=None if self.sequences is None else offsets_of(np.diff(self.sequences)[rows]),
             references=None if self.references is None else self.references[rows],
+            pixels=None if self.pixels is None else self.pixels.take(rows),
         )
 
 
@@ -160,6 +191,7 @@ def joined(pieces: Iterable[Encoded]) -> Encoded:
     lengths, full, counts = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], list[np.ndarray]()
     targets: list[Any] = []
     references: list[np.ndarray] = []
+    pixels: list[Pixels] = []
     refused: dict[int, str] = {}
     rows = 0
     with ExitStack() as stack:
@@ -176,6 +208,7 @@ def joined(pieces: Iterable[Encoded]) -> Encoded:
             full.append(piece.full_lengths)
             targets += [] if piece.targets is None else [piece.targets]
             references += [] if piece.references is None else [piece.references]
+            pixels += [] if piece.pixels is None else [piece.pixels]
             refused |= {rows + row: why for row, why in piece.refused.items()}
             rows += len(piece)
         tokens: dict[str, Any] = {name: np.frombuffer(spill.read(), OF_TOKENS[name]) for name, spill in spills.items()}
@@ -188,6 +221,7 @@ def joined(pieces: Iterable[Encoded]) -> Encoded:
         refused=refused,
         sequences=offsets_of(np.concatenate(counts)) if counts else None,
         references=np.concatenate(references) if references else None,
+        pixels=replace(pixels[0], values=np.concatenate([each.values for each in pixels])) if pixels else None,
         **tokens,
     )
 

@@ -69,6 +69,11 @@ KINDS: dict[str, tuple[str, str, str]] = {
         "Shorten these questions, or raise --max-length.",
     ),
     "bad-tokens": ("error", "have a list of words with an empty or damaged one", "Correct or remove these rows."),
+    "bad-image": (
+        "error",
+        "have an image that cannot be read",
+        "Correct the paths, or replace or remove these images.",
+    ),
     "bad-entities": (
         "error",
         "have tags or spans that do not fit their text",

@@ -20,6 +20,7 @@ from chainrule.data.conll import read_conll
 from chainrule.data.delimited import read_delimited
 from chainrule.data.flaws import Flaw, finding, refuse_names, some, summarise
 from chainrule.data.hub import looks_like_hub_name, read_hub, read_saved
+from chainrule.data.images import image_splits
 from chainrule.data.jsontext import read_json, read_json_lines
 from chainrule.data.table import Table, concatenate
 from chainrule.errors import DataError, Problem, Where
@@ -84,6 +85,9 @@ def read(source: Any, *, on_bad_row: str = "stop") -> Reading:
     if _is_folder(path, shown):
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             return read(read_saved(path), on_bad_row=on_bad_row)
+        has_data = any(_file_ending(each) in ENDINGS for each in path.iterdir())
+        if not has_data and (images := image_splits(path, shown, _SPLIT_NAMES)):
+            return _reading(images, on_bad_row)
         files, others = split_files(path, shown)
         result = _merge(files, on_bad_row)
         return Reading(result.tables, result.problems, (*result.findings, *others), result.fingerprint)

@@ -15,6 +15,7 @@ from chainrule.data.chat import MESSAGES, Conversations, read_conversations
 from chainrule.data.clean import clean_texts, exact_duplicates
 from chainrule.data.entities import TOKENS, read_marked
 from chainrule.data.flaws import Flaw, agree, count_rows, finding, summarise
+from chainrule.data.images import read_images
 from chainrule.data.preferences import read_preferences
 from chainrule.data.split import hash_texts
 from chainrule.data.table import Places, Table
@@ -90,6 +91,8 @@ def prepare(
         findings, problems = summarise(marked.flaws, split=split, file=table.file, on_bad_row=on_bad_row)
         rows = _usable(table.places, {TOKENS: marked.inputs}, marked.values, marked.flaws)
         return _without_duplicates(rows, findings, problems, split, clean)
+    if task.sees:
+        return _prepare_images(table, fields, task, split=split, clean=clean, on_bad_row=on_bad_row)
     raw = {spec.name: table.texts(fields[spec.name]) for spec in task.inputs if spec.name in fields}
     cleaned = clean_texts(raw, clean, table.places, split)
     target = task.target
@@ -127,13 +130,30 @@ def _prepare_conversations(
     return _without_duplicates(rows, findings, problems, split, clean)
 
 
-def _refuse_cleaning(clean: Clean) -> None:
-    """Raise DataError where cleaning would move the characters that spans count by."""
+def _prepare_images(
+    table: Table, fields: Mapping[str, str], task: Task, *, split: str | None, clean: Clean, on_bad_row: str
+) -> Prepared:
+    _refuse_cleaning(clean, "images", "a cleaning of texts", "Images cannot be cleaned.")
+    (image,), target = task.inputs, task.target
+    found = read_images(table, image.name, fields[image.name], split)
+    values, wrong = read_targets(table, target.name, fields[target.name], target.kind)
+    flaws = [*found.flaws, *wrong]
+    findings, problems = summarise(flaws, split=split, file=table.file, on_bad_row=on_bad_row)
+    rows = _usable(table.places, {image.name: found.inputs}, values, flaws, hashed=found.digests)
+    return _without_duplicates(rows, [*findings, *found.findings], problems, split, clean)
+
+
+def _refuse_cleaning(
+    clean: Clean,
+    expected: str = "texts as they were marked",
+    got: str = "a cleaning that moves characters",
+    message: str = "Texts with marked pieces cannot be cleaned.",
+) -> None:
+    """Raise DataError where a cleaning of texts is asked for that these rows cannot have."""
     asked = [name for name in ("html", "unicode_nfkc", "white_space") if getattr(clean, name)]
     if asked:
-        where, todo = Where(field=f"data.clean.{asked[0]}"), "Leave it out, or clean the texts before they are marked."
-        problem = Problem("texts as they were marked", "a cleaning that moves characters", todo, where)
-        raise DataError("Texts with marked pieces cannot be cleaned.", [problem])
+        where, todo = Where(field=f"data.clean.{asked[0]}"), "Leave it out, or clean the data before."
+        raise DataError(message, [Problem(expected, got, todo, where)])
 
 
 def _without_duplicates(
@@ -179,10 +199,18 @@ def _emptiness(text: str | None) -> str:
     return "only white space" if text.isspace() else "nothing that is left after cleaning"
 
 
-def _usable(places: Places, inputs: dict[str, Texts], values: Values, flaws: Sequence[Flaw]) -> Rows:
+def _usable(
+    places: Places,
+    inputs: dict[str, Texts],
+    values: Values,
+    flaws: Sequence[Flaw],
+    hashed: Texts | None = None,
+) -> Rows:
+    """The rows without a flaw; `hashed` stands for the inputs where those only name what is read."""
     keep = usable(places, flaws)
     if keep is not None:
         places, values = places[keep], values[keep]
         inputs = {name: texts[keep] for name, texts in inputs.items()}
-    texts = list(inputs.values())
+        hashed = None if hashed is None else hashed[keep]
+    texts = list(inputs.values()) if hashed is None else [hashed]
     return Rows(places, inputs, values, hash_texts(texts), hash_texts([*texts, target_texts(values)]))

@@ -18,6 +18,7 @@ from chainrule.data.clean import clean_texts
 from chainrule.data.entities import TOKENS, read_marked
 from chainrule.data.fields import find_fields
 from chainrule.data.flaws import MAX_PROBLEMS, Flaw, summarise
+from chainrule.data.images import image_rows, is_image, read_images
 from chainrule.data.read import chunks, located, read
 from chainrule.data.rows import text_flaws, usable
 from chainrule.data.table import Table
@@ -130,7 +131,11 @@ def load_inputs(
 
 def _pieces(source: Any, chunk_rows: int) -> Iterator[tuple[Table, list[Flaw]]]:
     if isinstance(source, str | os.PathLike):
-        yield from chunks(located(source), os.fspath(source), chunk_rows)
+        path = located(source)
+        if is_image(path) or path.is_dir():
+            yield image_rows(path, os.fspath(source)), []
+        else:
+            yield from chunks(path, os.fspath(source), chunk_rows)
         return
     for table in source.tables.values():
         for start in range(0, len(table), chunk_rows):
@@ -144,6 +149,10 @@ def _texts(table: Table, fields: Mapping[str, str], clean: Clean, task: Task) ->
     if task.target.kind == "spans":
         marked = read_marked(table, fields, None)
         return {TOKENS: marked.inputs}, marked.flaws
+    if task.sees:
+        (field,) = fields
+        images = read_images(table, field, fields[field], None)
+        return {field: images.inputs}, images.flaws
     raw = {name: table.texts(column) for name, column in fields.items()}
     inputs = clean_texts(raw, clean, table.places, None).inputs
     return inputs, text_flaws(table.places, raw, inputs)

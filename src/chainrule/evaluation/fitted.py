@@ -12,6 +12,7 @@ from chainrule.core.report import Finding
 from chainrule.core.task import Predictions, Task
 from chainrule.errors import ModelError, Problem, Where
 from chainrule.evaluation.baselines import Baselines, fit_baselines, outputs_of
+from chainrule.evaluation.pixels import PixelModel
 from chainrule.evaluation.sentence_overlap import SentenceOverlap
 from chainrule.evaluation.word_tags import WordTags
 from chainrule.tasks import find_task
@@ -53,6 +54,8 @@ def fit(
     Args:
         train, validation: texts by input field, and targets.
     """
+    if task.sees:
+        return PixelModel.fit(task, len(labels), train, validation, seed)
     if task.target.kind not in ("spans", "answers"):
         return fit_baselines(task, labels, train, validation, seed=seed)
     found = WordTags.fit(labels, *train) if task.target.kind == "spans" else SentenceOverlap.fit(*train)
@@ -69,7 +72,10 @@ def read_fitted(folder: Path, manifest: Manifest) -> Fitted:
     Raises:
         ModelError: they are damaged, or not of this model.
     """
-    kind = find_task(manifest.task).target.kind
+    task = find_task(manifest.task)
+    if task.sees:
+        return PixelModel.load(folder, len(manifest.labels))
+    kind = task.target.kind
     if kind == "spans":
         tags = WordTags.load(folder)
         if tags.labels != manifest.labels:

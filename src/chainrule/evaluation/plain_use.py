@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-GENERATION, ENTITIES, ANSWERS = "text-generation", "token-classification", "question-answering"
+GENERATION, ENTITIES, ANSWERS, IMAGES = (
+    "text-generation",
+    "token-classification",
+    "question-answering",
+    "image-classification",
+)
 _AUTO = {
     GENERATION: "AutoModelForCausalLM",
     ENTITIES: "AutoModelForTokenClassification",
@@ -22,6 +27,14 @@ from transformers import AutoConfig, {auto}, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained({folder})
 base = {auto}.from_pretrained({base}, config=AutoConfig.from_pretrained({folder}))
 model = PeftModel.from_pretrained(base, {folder})"""
+
+_IMAGE = """from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+processor = AutoImageProcessor.from_pretrained({folder}, backend="pil")
+model = AutoModelForImageClassification.from_pretrained({folder}).eval()
+inputs = processor(images=Image.open("…").convert("RGB"), return_tensors="pt")
+print(model.config.id2label[int(model(**inputs).logits.argmax())])"""
 
 _REPLY = """
 
@@ -59,6 +72,8 @@ def plain_use(task: str, loads_in: Sequence[str], folder: str, base: str) -> str
     """
     auto = _AUTO.get(task, "AutoModelForSequenceClassification")
     use = {GENERATION: _REPLY, ANSWERS: _ANSWER}.get(task, "")
+    if task == IMAGES:
+        return _IMAGE.format(folder=folder) if "transformers" in loads_in else ""
     if "transformers" in loads_in:
         return _WHOLE.format(auto=auto, folder=folder) + use
     if "peft" in loads_in:

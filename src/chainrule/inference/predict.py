@@ -19,7 +19,8 @@ from chainrule.errors import ModelError, Problem, Where
 from chainrule.kernels import native
 from chainrule.models.accelerate import accelerate
 from chainrule.models.adapters import has_adapters, plain_model, without_adapters
-from chainrule.models.load import load_language_model, load_saved, load_tokenizer, weights_hash
+from chainrule.models.load import load_language_model, load_processor, load_saved, load_tokenizer
+from chainrule.models.place import weights_hash
 from chainrule.system.device import choose_device, has_bfloat16
 from chainrule.system.progress import Bar
 from chainrule.tasks.suited import suited
@@ -71,7 +72,7 @@ def load_predictor(artifact: Artifact, *, device: str = "auto") -> Predictor:
     """
     task = task_of_artifact(artifact)
     _check_inputs(artifact, task)
-    tokenizer = load_tokenizer(str(artifact.path))
+    tokenizer = (load_processor if task.sees else load_tokenizer)(str(artifact.path))
     place = choose_device(device)
     held = artifact.manifest.recipe.get("strategy", {}).get("name") == "qlora"
     model = load_saved(artifact.path, task.head, base_name(artifact), held_on=place if held else None)
@@ -161,11 +162,13 @@ def _same_base(artifact: Artifact) -> None:
 
 
 def forward_of(model: Any, tokenizer: Any, device: torch.device, precision: str) -> Forward:
-    """The Forward of a model and the tokenizer it was loaded with.
+    """The Forward of a model and the tokenizer, or image processor, it was loaded with.
 
     Raises:
         ModelError: the tokenizer has tokens that the model has not.
     """
+    if not hasattr(tokenizer, "get_vocab"):  # an image processor
+        return Forward(model, 0, False, device, precision)
     highest, rows = max(tokenizer.get_vocab().values(), default=0), len(model.get_input_embeddings().weight)
     if highest >= rows:
         where, todo = Where(file=str(model.name_or_path), field="model.name"), "Take both from the same model."

@@ -19,12 +19,14 @@ from chainrule.data.chat import MESSAGES, prompt_of
 from chainrule.data.clean import clean_text
 from chainrule.data.entities import TOKENS, as_input, is_words, tag_names, tags_of, units_of
 from chainrule.data.flaws import MAX_PROBLEMS
+from chainrule.data.images import IMAGE
 from chainrule.data.stream import Inputs, load_inputs
 from chainrule.data.table import text_of
 from chainrule.errors import DataError, OutputError, Problem, Where
 from chainrule.inference.generate import Writing, write_texts
 from chainrule.inference.predict import Predictor
 from chainrule.system.files import atomic_path, refuse_existing
+from chainrule.system.images import UnreadableImageError, examine_image
 from chainrule.system.progress import Display
 
 CHUNK_ROWS = 2048
@@ -69,6 +71,8 @@ def predict_texts(
     Raises:
         DataError: other fields than the model was trained on, nothing in them, or empty texts.
     """
+    if predictor.task.sees:
+        return _of_images(predictor, next(iter(inputs.values()), []) if len(inputs) == 1 else [])
     kind = predictor.task.target.kind
     wanted = predictor.artifact.manifest.inputs if kind not in _ONE_TEXT else ("text",)
     if set(inputs) != set(wanted):
@@ -99,6 +103,20 @@ def predict_texts(
         field, written = _ONE_TEXT[kind]
         cleaned = {field: [written(text) for text in cleaned["text"]]}
     return _answers(predictor, cleaned, writing, np.arange(1, counts.pop() + 1))[0]
+
+
+def _of_images(predictor: Predictor, cells: Sequence[str]) -> list[Row]:
+    """Predictions of images, given as paths or data URIs."""
+    problems = [] if cells else [Problem("at least one image", "none", "Give the path of an image.")]
+    for row, cell in enumerate(cells, start=1):
+        try:
+            examine_image(cell)
+        except UnreadableImageError as error:
+            todo, where = "Correct the path or the image.", Where(row=row, field=IMAGE)
+            problems.append(Problem("an image, as a path or a data URI", f"{error} ({cell[:80]})", todo, where))
+    if problems:
+        raise DataError("The images cannot be predicted.", problems[:MAX_PROBLEMS])
+    return _answers(predictor, {IMAGE: list(cells)}, None, np.arange(1, len(cells) + 1))[0]
 
 
 def predict_file(

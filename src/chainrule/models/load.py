@@ -2,53 +2,32 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import (
-    AutoConfig,
+    AutoImageProcessor,
     AutoModelForCausalLM,
+    AutoModelForImageClassification,
     AutoModelForQuestionAnswering,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
-    PreTrainedConfig,
 )
-from transformers.utils import logging as transformers_logging
 
 from chainrule.core.recipe import Structure
 from chainrule.core.task import Head
-from chainrule.errors import ChainruleError, Problem, ShortageError, Where
 from chainrule.models.adapters import ADAPTERS, add_saved, check_adapters, head_modules
-from chainrule.models.catalog import MODELS, model_folder
 from chainrule.models.classifier import PooledClassifier, choose_form, is_own, refuse_form
 from chainrule.models.crf import Tagger, choose_chain
-from chainrule.models.folder import (
-    CONFIG,
-    INDEX,
-    WEIGHTS,
-    check_depth,
-    check_files,
-    check_fit,
-    check_loaded,
-    refused,
-    shard_names,
-    stored_shapes,
-    weight_files,
-)
-from chainrule.models.lstm import MODEL_TYPE, NAME, LSTMConfig
+from chainrule.models.folder import CONFIG, check_depth, check_fit, check_loaded, refused, stored_shapes, weight_files
+from chainrule.models.place import Place, fetch_weights, find, loading, read_config
 from chainrule.models.quantized import hold
 from chainrule.models.surgery import change_layers
 from chainrule.models.vocabulary import extend_embeddings, extend_tokenizer, pieces_of
-from chainrule.system.files import sha256
-from chainrule.system.hub import fetch, hub_error, unreachable
-from chainrule.system.memory import is_shortage
 
 LONGEST, FEWEST = 512, 4  # tokens of a row
 _FACTORIES: dict[Head, Any] = {
@@ -57,6 +36,7 @@ _FACTORIES: dict[Head, Any] = {
     "answer-finder": AutoModelForQuestionAnswering,
     "language-model": AutoModelForCausalLM,
     "encoder-decoder": AutoModelForSeq2SeqLM,
+    "image-classifier": AutoModelForImageClassification,
 }
 
 _OWN: dict[Head, Any] = {"classifier": PooledClassifier, "token-classifier": Tagger}
@@ -65,30 +45,6 @@ _OWN: dict[Head, Any] = {"classifier": PooledClassifier, "token-classifier": Tag
 _DROPOUT = ("hidden_dropout_prob", "dropout", "dropout_rate", "hidden_dropout", "resid_pdrop", "embd_pdrop")
 _ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
 _ACTIVATION = ("hidden_act", "hidden_activation", "activation", "activation_function")
-
-
-def locate(name: str) -> str:
-    """The folder of a catalog name or a local folder; any other name is returned as it is: a hub name.
-
-    Raises:
-        ModelError: `name` looks like a path and there is no model folder.
-    """
-    folder = model_folder(name)
-    if folder is not None:
-        return str(folder)
-    if name == NAME:
-        todo = "Train one, and name its artifact folder."
-        raise refused(name, "a model with weights", "one that is made from training rows", todo)
-    path = Path(name).expanduser()
-    if _is_folder(path):
-        if not (path / "config.json").is_file():
-            raise refused(name, "a folder with config.json", "a folder without", "Give a Hugging Face model folder.")
-        return str(path)
-    is_there = os.path.exists(path)  # noqa: PTH110
-    if is_there or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        got = "a file" if is_there else "no such folder"
-        raise refused(name, "a model folder, a catalog name or a hub name", got, "See `chainrule show catalog`.")
-    return name
 
 
 def load_tokenizer(name: str, add_tokens: Sequence[str] = ()) -> Any:
@@ -101,8 +57,8 @@ def load_tokenizer(name: str, add_tokens: Sequence[str] = ()) -> Any:
         ModelError: there is none, or it cannot be reached.
         RecipeError: tokens that cannot be added.
     """
-    place = _place(name)
-    with _loading(place):
+    place = find(name)
+    with loading(place):
         tokenizer = AutoTokenizer.from_pretrained(place.path, **place.options)
         if not isinstance(tokenizer.model_max_length, int | float) or not tokenizer.model_max_length >= FEWEST:
             raise ValueError(f"model_max_length is {tokenizer.model_max_length!r}")
@@ -114,6 +70,17 @@ def load_tokenizer(name: str, add_tokens: Sequence[str] = ()) -> Any:
     return tokenizer
 
 
+def load_processor(name: str) -> Any:
+    """The image processor that belongs to a model: it brings images to the size and the numbers that the model reads.
+
+    Raises:
+        ModelError: there is none, or it cannot be reached.
+    """
+    place = find(name)
+    with loading(place):
+        return AutoImageProcessor.from_pretrained(place.path, backend="pil", **place.options)
+
+
 def token_limit(name: str, tokenizer: Any, wanted: int | None, reserved: int = 0) -> int:
     """The number of tokens a row may have: what the recipe says, else what the model allows, at most 512.
 
@@ -123,7 +90,7 @@ def token_limit(name: str, tokenizer: Any, wanted: int | None, reserved: int = 0
     Raises:
         ModelError: the recipe wants more than the model has positions.
     """
-    config = _config(_place(name))
+    config = read_config(find(name))
     positions = getattr(config, "max_position_embeddings", None) or LONGEST
     if getattr(config, "model_type", "") in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl"):
         positions -= 2  # their positions start after the padding index
@@ -147,21 +114,21 @@ def load_classifier(
     seed: int,
     head: Head = "classifier",
 ) -> Any:
-    """A pretrained model with a head for `labels`, for rows or for their tokens, in float32.
+    """A pretrained model with a head for `labels`, for rows, for their tokens or for images, in float32.
 
     The head is fresh unless the model already has one for as many labels; `seed` decides its values, and those of
     layers that are initialised anew.
 
     Args:
-        tokenizer: with the tokens that the structure adds.
+        tokenizer: with the tokens that the structure adds; of images their processor.
 
     Raises:
         ModelError: the model cannot be found, is not in safetensors, has other weights than its configuration says, or
             has no such head.
         RecipeError: the structure asks for what this model does not have.
     """
-    place = _place(name)
-    config = _config(place)
+    place = find(name)
+    config = read_config(place)
     config.num_labels = len(labels)
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: index for index, label in enumerate(labels)}
@@ -172,8 +139,8 @@ def load_classifier(
     elif head == "token-classifier":
         choose_chain(config, structure)
     else:
-        refuse_form(structure, "A model that finds answers")
-    if config.pad_token_id is None:
+        refuse_form(structure, "A model that finds answers" if head == "answer-finder" else "A model of images")
+    if head != "image-classifier" and config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id
     torch.manual_seed(seed)
     model = _load(_factory(head, config), place, config, fresh_head=True)
@@ -196,8 +163,8 @@ def load_language_model(
         RecipeError: the structure asks for what this model does not have.
     """
     refuse_form(structure, "A language model")
-    place = _place(name)
-    config = _config(place)
+    place = find(name)
+    config = read_config(place)
     _set_numbers(config, structure)
     model = _load(_FACTORIES[head], place, config)
     return _changed(model, name, tokenizer, structure, seed)
@@ -209,7 +176,7 @@ def load_untuned(name: str) -> Any:
     Raises:
         ModelError: as `load_classifier`.
     """
-    config, tokenizer = _config(_place(name)), load_tokenizer(name)
+    config, tokenizer = read_config(find(name)), load_tokenizer(name)
     if any(kind.endswith("ForCausalLM") for kind in config.architectures or ()):
         return load_language_model(name, tokenizer, Structure(), seed=0)
     labels = [str(label) for label in range(config.num_labels)]
@@ -226,13 +193,13 @@ def load_saved(folder: Path, head: Head, base: str, *, held_on: torch.device | N
     Raises:
         ModelError: the files are damaged or do not fit one another, or the base model cannot be found.
     """
-    place = _place(str(folder))
-    config = _config(place)
+    place = find(str(folder))
+    config = read_config(place)
     factory = _factory(head, config)
     if not (folder / ADAPTERS).is_file():
         return _load(factory, place, config)
     check_adapters(folder)
-    model = _load(factory, _place(base), config, fresh_head=True)
+    model = _load(factory, find(base), config, fresh_head=True)
     if held_on is not None:
         hold(model.to(held_on))
     return add_saved(model, folder)
@@ -244,66 +211,23 @@ def is_encoder_decoder(name: str) -> bool:
     Raises:
         ModelError: it cannot be found.
     """
-    return bool(getattr(_config(_place(name)), "is_encoder_decoder", False))
+    return bool(getattr(read_config(find(name)), "is_encoder_decoder", False))
 
 
-def weights_hash(name: str) -> str | None:
-    """The SHA-256 of a model's weights where they lie in a single file on this machine; None for a hub name."""
-    file = Path(locate(name)) / WEIGHTS
-    return sha256(file) if file.is_file() else None
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where a model is.
-
-    Attributes:
-        name: what the user calls it.
-        path: what transformers is to load: a folder, or a name on the hub.
-        folder: where its files are: that folder, or the hub's cache.
-        options: what transformers is to be told with it.
-    """
-
-    name: str
-    path: str
-    folder: Path
-    options: dict[str, Any]
-
-
-def _place(name: str) -> _Place:
-    """Find a model and check its files; of a hub's model, the exact commit that was checked is loaded."""
-    path = locate(name)
-    options: dict[str, Any] = {"trust_remote_code": False}  # None would ask on the terminal
-    folder = Path(path)
-    if not _is_folder(path):
-        # when the hub cannot be reached, only what was loaded before, without minutes of retries
-        options["local_files_only"] = unreachable() is not None
-        try:
-            config = fetch(path, CONFIG, offline=options["local_files_only"])
-        except (OSError, ValueError) as error:
-            raise hub_error(name, error, tuple(MODELS)) from error
-        if config is None:
-            raise hub_error(name, FileNotFoundError(f"no {CONFIG}"), tuple(MODELS))
-        folder = config.parent
-        options["revision"] = folder.name
-    check_files(folder, name)
-    return _Place(name, path, folder, options)
-
-
-def _load(factory: Any, place: _Place, config: Any, *, fresh_head: bool = False) -> Any:
+def _load(factory: Any, place: Place, config: Any, *, fresh_head: bool = False) -> Any:
     """Load a model once its files, and their sizes and shapes, are known to be in order.
 
     Args:
         fresh_head: a classifier's head may be made anew; otherwise all weights must be there.
     """
-    _fetch_weights(place)
+    fetch_weights(place)
     shapes = stored_shapes(weight_files(place.folder, place.name), place.name)
     check_depth(place.folder, shapes, place.name)
-    with _loading(place), torch.device("meta"):
+    with loading(place), torch.device("meta"):
         outline = factory.from_config(config, trust_remote_code=False)
     fresh = head_modules(outline) if fresh_head else ()
     check_fit(outline, shapes, fresh, place.name)
-    with _loading(place):
+    with loading(place):
         model, found = factory.from_pretrained(
             place.path,
             config=config,
@@ -318,52 +242,6 @@ def _load(factory: Any, place: _Place, config: Any, *, fresh_head: bool = False)
     for key, parameter in model.named_parameters():
         parameter.pretrained = key not in drawn
     return model
-
-
-def _fetch_weights(place: _Place) -> None:
-    """Bring the weights of a hub's model into its cache."""
-    if _is_folder(place.path):
-        return
-    how = {"revision": place.options["revision"], "offline": place.options["local_files_only"]}
-    try:
-        if fetch(place.path, WEIGHTS, **how) is None and (index := fetch(place.path, INDEX, **how)) is not None:
-            for file in shard_names(index, place.name):
-                fetch(place.path, file, **how)
-    except (OSError, ValueError) as error:
-        raise hub_error(place.name, error, tuple(MODELS)) from error
-
-
-def _config(place: _Place) -> Any:
-    with _loading(place):
-        family = PreTrainedConfig.get_config_dict(place.path, **place.options)[0].get("model_type")
-        kind = LSTMConfig if family == MODEL_TYPE else AutoConfig
-        return kind.from_pretrained(place.path, **place.options)
-
-
-@contextmanager
-def _loading(place: _Place) -> Iterator[None]:
-    """Quiet, and with one error: whatever a file of the folder makes the loading libraries raise."""
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # a fresh head is expected, not worth a table of missing keys
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    except ChainruleError:
-        raise
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # what Rust code raises
-            raise
-        if is_shortage(error):
-            problem = Problem("memory for the model", str(error)[:300], "Choose a smaller model.", Where(place.name))
-            raise ShortageError(f"There is not enough memory to load {place.name!r}.", [problem]) from error
-        if not _is_folder(place.path):
-            raise hub_error(place.name, error, tuple(MODELS)) from error
-        reason = str(error).strip().partition("\n")[0][:300] or type(error).__name__
-        raise refused(
-            place.name, "a Hugging Face model folder with safetensors weights", reason, "Check the folder's files."
-        ) from error
-    finally:
-        transformers_logging.set_verbosity(level)
 
 
 def is_pretrained(parameter: torch.Tensor) -> bool:
@@ -401,7 +279,3 @@ def _set_first(config: Any, names: Sequence[str], value: float | str | None) -> 
         raise refused(str(config.model_type), expected, "none", "Remove it from `structure`.")
     for name in found:
         setattr(config, name, value)
-
-
-def _is_folder(place: str | Path) -> bool:
-    return os.path.isdir(place)  # noqa: PTH112  (unlike Path.is_dir it takes a name too long for no folder)

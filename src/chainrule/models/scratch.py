@@ -1,80 +1,79 @@
-"""Models that are made from the training rows, without pretrained weights: so far an LSTM."""
+"""The shelf of models without pretrained weights: name -> options, what reads the rows, the model itself."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from itertools import chain
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
-from pydantic import Field, model_validator
-
-from chainrule.core.recipe import Model, Recipe, Section, Spec, Structure, parse_options
+from chainrule.core.recipe import Model, Recipe, Section, Spec, parse_options
 from chainrule.core.task import Head, Task
 from chainrule.errors import Problem, RecipeError, Where
-from chainrule.models.classifier import SETTINGS, Form, PooledClassifier, choose_form, is_own
-from chainrule.models.crf import LINEAR, Tagger, choose_chain
-from chainrule.models.load import weights_hash
-from chainrule.models.lstm import NAME, LSTMConfig
-from chainrule.models.tokenizer import SPECIAL, make_tokenizer, natural_unit
-from chainrule.models.vectors import FIELD, MAX_SIZE, read_vectors
+from chainrule.models import convnet, recurrent
+from chainrule.models.place import weights_hash
 from chainrule.system.files import sha256
 
-# LOG.md, "How good is an LSTM from scratch?"
-LEARNING_RATE, EPOCHS = 1e-3, 10.0
-EMBEDDING_SIZE = 128  # without vectors
-DROPOUT = 0.5
-FORM = Form("max", "linear")  # Conneau et al. (2017), InferSent: the best of the ways to read a sentence's BiLSTM
-_KEPT = ("dropout", "pooling", "head")  # of a recipe's `structure`: what a model from scratch has
 
-
-class Options(Section):
-    """What an LSTM is made with.
+@dataclass(frozen=True)
+class Scratch:
+    """A kind of model that is made from the training rows.
 
     Attributes:
-        vocabulary: what a token is; "auto" takes characters where most letters of the training rows are of a script
-            that is written without spaces, words elsewhere.
-        vocabulary_size: entries at most, the most frequent ones of the training rows; a "byte" one has all 256.
-        min_count: what is rarer in the training rows is unknown.
-        lowercase: read upper and lower case alike.
-        embedding_size: numbers of a token's embedding; null means 128, or as many as the vectors have.
-        hidden_size: numbers of a token's state; with two directions half of them each.
-        layers: how many, one above the other.
-        bidirectional: read from both ends.
-        vectors: a file of word vectors in GloVe's or word2vec's text format, to begin the embeddings with.
+        heads: what may stand on top of it.
+        structure: the keys of a recipe's `structure` that it has.
+        reader: options and the training rows by field -> what brings rows to the model (a tokenizer, or an image
+            processor), and the options with what the rows decide.
+        make: options, reader, labels, problem type and structure, and by name seed and head -> the model, and a line
+            to tell about it or None.
+        learning_rate, epochs: where the recipe does not say.
     """
 
-    vocabulary: Literal["auto", "word", "character", "byte"] = "auto"
-    vocabulary_size: int = Field(default=30_000, ge=len(SPECIAL) + 1, le=1_000_000)
-    min_count: int = Field(default=2, ge=1)
-    lowercase: bool = True
-    embedding_size: int | None = Field(default=None, ge=1, le=MAX_SIZE)
-    hidden_size: int = Field(default=256, ge=2, le=8192)
-    layers: int = Field(default=1, ge=1, le=16)
-    bidirectional: bool = True
-    vectors: str | None = None
-
-    @model_validator(mode="after")
-    def _fits(self) -> Options:
-        if self.bidirectional and self.hidden_size % 2:
-            raise ValueError("an even hidden_size where there are two directions")
-        if self.vectors is not None and self.vocabulary == "byte":
-            raise ValueError("words or characters where there are vectors: bytes have none")
-        return self
+    options: type[Section]
+    heads: tuple[Head, ...]
+    structure: tuple[str, ...]
+    reader: Callable[[Any, Mapping[str, Sequence[str]]], tuple[Any, Any]]
+    make: Callable[..., tuple[Any, str | None]]
+    learning_rate: float
+    epochs: float
+    purpose: str
 
 
-def options_of(model: Model) -> Options | None:
+SCRATCH: dict[str, Scratch] = {
+    "lstm": Scratch(
+        options=recurrent.Options,
+        heads=("classifier", "token-classifier"),
+        structure=("dropout", "pooling", "head"),
+        reader=recurrent.tokenizer_of,
+        make=recurrent.make_classifier,
+        learning_rate=recurrent.LEARNING_RATE,
+        epochs=recurrent.EPOCHS,
+        purpose="an LSTM made from the training rows, of any language: classification, pairs, regression, entities; "
+        "nothing is downloaded",
+    ),
+    "convnet": Scratch(
+        options=convnet.Options,
+        heads=("image-classifier",),
+        structure=(),
+        reader=convnet.processor_of,
+        make=convnet.make_classifier,
+        learning_rate=convnet.LEARNING_RATE,
+        epochs=convnet.EPOCHS,
+        purpose="a small convolutional network made for the training images; nothing is downloaded",
+    ),
+}
+
+
+def options_of(model: Model) -> Any:
     """What a model that is made from the rows is made with; None for a pretrained one.
 
     Raises:
         RecipeError: there are no such options.
     """
-    if model.name == NAME:
-        return parse_options(Options, Spec(name=NAME, options=model.options), "model")
+    if model.name in SCRATCH:
+        return parse_options(SCRATCH[model.name].options, Spec(name=model.name, options=model.options), "model")
     if model.options:
-        where, todo = Where(field="model.options"), f"Leave them out; they are for the model {NAME!r}."
+        where, todo = Where(field="model.options"), f"Leave them out; they are for {' and '.join(SCRATCH)}."
         problem = Problem("no options, as this model is pretrained", ", ".join(model.options), todo, where)
         raise RecipeError("A pretrained model is as it is.", [problem])
     return None
@@ -88,17 +87,20 @@ def refuse_misfit(recipe: Recipe, task: Task) -> None:
     """
     if options_of(recipe.model) is None:
         return
-    problems = []
+    made, problems = SCRATCH[recipe.model.name], []
     if recipe.strategy.name != "full":
         expected, todo = "full, as nothing of this model is pretrained", "Leave --strategy out."
         problems.append(Problem(expected, repr(recipe.strategy.name), todo, Where(field="strategy.name")))
-    if task.head not in ("classifier", "token-classifier"):
-        expected, todo = "a task with a few numbers a row or a word", "Choose another model."
+    if task.head not in made.heads:
+        expected, todo = f"a task with the head {' or '.join(made.heads)}", "Choose another model."
         problems.append(Problem(expected, task.name, todo, Where(field="task.name")))
     changed = recipe.structure.model_dump(mode="json", exclude_defaults=True)
-    for key in changed.keys() - set(_KEPT):
-        expected = f"{', '.join(_KEPT)} alone: the others change what is pretrained"
-        todo = "Leave it out; model.options say how this model is made."
+    for key in changed.keys() - set(made.structure):
+        kept = f"{', '.join(made.structure)} alone" if made.structure else "nothing"
+        expected, todo = (
+            f"{kept}: the others change what is pretrained",
+            "Leave it out; model.options say how this model is made.",
+        )
         problems.append(Problem(expected, repr(changed[key]), todo, Where(field=f"structure.{key}")))
     if problems:
         raise RecipeError(f"The model {recipe.model.name!r} is trained from scratch.", problems)
@@ -109,99 +111,18 @@ def first_weights_hash(model: Model) -> str | None:
     options = options_of(model)
     if options is None:
         return weights_hash(model.name)
-    file = Path(options.vectors or "")
+    file = Path(getattr(options, "vectors", None) or "")
     return sha256(file) if file.is_file() else None
 
 
-def describe() -> dict[str, Any]:
-    """The row of `chainrule show catalog`."""
-    return {
-        "name": NAME,
-        "kind": "from scratch",
-        "options": Options().model_dump(mode="json"),
-        "purpose": "an LSTM made from the training rows, of any language: classification, pairs, regression, entities; "
-        "nothing is downloaded",
-    }
-
-
-def tokenizer_of(options: Options, inputs: Mapping[str, Sequence[str]]) -> tuple[Any, Options]:
-    """A tokenizer for rows, and the options with what is chosen for them."""
-    unit = natural_unit(chain.from_iterable(inputs.values())) if options.vocabulary == "auto" else options.vocabulary
-    texts = chain.from_iterable(inputs.values())
-    size, count = options.vocabulary_size, options.min_count
-    tokenizer = make_tokenizer(texts, unit, size=size, min_count=count, lowercase=options.lowercase)
-    width = options.embedding_size if options.vectors else options.embedding_size or EMBEDDING_SIZE
-    return tokenizer, options.model_copy(update={"vocabulary": unit, "embedding_size": width})
-
-
-def make_classifier(
-    options: Options,
-    tokenizer: Any,
-    labels: Sequence[str],
-    problem_type: str,
-    structure: Structure,
-    *,
-    seed: int,
-    head: Head = "classifier",
-) -> tuple[Any, int | None]:
-    """A classifier, of rows or of their tokens, in float32; how many entries of its vocabulary had a vector.
-
-    Args:
-        seed: draws the weights.
-
-    Returns:
-        The model, and that number; None without vectors.
-
-    Raises:
-        ModelError: the vectors cannot be read.
-        RecipeError: pooling and head do not go together, or the vectors not with the vocabulary.
-    """
-    found = None if options.vectors is None else _vectors(options, tokenizer)
-    config = LSTMConfig(
-        vocab_size=len(tokenizer),
-        embedding_size=(options.embedding_size or EMBEDDING_SIZE) if found is None else found[1].shape[1],
-        hidden_size=options.hidden_size,
-        num_hidden_layers=options.layers,
-        bidirectional=options.bidirectional,
-        hidden_dropout_prob=DROPOUT if structure.dropout is None else structure.dropout,
-        pad_token_id=tokenizer.pad_token_id,
-        id2label=dict(enumerate(labels)),
-        label2id={label: index for index, label in enumerate(labels)},
-        problem_type=problem_type or None,
-    )
-    if head == "classifier":
-        setattr(config, SETTINGS, asdict(FORM))
-        choose_form(config, structure)
-    else:
-        choose_chain(config, structure)
-        if not is_own(config):  # transformers has no tagger of this kind, with a chain or without
-            setattr(config, SETTINGS, {"head": LINEAR})
-    torch.manual_seed(seed)
-    model = PooledClassifier(config) if head == "classifier" else Tagger(config)
-    if found is None:
-        return model, None
-    places, values = (torch.from_numpy(array) for array in found)
-    table = model.get_input_embeddings().weight
-    with torch.no_grad():
-        table.normal_(std=float(values.std(correction=0)))  # words that are not among them begin as large as those
-        table[tokenizer.pad_token_id].zero_()
-        table[places] = values
-    return model, len(places)
-
-
-def _vectors(options: Options, tokenizer: Any) -> tuple[Any, Any]:
-    """Places in the vocabulary, and the vectors of what is there."""
-    words = {word: place for word, place in tokenizer.get_vocab().items() if word not in SPECIAL}
-    places, values = read_vectors(Path(str(options.vectors)), words)
-    if not len(places):
-        expected, got = f"vectors of some of the {len(words):,} entries of the vocabulary", "of none"
-        todo = "Give vectors of the same language; see model.options.vocabulary and model.options.lowercase."
-        raise RecipeError("These vectors are of no use here.", [Problem(expected, got, todo, Where(field=FIELD))])
-    if options.embedding_size not in (None, values.shape[1]):
-        todo, where = "Leave it out.", Where(field="model.options.embedding_size")
-        expected = f"{values.shape[1]:,}, the size of the vectors"
-        raise RecipeError(
-            "The embeddings are begun with vectors of another size.",
-            [Problem(expected, str(options.embedding_size), todo, where)],
-        )
-    return places, values
+def describe() -> list[dict[str, Any]]:
+    """The rows of `chainrule show catalog`."""
+    return [
+        {
+            "name": name,
+            "kind": "from scratch",
+            "options": made.options().model_dump(mode="json"),
+            "purpose": made.purpose,
+        }
+        for name, made in SCRATCH.items()
+    ]

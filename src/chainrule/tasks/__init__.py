@@ -7,6 +7,7 @@ from typing import Any
 from chainrule.core.recipe import unknown_name
 from chainrule.core.task import Task
 from chainrule.tasks import (
+    image_classification,
     multi_label_classification,
     preference,
     question_answering,
@@ -22,6 +23,7 @@ TASKS: dict[str, Task] = {
     for task in (
         text_classification.TASK,
         multi_label_classification.TASK,
+        image_classification.TASK,
         regression.TASK,
         token_classification.TASK,
         question_answering.TASK,

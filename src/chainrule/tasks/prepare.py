@@ -18,10 +18,11 @@ from chainrule.data.entities import TOKENS, units_of
 from chainrule.data.flaws import MAX_PROBLEMS, Flaw, agree, count_rows, finding, summarise
 from chainrule.data.load import Dataset, Split, load
 from chainrule.data.tokens import encode_once
-from chainrule.errors import DataError, Problem
-from chainrule.models.load import LONGEST, load_tokenizer, token_limit
-from chainrule.models.scratch import options_of, refuse_misfit, tokenizer_of
+from chainrule.errors import DataError, Problem, RecipeError, Where
+from chainrule.models.load import LONGEST, load_processor, load_tokenizer, token_limit
+from chainrule.models.scratch import SCRATCH, options_of, refuse_misfit
 from chainrule.tasks.conversation import special_tokens
+from chainrule.tasks.pictures import height_of
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,9 @@ def with_tokens(
         shown: how many rows of the first split to show with what is learned of them.
     """
     tokenizer, options = tokenizer_for(recipe, task, dataset.splits["train"])
-    if options:
+    if task.sees:
+        limit = _height(recipe, tokenizer)
+    elif options:
         limit = recipe.model.max_length or LONGEST
     else:
         limit = token_limit(recipe.model.name, tokenizer, recipe.model.max_length, reserved)
@@ -133,13 +136,23 @@ def tokenizer_for(recipe: Recipe, task: Task, train: Split) -> tuple[Any, dict[s
     refuse_misfit(recipe, task)
     options = options_of(recipe.model)
     if options is None:
-        tokenizer = load_tokenizer(recipe.model.name, recipe.structure.add_tokens)
+        name = recipe.model.name
+        tokenizer = load_processor(name) if task.sees else load_tokenizer(name, recipe.structure.add_tokens)
     else:
         marked = {TOKENS: [units_of(cell)[0] for cell in train.inputs[TOKENS]]} if TOKENS in train.inputs else None
-        tokenizer, options = tokenizer_of(options, marked or train.inputs)
+        tokenizer, options = SCRATCH[recipe.model.name].reader(options, marked or train.inputs)
     if task.prepare_tokenizer is not None:
         task.prepare_tokenizer(tokenizer)
     return tokenizer, {} if options is None else options.model_dump(mode="json")
+
+
+def _height(recipe: Recipe, processor: Any) -> int:
+    """How many rows of pixels the model reads; RecipeError if the recipe says otherwise."""
+    height, wanted = height_of(processor), recipe.model.max_length
+    if wanted not in (None, height):
+        expected, where = f"{height}, the height of what the model reads, or nothing", Where(field="model.max_length")
+        raise RecipeError("Images are resized, not cut.", [Problem(expected, str(wanted), "Leave it out.", where)])
+    return height
 
 
 def encode_split(
@@ -223,7 +236,7 @@ def _unusable(split: Split, encoded: Encoded, row: int, limit: int) -> Flaw:
 
 def _token_lengths(encoded: Encoded) -> dict[str, float]:
     full = encoded.full_lengths
-    if not len(full):
+    if not len(full) or encoded.pixels is not None:
         return {}
     lengths = {"tokens_mean": round(float(full.mean()), 1), "tokens_max": float(full.max())}
     if encoded.trained is not None and not isinstance(encoded.targets, Answers):

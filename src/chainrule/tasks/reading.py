@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import logsumexp, softmax
 
 from chainrule.core.task import Predictions, Read
 from chainrule.data.batch import Batch
@@ -24,6 +25,17 @@ def from_logits(decode: Decode) -> Read:
         return decode(model(**batch.inputs).logits.float().cpu().numpy(), targets)
 
     return read
+
+
+def decode_classes(logits: np.ndarray, targets: np.ndarray | None) -> Predictions:
+    """The likeliest class of each row, its probability and the cross-entropy, of logits (b, classes)."""
+    logits = logits.astype(np.float64)
+    values = logits.argmax(-1)
+    scores = softmax(logits, axis=-1)[np.arange(len(values)), values]
+    losses = None
+    if targets is not None:
+        losses = logsumexp(logits, axis=-1) - logits[np.arange(len(targets)), targets]
+    return Predictions(values, scores, losses)
 
 
 def few_sequences(batch: Batch) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:

@@ -9,6 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 GOOD = ("good", "great", "lovely", "brilliant", "warm", "clever")
 BAD = ("bad", "awful", "dull", "broken", "cold", "silly")
 PLAIN = (
@@ -102,6 +105,21 @@ def reversals(rows: int, *, seed: int = 0, words: int = 4) -> list[dict[str, str
     generator = random.Random(seed)
     said = [generator.choices(GOOD + BAD, k=generator.randint(2, words)) for _ in range(rows)]
     return [{"source": " ".join(each), "target": " ".join(reversed(each))} for each in said]
+
+
+def stripes(folder: Path, rows: int, *, seed: int = 0, side: int = 16) -> Path:
+    """Write images with one bright stripe across or down, `labels.csv` with `image` and `label`, and return that."""
+    generator = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    made = []
+    for number in range(rows):
+        pixels, label = generator.integers(0, 90, (side, side)), ("across", "down")[int(generator.integers(2))]
+        start = int(generator.integers(1, side - 3))
+        pixels[start : start + 2] = 230
+        image = Image.fromarray((pixels if label == "across" else pixels.T).astype(np.uint8))
+        image.save(folder / f"{number}.png")
+        made.append({"image": f"{number}.png", "label": label})
+    return write_csv(folder / "labels.csv", made)
 
 
 def write_json_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:

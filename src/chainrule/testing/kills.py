@@ -18,8 +18,8 @@ from typing import Any
 import chainrule
 from chainrule.core.artifact import FOLDS
 from chainrule.system.assets import cache_folder
-from chainrule.testing.data import entities, sentences, write_csv, write_json_lines
-from chainrule.testing.models import tiny_chat_model, tiny_model
+from chainrule.testing.data import entities, sentences, stripes, write_csv, write_json_lines
+from chainrule.testing.models import tiny_chat_model, tiny_model, tiny_vision_model
 
 ALWAYS = {
     "training.threads": 1,
@@ -31,6 +31,7 @@ ALWAYS = {
 GROUPS = [{"layers": "0", "method": "lora", "start": 0.3}, {"layers": "1", "method": "full", "start": 0.6}]
 
 CLASSES, ENTITIES, REPLIES, PAIRS = "text-classification", "token-classification", "text-generation", "preference"
+IMAGES = "image-classification"
 Inputs = dict[str, tuple[Path, Path]]  # task -> data and model
 
 
@@ -101,6 +102,8 @@ CASES = {
         Case("entities", {"training.epochs": 2}, task=ENTITIES),
         Case("entities-crf-folds", {"loss": "crf", "training.folds": 2, "training.steps": 4}, task=ENTITIES),
         Case("lora-chat", {"strategy": "lora", "training.steps": 9, "training.batch_size": 8}, task=REPLIES),
+        Case("images", {"training.epochs": 2}, task=IMAGES),
+        Case("convnet-folds", {"model": "convnet", "training.folds": 2, "training.steps": 4}, task=IMAGES),
         Case("preferences", {"strategy": "lora", "training.steps": 9, "training.batch_size": 8}, task=PAIRS),
     )
 }
@@ -116,6 +119,7 @@ def make_inputs(folder: Path) -> Inputs:
     preferred = [{"prompt": row["instruction"], "chosen": row["output"], "rejected": "it is"} for row in rows]
     bert, llama = tiny_model(folder / "bert"), tiny_chat_model(folder / "llama")
     return {
+        IMAGES: (stripes(folder / "stripes", 120), tiny_vision_model(folder / "vit")),
         CLASSES: (write_csv(folder / "reviews.csv", sentences(120)), bert),
         ENTITIES: (write_json_lines(folder / "entities.jsonl", entities(120)), bert),
         REPLIES: (write_json_lines(folder / "talks.jsonl", rows), llama),

@@ -20,10 +20,12 @@ from transformers import (
     Qwen2Config,
     RobertaConfig,
     T5Config,
+    ViTConfig,
+    ViTImageProcessorPil,
 )
 
 from chainrule.core.recipe import Structure
-from chainrule.models import scratch
+from chainrule.models import recurrent
 from chainrule.models.save import save_model
 from chainrule.testing.data import WORDS
 
@@ -57,10 +59,10 @@ def tiny_model(folder: Path, family: str = "bert", *, seed: int = 0, positions: 
 
 def tiny_lstm(folder: Path, *, seed: int = 0) -> Path:
     """Write a small random LSTM over the words of `chainrule.testing.data` and its tokenizer, and return the folder."""
-    options = scratch.Options(min_count=1, embedding_size=16, hidden_size=32, layers=2)
-    tokenizer, options = scratch.tokenizer_of(options, {"text": [" ".join(WORDS)]})
+    options = recurrent.Options(min_count=1, embedding_size=16, hidden_size=32, layers=2)
+    tokenizer, options = recurrent.tokenizer_of(options, {"text": [" ".join(WORDS)]})
     kind = "single_label_classification"
-    model, _ = scratch.make_classifier(options, tokenizer, ["negative", "positive"], kind, Structure(), seed=seed)
+    model, _ = recurrent.make_classifier(options, tokenizer, ["negative", "positive"], kind, Structure(), seed=seed)
     folder.mkdir(parents=True, exist_ok=True)
     save_model(folder, model, tokenizer, max_length=64, base="lstm")
     return folder
@@ -132,6 +134,15 @@ def tiny_encoder_decoder(folder: Path, family: str = "t5", *, positions: int = 6
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def tiny_vision_model(folder: Path, *, side: int = 16, seed: int = 0) -> Path:
+    """Write a random vision transformer and its image processor as a Hugging Face folder and return it."""
+    torch.manual_seed(seed)
+    config = ViTConfig(image_size=side, patch_size=4, num_channels=3, **_SIZES)
+    AutoModel.from_config(config).save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": side, "width": side}).save_pretrained(folder)
     return folder
 
 

@@ -47,7 +47,8 @@ def _rows_hash(prepared: Prepared, name: str) -> str:
         encoded = prepared.encoded[name]
         targets = encoded.targets.spans if isinstance(encoded.targets, Answers) else encoded.targets
         of_targets = (targets.offsets, targets.bounds) if isinstance(targets, Spans) else (targets,)
-        for array in (encoded.ids, encoded.offsets, *of_targets):
+        pixels = None if encoded.pixels is None else encoded.pixels.values
+        for array in (encoded.ids, encoded.offsets, pixels, *of_targets):
             if array is not None:
                 digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

@@ -57,7 +57,7 @@ def clear(out: Path) -> None:
 def save_artifact(out: Path, job: Job, recipe: Recipe, prepared: Prepared, outcome: Outcome) -> Manifest:
     """Put the tuned model with its manifest into the run folder, as plain libraries load it."""
     base = _base_name(recipe.model.name) or ""
-    limit = prepared.max_length if job.task.head != "language-model" else None
+    limit = None if job.task.head == "language-model" or job.task.sees else prepared.max_length
     with atomic_folder(out / "artifact") as folder:
         loads_in = save_model(folder, outcome.model, prepared.tokenizer, max_length=limit, base=base)
         manifest = _manifest(folder, recipe, prepared, outcome, loads_in)

@@ -26,7 +26,6 @@ from chainrule.models.crf import CRF, Tagger, with_chain
 from chainrule.models.inspect import count_parameters, layer_stack
 from chainrule.models.load import load_classifier, load_language_model
 from chainrule.models.lstm import LSTMTrunk
-from chainrule.models.tokenizer import SPECIAL
 from chainrule.strategies import make_strategy, refuse_misfit, reserved_tokens
 from chainrule.strategies.base import Strategy
 from chainrule.system.device import choose_device, has_bfloat16, use_threads
@@ -42,7 +41,7 @@ from chainrule.system.lock import only_one
 from chainrule.system.memory import PeakMemory, keep_freed, kernel_kills
 from chainrule.system.progress import Display
 from chainrule.system.seed import choose_determinism, seed_everything
-from chainrule.tasks import encoder_decoder
+from chainrule.tasks import encoder_decoder, find_task
 from chainrule.tasks.conversation import end_replies
 from chainrule.tasks.language_model import check_model
 from chainrule.tasks.objectives import take_loss
@@ -203,13 +202,13 @@ def prepare_rows(
     display.say(f"Reading {recipe.data.source or type(source).__name__} …")
     prepared = prepare(recipe, source, task, splits, reserved=reserved_tokens(strategy))
     _tell(prepared, display)
-    pretrained = not prepared.model_options
-    rate = strategy.default_learning_rate if pretrained else scratch.LEARNING_RATE
+    made = scratch.SCRATCH.get(recipe.model.name)
+    rate = strategy.default_learning_rate if made is None else made.learning_rate
     known = {
         "model.max_length": prepared.max_length,
         "model.options": prepared.model_options,
         "optimizer.learning_rate": learning_rate(recipe.optimizer, rate),
-        "training.epochs": recipe.training.epochs or (EPOCHS if pretrained else scratch.EPOCHS),
+        "training.epochs": recipe.training.epochs or (EPOCHS if made is None else made.epochs),
     }
     return prepared, recipe.replace({**known, "training.threads": threads, "training.deterministic": deterministic})
 
@@ -292,8 +291,9 @@ def _tell(prepared: Prepared, display: Display) -> None:
         display.say(f"{finding.severity}: {finding.message}" + (f" {finding.todo}" if finding.todo else ""))
     sizes = ", ".join(f"{split.rows:,} {name}" for name, split in report.splits.items())
     labels = f" {len(report.labels)} labels;" if report.labels else ""
-    display.say(f"Data: {sizes} rows;{labels} at most {prepared.max_length} tokens a row.")
-    if prepared.model_options:
+    what = "images" if find_task(report.task).sees else f"at most {prepared.max_length} tokens a row"
+    display.say(f"Data: {sizes} rows;{labels} {what}.")
+    if "vocabulary" in prepared.model_options:
         unknown = np.mean(prepared.encoded["validation"].ids == prepared.tokenizer.unk_token_id)
         display.say(
             f"Vocabulary: {len(prepared.tokenizer):,} entries ({prepared.model_options['vocabulary']}s) from the "
@@ -378,12 +378,10 @@ def _load(recipe: Recipe, task: Task, prepared: Prepared, display: Display) -> A
         name, structure = recipe.model.name, recipe.structure
         tokenizer = prepared.tokenizer
         return load_classifier(name, tokenizer, labels, kind, structure, seed=recipe.seed, head=task.head)
-    model, found = scratch.make_classifier(
-        options, prepared.tokenizer, labels, kind, recipe.structure, seed=recipe.seed, head=task.head
-    )
-    if found is not None:
-        entries = len(prepared.tokenizer) - len(SPECIAL)
-        display.say(f"Vectors: {options.vectors} has {found:,} of the {entries:,} entries of the vocabulary.")
+    make = scratch.SCRATCH[recipe.model.name].make
+    model, told = make(options, prepared.tokenizer, labels, kind, recipe.structure, seed=recipe.seed, head=task.head)
+    if told is not None:
+        display.say(told)
     return model
 
 
