@@ -19,6 +19,8 @@ from chainrule.strategies.base import Phase
 
 def misfit(task: Task) -> str | None:
     """Why virtual tokens cannot be put before what a task's models read; None where they can."""
+    if task.sees:
+        return "virtual tokens stand before words, and images have none"
     if task.head == "encoder-decoder":
         return "virtual tokens would have to stand before what the encoder reads and before what the decoder does"
     if task.head != "answer-finder":

@@ -148,6 +148,9 @@ def tokenizer_for(recipe: Recipe, task: Task, train: Split) -> tuple[Any, dict[s
 
 def _height(recipe: Recipe, processor: Any) -> int:
     """How many rows of pixels the model reads; RecipeError if the recipe says otherwise."""
+    if recipe.structure.add_tokens:
+        where, todo = Where(field="structure.add_tokens"), "Leave it out."
+        raise RecipeError("Images have no tokens.", [Problem("nothing", "tokens to add", todo, where)])
     height, wanted = height_of(processor), recipe.model.max_length
     if wanted not in (None, height):
         expected, where = f"{height}, the height of what the model reads, or nothing", Where(field="model.max_length")

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from chainrule.core.recipe import Section
 from chainrule.core.task import Objective
+from chainrule.errors import Problem, RecipeError, Where
 from chainrule.models.adapters import plain_model
 
 
@@ -27,6 +28,9 @@ class FGM:
     """
 
     def __init__(self, options: Options, inner: Objective, model: Any, trained: Collection[str]) -> None:
+        if plain_model(model).main_input_name == "pixel_values":
+            problem = Problem("a task of texts", "images", "Leave fgm out.", Where(field="regularisers.fgm"))
+            raise RecipeError("FGM moves the embeddings of words.", [problem])
         self.inner, self.epsilon = inner, options.epsilon
 
     def accumulate(self, model: Any, batch: Any) -> tuple[torch.Tensor, int]:
