@@ -18,8 +18,8 @@ from typing import Any
 import chainrule
 from chainrule.core.artifact import FOLDS
 from chainrule.system.assets import cache_folder
-from chainrule.testing.data import entities, sentences, write_csv, write_json_lines
-from chainrule.testing.models import tiny_chat_model, tiny_model
+from chainrule.testing.data import entities, reversals, sentences, write_csv, write_json_lines
+from chainrule.testing.models import tiny_chat_model, tiny_encoder_decoder, tiny_model
 
 ALWAYS = {
     "training.threads": 1,
@@ -31,6 +31,7 @@ ALWAYS = {
 GROUPS = [{"layers": "0", "method": "lora", "start": 0.3}, {"layers": "1", "method": "full", "start": 0.6}]
 
 CLASSES, ENTITIES, REPLIES, PAIRS = "text-classification", "token-classification", "text-generation", "preference"
+WRITTEN = "seq2seq"
 Inputs = dict[str, tuple[Path, Path]]  # task -> data and model
 
 
@@ -102,6 +103,9 @@ CASES = {
         Case("entities-crf-folds", {"loss": "crf", "training.folds": 2, "training.steps": 4}, task=ENTITIES),
         Case("lora-chat", {"strategy": "lora", "training.steps": 9, "training.batch_size": 8}, task=REPLIES),
         Case("preferences", {"strategy": "lora", "training.steps": 9, "training.batch_size": 8}, task=PAIRS),
+        Case(
+            "encoder-decoder", {"structure.dropout": 0.1, "training.steps": 9, "training.batch_size": 8}, task=WRITTEN
+        ),
     )
 }
 
@@ -119,6 +123,7 @@ def make_inputs(folder: Path) -> Inputs:
         CLASSES: (write_csv(folder / "reviews.csv", sentences(120)), bert),
         ENTITIES: (write_json_lines(folder / "entities.jsonl", entities(120)), bert),
         REPLIES: (write_json_lines(folder / "talks.jsonl", rows), llama),
+        WRITTEN: (write_json_lines(folder / "sources.jsonl", reversals(80)), tiny_encoder_decoder(folder / "t5")),
         PAIRS: (write_json_lines(folder / "preferences.jsonl", preferred), llama),
     }
 
