@@ -176,8 +176,7 @@ def load_classifier(
     if config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id
     torch.manual_seed(seed)
-    model = _load(_factory(head, config), place, config, fresh_head=True)
-    return _changed(model, name, tokenizer, structure, seed)
+    return _changed(_load(_factory(head, config), place, config, fresh_head=True), name, tokenizer, structure, seed)
 
 
 def load_language_model(
@@ -186,8 +185,7 @@ def load_language_model(
     """A pretrained causal language model, or encoder-decoder, in float32.
 
     Args:
-        tokenizer: with the tokens that the structure adds.
-        seed: decides the values of layers that are initialised anew.
+        tokenizer, seed: as in `load_classifier`.
         head: which of the two.
 
     Raises:
@@ -199,8 +197,7 @@ def load_language_model(
     place = _place(name)
     config = _config(place)
     _set_numbers(config, structure)
-    model = _load(_FACTORIES[head], place, config)
-    return _changed(model, name, tokenizer, structure, seed)
+    return _changed(_load(_FACTORIES[head], place, config), name, tokenizer, structure, seed)
 
 
 def load_untuned(name: str) -> Any:
@@ -239,11 +236,7 @@ def load_saved(folder: Path, head: Head, base: str, *, held_on: torch.device | N
 
 
 def is_encoder_decoder(name: str) -> bool:
-    """Whether a model reads one text and writes another, as its config.json says.
-
-    Raises:
-        ModelError: it cannot be found.
-    """
+    """Whether a model reads one text and writes another, by its config.json; raises ModelError where there is none."""
     return bool(getattr(_config(_place(name)), "is_encoder_decoder", False))
 
 
