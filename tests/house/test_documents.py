@@ -16,7 +16,7 @@ import chainrule
 from chainrule.core.recipe import Recipe, parse_recipe
 from chainrule.data.flaws import KINDS
 from chainrule.evaluation.diagnosis import DETECTORS
-from chainrule.models.recurrent import Options
+from chainrule.models.scratch import SCRATCH
 from chainrule.strategies import STRATEGIES, describe
 from chainrule.tasks import TASKS
 from chainrule.training.averaging import AVERAGES
@@ -133,7 +133,8 @@ def test_shelves_are_documented(folder: str, repository: Path) -> None:
     parts = [*OPTIMIZERS, *SCHEDULES, *losses, *REGULARISERS, *AVERAGES]
     assert [name for name in parts if f"| `{name}` |" not in recipe] == []
     assert [kind for kind in KINDS if f"`{kind}`" not in data] == []
-    assert [name for name in Options.model_fields if f"| `{name}` |" not in recipe] == []
+    options = [name for made in SCRATCH.values() for name in made.options.model_fields]
+    assert [name for name in options if f"| `{name}` |" not in recipe] == []
     for task in TASKS.values():
         assert f"| `{task.name}` |" in tasks
         assert re.search(rf"\| `{task.name}` \|[^|]*\|[^|]*\| {task.primary_metric} \|", tasks)

@@ -46,6 +46,9 @@ def _print(report: EvaluationReport) -> None:
         rows.append([metric + (" *" if metric == report.primary_metric else ""), _shown(estimate), *shown])
     title = f"{report.artifact} on {report.rows:,} rows" + (f" of {report.split}" if report.split else "")
     print_table(title + " (95 % intervals)", ["metric", "model", *names], rows)
+    texts = report.detail.get("written")
+    if texts is not None:
+        print_line(f"{', '.join(texts['metrics'])}: of what was written for {texts['rows']:,} of {texts['of']:,} rows.")
     print_line(report.verdict.text)
 
 

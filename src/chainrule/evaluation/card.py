@@ -21,7 +21,15 @@ from chainrule.core.artifact import FOLDS, Manifest
 from chainrule.core.recipe import Structure
 from chainrule.core.report import EvaluationReport
 from chainrule.evaluation.languages import named
-from chainrule.evaluation.plain_use import ANSWERS, ENTITIES, GENERATION, IMAGES, plain_use
+from chainrule.evaluation.plain_use import (
+    ANSWERS,
+    ENCODER_DECODER,
+    ENTITIES,
+    GENERATION,
+    IMAGES,
+    WRITTEN,
+    plain_use,
+)
 from chainrule.evaluation.quantities import SHARES, count_text, metric_text
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
@@ -54,6 +62,7 @@ def model_card(manifest: Manifest, evaluation: EvaluationReport | None) -> str:
         structure=_structure(manifest),
         made=_made(manifest),
         generates=manifest.task == GENERATION,
+        writes=manifest.task == WRITTEN,
         entities=manifest.task == ENTITIES,
         answers=manifest.task == ANSWERS,
         images=manifest.task == IMAGES,
@@ -95,13 +104,23 @@ def _front_matter(manifest: Manifest, evaluation: EvaluationReport | None) -> di
 
 
 def _pipeline(manifest: Manifest) -> str:
+    if manifest.task == WRITTEN:
+        return "text2text-generation" if _options(manifest).get("form") == ENCODER_DECODER else GENERATION
     return manifest.task if manifest.task in (GENERATION, ENTITIES, ANSWERS, IMAGES) else "text-classification"
+
+
+def _options(manifest: Manifest) -> dict[str, Any]:
+    """What the recipe says of the task."""
+    task = manifest.recipe.get("task")
+    options = task.get("options") if isinstance(task, dict) else None
+    return options if isinstance(options, dict) else {}
 
 
 def _code(manifest: Manifest) -> str:
     """Python for the card; a base model's name is the user's text, so it stands there as a Python string."""
     base = json.dumps(_base_name(manifest), ensure_ascii=True)
-    return plain_use(manifest.task, manifest.loads_in, '"FOLDER"', base).replace("`", "\\x60")
+    code = plain_use(manifest.task, manifest.loads_in, '"FOLDER"', base, _options(manifest))
+    return code.replace("`", "\\x60")
 
 
 def _metric_rows(manifest: Manifest, evaluation: EvaluationReport | None) -> list[tuple[str, str, str]]:

@@ -125,8 +125,12 @@ def baseline_table(record: Record) -> dict[str, Any]:
             }
         )
     heads = [say("table.percent", name=named("metric", n)) if n in SHARES else named("metric", n) for n in names]
-    said = "baselines.untuned" if UNTUNED in mapping(evaluation.get("baselines")) else "baselines.about"
-    return {"metrics": heads, "rows": rows, "about": say(said)}
+    texts = mapping(mapping(evaluation.get("detail")).get("written"))
+    if texts:
+        about = say("baselines.written", rows=count_text(texts.get("rows")), of=count_text(texts.get("of")))
+    else:
+        about = say("baselines.untuned" if UNTUNED in mapping(evaluation.get("baselines")) else "baselines.about")
+    return {"metrics": heads, "rows": rows, "about": about}
 
 
 def every_evaluation(record: Record) -> list[dict[str, Any]]:
@@ -219,7 +223,8 @@ def _spaced(words: Words) -> Words:
 
 
 def _notes(record: Record, evaluation: Mapping[str, Any], judged: Mapping[str, Any], status: str) -> list[Words]:
-    rows, name = count_text(evaluation.get("rows")), record.primary_metric
+    counted = finite(mapping(mapping(evaluation.get("detail")).get("verdict")).get("rows"))
+    rows, name = count_text(evaluation.get("rows") if counted is None else counted), record.primary_metric
     notes = []
     if status == "alone":
         notes.append(say("verdict.alone.note", rows=rows))

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-GENERATION, ENTITIES, ANSWERS, IMAGES = (
-    "text-generation",
-    "token-classification",
-    "question-answering",
-    "image-classification",
-)
+GENERATION, ENTITIES, ANSWERS = "text-generation", "token-classification", "question-answering"
+IMAGES = "image-classification"
+WRITTEN, ENCODER_DECODER = "seq2seq", "encoder-decoder"
 _AUTO = {
     GENERATION: "AutoModelForCausalLM",
+    WRITTEN: "AutoModelForCausalLM",
+    ENCODER_DECODER: "AutoModelForSeq2SeqLM",
     ENTITIES: "AutoModelForTokenClassification",
     ANSWERS: "AutoModelForQuestionAnswering",
 }
@@ -38,10 +39,16 @@ print(model.config.id2label[int(model(**inputs).logits.argmax())])"""
 
 _REPLY = """
 
-messages = [{"role": "user", "content": "…"}]
+messages = [{{"role": "user", "content": {content}}}]
 inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
 output = model.generate(**inputs, max_new_tokens=256)
 print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))"""
+
+_TEXT = """
+
+inputs = tokenizer({content}, truncation=True, return_tensors="pt")
+output = model.generate(**inputs, max_new_tokens=256)
+print(tokenizer.decode(output[0], skip_special_tokens=True))"""
 
 _ANSWER = """
 
@@ -63,17 +70,23 @@ no_answer = threshold is not None and beaten_by >= threshold
 print("no answer" if no_answer else context[places[first][0] : places[last][1]])"""
 
 
-def plain_use(task: str, loads_in: Sequence[str], folder: str, base: str) -> str:
+def plain_use(task: str, loads_in: Sequence[str], folder: str, base: str, options: Mapping[str, Any]) -> str:
     """Python that loads the artifact with plain libraries; empty where none does.
 
     Args:
         folder: the artifact's folder, as it should stand in the code.
         base: the model under adapters.
+        options: the task's, as they were resolved.
     """
-    auto = _AUTO.get(task, "AutoModelForSequenceClassification")
-    use = {GENERATION: _REPLY, ANSWERS: _ANSWER}.get(task, "")
     if task == IMAGES:
         return _IMAGE.format(folder=folder) if "transformers" in loads_in else ""
+    apart, told = options.get("form") == ENCODER_DECODER, options.get("instruction")
+    auto = _AUTO.get(ENCODER_DECODER if apart else task, "AutoModelForSequenceClassification")
+    content = json.dumps(
+        f"{told}{' ' if apart else chr(10) * 2}…" if isinstance(told, str) else "…", ensure_ascii=False
+    )
+    reply = (_TEXT if apart else _REPLY).format(content=content)
+    use = {GENERATION: reply, WRITTEN: reply, ANSWERS: _ANSWER}.get(task, "")
     if "transformers" in loads_in:
         return _WHOLE.format(auto=auto, folder=folder) + use
     if "peft" in loads_in:

@@ -55,6 +55,7 @@ def render_report(run_folder: Path) -> str:
         layers=layers(record),
         errors=sections.errors(record),
         classes=sections.classes(record),
+        written=sections.written(record),
         baselines=judgement.baseline_table(record),
         every=judgement.every_evaluation(record),
         check=sections.data_check(record),

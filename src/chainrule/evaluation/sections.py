@@ -8,9 +8,10 @@ from typing import Any
 from chainrule.evaluation.charts import bar, heat_map, scatter
 from chainrule.evaluation.judgement import quote, short_path
 from chainrule.evaluation.languages import Words, both, named, say
-from chainrule.evaluation.plain_use import ANSWERS, GENERATION, plain_use
+from chainrule.evaluation.plain_use import ANSWERS, GENERATION, WRITTEN, plain_use
 from chainrule.evaluation.quantities import count_text, finite, listed, mapping, metric_text
 from chainrule.evaluation.record import Record
+from chainrule.evaluation.verdicts import baseline_name
 
 MATRIX_CLASSES = 20
 TABLE_ROWS = 20
@@ -54,6 +55,23 @@ def errors(record: Record) -> dict[str, Any]:
         values = {key: f"{finite(per_row.get(key)) or 0.0:.2f}" for key in ("targets", "predicted")}
         found["several"] = say("several.about", empty=count_text(detail.get("rows_without_prediction")), **values)
     return found if any(found.values()) else {}
+
+
+def written(record: Record) -> dict[str, Any]:
+    """A few texts that were written: {"about", "examples": [{"row", "texts": [(title, text)]}]}; empty where none."""
+    told = mapping(mapping(record.evaluation.get("detail")).get("written"))
+    examples = []
+    for item in map(mapping, listed(told.get("examples"))):
+        texts = [(say("written.source"), str(item.get("source", "")))]
+        texts += [(say("written.reference"), str(text)) for text in listed(item.get("references"))]
+        texts.append((say("written.model"), str(item.get("written", ""))))
+        others = mapping(item.get("others")).items()
+        texts += [(Words(baseline_name(name, "en"), baseline_name(name, "zh")), str(text)) for name, text in others]
+        examples.append({"row": count_text(item.get("row")), "texts": texts})
+    if not examples:
+        return {}
+    about = say("written.about", rows=count_text(told.get("rows")), of=count_text(told.get("of")))
+    return {"about": about, "examples": examples}
 
 
 def classes(record: Record) -> dict[str, Any]:
@@ -158,16 +176,19 @@ def usage(record: Record) -> list[tuple[Words, str]]:
     if not record.finished:
         return []
     name = quote(record.name)
-    generates = record.task == GENERATION
-    first = "new.csv --out replies.csv" if generates else "new.csv --out labelled.csv"
-    found = [(say("use.replies" if generates else "use.predict"), f"chainrule predict {name} {first}")]
+    told, out = {GENERATION: ("use.replies", "replies"), WRITTEN: ("use.written", "written")}.get(
+        record.task, ("use.predict", "labelled")
+    )
+    found = [(say(told), f"chainrule predict {name} new.csv --out {out}.csv")]
     if record.task == ANSWERS:
         found.append((say("use.question"), f'chainrule predict {name} --question "…" --context "…"'))
     elif "text_b" not in mapping(record.check.get("fields")):
         found.append((say("use.text"), f'chainrule predict {name} --text "…"'))
     found.append((say("use.evaluate"), f"chainrule evaluate {name} other.csv"))
     folder, base = repr(record.name.rstrip("/") + "/artifact"), repr(str(record.manifest.get("base_model", "")))
-    plain = plain_use(record.task, listed(record.manifest.get("loads_in") or ["transformers"]), folder, base)
+    options = mapping(mapping(record.resolved.get("task")).get("options"))
+    loads_in = listed(record.manifest.get("loads_in") or ["transformers"])
+    plain = plain_use(record.task, loads_in, folder, base, options)
     return [*found, (say("use.plain"), plain)] if plain else found
 
 

@@ -17,6 +17,8 @@ _NAMES: dict[str, dict[Language, str]] = {
     "longer": {"en": "the longer reply", "zh": "“选更长的回复”基线"},
     "sentence-overlap": {"en": "the sentence most like the question", "zh": "最像问题的句子基线"},
     "no-answer": {"en": "always saying that there is no answer", "zh": "一律回答“无答案”基线"},
+    "lead-1": {"en": "the first sentence of the source", "zh": "“照抄首句”基线"},
+    "copy": {"en": "the source itself", "zh": "“照抄原文”基线"},
     "untuned": {"en": "the untuned model", "zh": "未微调的模型"},
 }
 

@@ -110,6 +110,7 @@ def with_texts(
     told = {
         "rows": len(found.rows),
         "of": len(split),
+        "metrics": list(metrics),
         "writing": found.writing.model_dump(mode="json"),
         "examples": _examples(found, split, model, others),
     }

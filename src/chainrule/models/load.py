@@ -143,8 +143,7 @@ def load_classifier(
     if head != "image-classifier" and config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id
     torch.manual_seed(seed)
-    model = _load(_factory(head, config), place, config, fresh_head=True)
-    return _changed(model, name, tokenizer, structure, seed)
+    return _changed(_load(_factory(head, config), place, config, fresh_head=True), name, tokenizer, structure, seed)
 
 
 def load_language_model(
@@ -153,8 +152,7 @@ def load_language_model(
     """A pretrained causal language model, or encoder-decoder, in float32.
 
     Args:
-        tokenizer: with the tokens that the structure adds.
-        seed: decides the values of layers that are initialised anew.
+        tokenizer, seed: as in `load_classifier`.
         head: which of the two.
 
     Raises:
@@ -166,8 +164,7 @@ def load_language_model(
     place = find(name)
     config = read_config(place)
     _set_numbers(config, structure)
-    model = _load(_FACTORIES[head], place, config)
-    return _changed(model, name, tokenizer, structure, seed)
+    return _changed(_load(_FACTORIES[head], place, config), name, tokenizer, structure, seed)
 
 
 def load_untuned(name: str) -> Any:

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from chainrule.core.task import FieldSpec, Task
 from chainrule.metrics import tokens
 from chainrule.tasks.conversation import encode, marked, prepare_tokenizer
+from chainrule.tasks.generated import Generated
 from chainrule.tasks.language_model import LOSSES, objective, packs, read
+
+
+class Options(Generated):
+    """Fewer rows than of sources: replies are long, and the untuned model writes them, too."""
+
+    generated: int = Field(default=32, ge=0)
+
 
 TASK = Task(
     name="text-generation",
@@ -28,6 +38,7 @@ TASK = Task(
     losses=LOSSES,
     objective=objective,
     head="language-model",
+    options=Options,
     prepare_tokenizer=prepare_tokenizer,
     best_by_loss=True,
     baseline="untuned",

@@ -18,8 +18,8 @@ from typing import Any
 import chainrule
 from chainrule.core.artifact import FOLDS
 from chainrule.system.assets import cache_folder
-from chainrule.testing.data import entities, sentences, stripes, write_csv, write_json_lines
-from chainrule.testing.models import tiny_chat_model, tiny_model, tiny_vision_model
+from chainrule.testing.data import entities, reversals, sentences, stripes, write_csv, write_json_lines
+from chainrule.testing.models import tiny_chat_model, tiny_encoder_decoder, tiny_model, tiny_vision_model
 
 ALWAYS = {
     "training.threads": 1,
@@ -31,7 +31,7 @@ ALWAYS = {
 GROUPS = [{"layers": "0", "method": "lora", "start": 0.3}, {"layers": "1", "method": "full", "start": 0.6}]
 
 CLASSES, ENTITIES, REPLIES, PAIRS = "text-classification", "token-classification", "text-generation", "preference"
-IMAGES = "image-classification"
+IMAGES, WRITTEN = "image-classification", "seq2seq"
 Inputs = dict[str, tuple[Path, Path]]  # task -> data and model
 
 
@@ -105,6 +105,9 @@ CASES = {
         Case("images", {"training.epochs": 2}, task=IMAGES),
         Case("convnet-folds", {"model": "convnet", "training.folds": 2, "training.steps": 4}, task=IMAGES),
         Case("preferences", {"strategy": "lora", "training.steps": 9, "training.batch_size": 8}, task=PAIRS),
+        Case(
+            "encoder-decoder", {"structure.dropout": 0.1, "training.steps": 9, "training.batch_size": 8}, task=WRITTEN
+        ),
     )
 }
 
@@ -123,6 +126,7 @@ def make_inputs(folder: Path) -> Inputs:
         CLASSES: (write_csv(folder / "reviews.csv", sentences(120)), bert),
         ENTITIES: (write_json_lines(folder / "entities.jsonl", entities(120)), bert),
         REPLIES: (write_json_lines(folder / "talks.jsonl", rows), llama),
+        WRITTEN: (write_json_lines(folder / "sources.jsonl", reversals(80)), tiny_encoder_decoder(folder / "t5")),
         PAIRS: (write_json_lines(folder / "preferences.jsonl", preferred), llama),
     }
 
