@@ -162,7 +162,8 @@ def test_a_template_that_leaves_tools_out_is_refused() -> None:
         encode(tokenizer_with(CHATML), {MESSAGES: [TOOLS]}, replies("film"), 64)
     assert str(caught.value.problems[0]) == (
         "field 'data.fields.tools': expected a chat template that tells the model which tools there are, got one that "
-        "leaves them out. Choose another model, give its tokenizer a chat_template that renders tools, or remove the column."
+        "leaves them out. Choose another model, give its tokenizer a chat_template that renders tools, or remove the "
+        "column."
     )
 
 
