@@ -177,15 +177,59 @@ def test_prompts_to_reply_to(tmp_path: Path) -> None:
 def test_real_sets(name: str, shared_data: Callable[[str], Path]) -> None:
     dataset = load(str(shared_data(name)), Data(), TASK)
     assert dataset.report.ok, dataset.report.problems[:3]
-    assert dataset.fields == {"messages": "messages"}
+    tools = {"tools": "tools"} if name == "glaive_toolcall" else {}
+    assert dataset.fields == {"messages": "messages", **tools}
     assert {"train", "validation", "test"} == set(dataset.splits)
 
 
-def test_tools_that_are_not_read_are_told(shared_data: Callable[[str], Path]) -> None:
-    report = load(str(shared_data("glaive_toolcall")), Data(), TASK).report
-    told = {found.split: found.count for found in report.findings if found.kind == "unread-tools"}
-    assert set(told) == {"train", "validation", "test"}
-    assert 0 < told["train"] < 210
+def test_tools_stand_before_all_turns(shared_data: Callable[[str], Path]) -> None:
+    contexts = load(str(shared_data("glaive_toolcall")), Data(), TASK).splits["train"].inputs["messages"]
+    turns = [turns_of(text) for text in contexts]
+    given = [row for row in turns if row[0]["role"] == "tools"]
+    assert 0 < len(given) < len(turns)
+    assert all("parameters" in json.loads(row[0]["content"])[0] for row in given)
+    roles = {turn["role"] for row in turns for turn in row}
+    assert roles == {"tools", "user", "assistant", "tool"}, "a call is the assistant's, what it gave is the tool's"
+
+
+@pytest.mark.parametrize("cell", ["{}", "[1]", "call me", '[{"name": "x"'])
+def test_tools_that_cannot_be_read_are_named(tmp_path: Path, cell: str) -> None:
+    file = tmp_path / "talks.jsonl"
+    rows = [{**ROWS["messages"](number), "tools": cell if number == 3 else "[]"} for number in range(1, 30)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    report = load(str(file), Data(), TASK).report
+    assert [(problem.where.row, problem.where.field, problem.expected) for problem in report.problems] == [
+        (3, "tools", "a JSON list of objects, each a tool")
+    ]
+
+
+def test_texts_that_are_no_conversations(shared_data: Callable[[str], Path]) -> None:
+    dataset = load(str(shared_data("c4_demo")), Data(), TASK)
+    assert dataset.report.ok
+    assert dataset.fields == {"plain_text": "text"}
+    train = dataset.splits["train"]
+    assert {len(turns_of(text)) for text in train.inputs["messages"]} == {1}
+    assert set(train.targets) == {""}
+    assert len(set(train.hashes.tolist())) == len(train)
+
+
+def test_prompts_with_replies_come_before_texts(tmp_path: Path) -> None:
+    file = tmp_path / "both.jsonl"
+    rows = [{"text": f"all {n}", "prompt": f"say {n}", "response": str(n)} for n in range(40)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert load(str(file), Data(), TASK).fields == {"prompt": "prompt", "response": "response"}
+    named = load(str(file), Data(fields={"plain_text": "text"}), TASK)
+    assert named.fields == {"plain_text": "text"}
+    with pytest.raises(DataError, match="do not fit"):
+        load(str(file), Data(fields={"messages": "text", "plain_text": "nothing"}), TASK)
+
+
+def test_an_empty_text_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "texts.jsonl"
+    rows = [{"text": f"all {n}" if n != 4 else " "} for n in range(40)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    [problem] = load(str(file), Data(), TASK).report.problems
+    assert (problem.where.row, problem.where.field, problem.got) == (5, "plain_text", "nothing")
 
 
 def test_a_missing_column_is_named_by_the_option_of_the_command(tmp_path: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from chainrule.data.chat import MESSAGES, as_text, prompt_of
+from chainrule.data.chat import MESSAGES, as_text, beginning_of, prompt_of
 from chainrule.data.encode import Encoded
 from chainrule.errors import ModelError
 from chainrule.tasks.conversation import (
@@ -141,3 +142,52 @@ def test_a_template_without_an_end_of_turn() -> None:
 def test_end_of_turn() -> None:
     tokenizer = tokenizer_with(CHATML)
     assert end_of_turn(tokenizer) == tokenizer.convert_tokens_to_ids("[SEP]")
+
+
+WITH_TOOLS = "{% if tools %}[CLS]{{ tools | map(attribute='name') | join(' ') }}[SEP]{% endif %}" + CHATML
+TOOLS = as_text([{"role": "tools", "content": '[{"name": "film"}, {"name": "book"}]'}, *turns("a room")])
+
+
+def test_tools_are_handed_to_the_template() -> None:
+    tokenizer = tokenizer_with(WITH_TOOLS)
+    encoded = encode(tokenizer, {MESSAGES: [TOOLS, as_text(turns("a room"))]}, replies("film", "warm"), 64)
+    first, second = (tokenizer.decode(encoded.ids[slice(*encoded.offsets[row : row + 2])]) for row in range(2))
+    assert first.startswith("[CLS] film book [SEP] [CLS] user a room")
+    assert second.startswith("[CLS] user a room")
+    assert learned(tokenizer, encoded) == "film [SEP]"
+
+
+def test_a_template_that_leaves_tools_out_is_refused() -> None:
+    with pytest.raises(ModelError, match="The chat template of this model renders no tools") as caught:
+        encode(tokenizer_with(CHATML), {MESSAGES: [TOOLS]}, replies("film"), 64)
+    assert str(caught.value.problems[0]) == (
+        "field 'data.fields.tools': expected a chat template that tells the model which tools there are, got one that "
+        "leaves them out. Choose another model, give its tokenizer a chat_template that renders tools, or remove the "
+        "column."
+    )
+
+
+def test_plain_texts_are_learned_whole_and_in_blocks() -> None:
+    tokenizer = tokenizer_with(None)
+    prepare_tokenizer(tokenizer)
+    texts = ["a good film was it", "warm", "the book is very bad and the film was really cold"]
+    encoded = encode(tokenizer, {MESSAGES: [beginning_of(text) for text in texts]}, replies("", "", ""), 5)
+    assert encoded.sequences is not None
+    assert encoded.trained is not None
+    assert np.diff(encoded.sequences).tolist() == [2, 1, 3]
+    assert np.diff(encoded.offsets).max() == 5
+    for row, text in enumerate(texts):
+        own = encoded.take(np.array([row]))
+        assert own.trained is not None
+        whole = tokenizer(text)["input_ids"]
+        assert own.ids[own.trained].tolist() == [*whole[1:], tokenizer.eos_token_id], "each once, and one end"
+        assert own.targets.tolist() == [len(whole)]
+        blocks = np.split(own.ids, own.offsets[1:-1])
+        assert all(before[-1] == after[0] for before, after in pairwise(blocks)), "what follows is told from it"
+
+
+def test_a_plain_text_to_go_on_from_has_no_end() -> None:
+    tokenizer = tokenizer_with(None)
+    prepare_tokenizer(tokenizer)
+    encoded = encode(tokenizer, {MESSAGES: [beginning_of("a good film")]}, None, 8)
+    assert encoded.ids.tolist() == tokenizer("a good film")["input_ids"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -184,7 +185,7 @@ def test_reading_gives_each_row_its_own_loss() -> None:
     model = tiny_language_model().eval()
     batch = batch_of(model.config.vocab_size)
     with torch.inference_mode():
-        found = read(model, batch, None)
+        found = read(model, batch, SimpleNamespace(sequences=None))
         logits = model(**batch.inputs).logits
     assert batch.targets is not None
     assert found.losses is not None

@@ -177,6 +177,7 @@ PREDICTED: dict[str, tuple[Any, Any]] = {
     "spans": (Spans.of([[(0, 3, 0)], []]), Spans.of([[(0, 3, 0)], [(1, 2, 1)]])),
     "answers": (Answers(["yes no", "no"], Spans.of([[(0, 3, 0)], [(0, 2, 0)]])), Spans.of([[(0, 3, 0)], [(0, 1, 0)]])),
     "reply": (np.array([3, 4]), np.array([3, 2])),
+    "written": (np.array([3, 4]), np.array([3, 2])),
     "preference": (np.array([[3, 4], [2, 2]]), np.array([1.5, -1.0])),
 }
 

@@ -134,7 +134,8 @@ def pack(encoded: Encoded, rows: np.ndarray, *, device: torch.device) -> Batch:
 
     Krell et al. (2021), Efficient Sequence Packing without Cross-contamination, section 3.2.
     """
-    spans = [slice(encoded.offsets[row], encoded.offsets[row + 1]) for row in rows]
+    taken = encoded.sequences_of(rows)
+    spans = [slice(encoded.offsets[sequence], encoded.offsets[sequence + 1]) for sequence in taken]
     ids = np.concatenate([encoded.ids[span] for span in spans]).astype(np.int64)
     places = np.concatenate([np.arange(span.stop - span.start) for span in spans])
     inputs = {

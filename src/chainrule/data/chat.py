@@ -1,7 +1,8 @@
 """Conversations: from prompt and reply columns, or a column of messages, to one form.
 
 A row's input is the list of turns before the last reply, as JSON; its target is that reply. Earlier replies of the same
-conversation stay in the input, and are learned too.
+conversation stay in the input, and are learned too. Tools that the model may call stand before all turns, as a turn of
+their own; a text that is no conversation is a single turn, and its reply is empty.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from chainrule.errors import Problem, Where
 
 MESSAGES = "messages"
 REPLY = "assistant"
+TOOLS, TEXT = "tools", "text"  # roles of what is no turn: the tools as a JSON list; a text without a conversation
+PLAIN = "plain_text"  # the field of such texts
+_NO_TOOLS = ("", "[]", "null")
 
 # What the common formats call the same four roles; a function call is something the model has to write.
 _ROLES = {
@@ -54,7 +58,8 @@ def read_conversations(table: Table, fields: Mapping[str, str], clean: Clean, *,
     """Read every row's turns.
 
     Args:
-        fields: field -> column: `messages`, or `prompt` with perhaps `context`, `system` and `response`.
+        fields: field -> column: `messages`, or `prompt` with perhaps `context`, `system` and `response`, each perhaps
+            with `tools`; or `plain_text` alone.
         with_reply: the last reply is split off as the target, and a row without one cannot be used. Without it a
             conversation that ends in a reply is read up to that reply: it is what is to be written anew.
     """
@@ -69,7 +74,8 @@ def read_conversations(table: Table, fields: Mapping[str, str], clean: Clean, *,
                 before = _turns(row, with_reply)
                 turns = [{**turn, "content": clean_text(turn["content"], clean)} for turn in before]
                 context, reply, left = _split(turns, with_reply)
-                _refuse_empty(turns[: len(context) + (reply is not None)], MESSAGES in row)
+                _refuse_empty(turns[: len(context) + (reply is not None)], row)
+                context = [*tools_of(row), *context]
             except UnusableError as wrong:
                 problem = Problem(wrong.expected, wrong.got, wrong.todo, table.where(index, wrong.field))
                 flaws.append(Flaw(wrong.kind, number, problem))
@@ -102,6 +108,16 @@ def prompt_of(text: str) -> str:
     return as_text([{"role": "user", "content": text}])
 
 
+def beginning_of(text: str) -> str:
+    """The context of a text that is no conversation."""
+    return as_text([{"role": TEXT, "content": text}])
+
+
+def is_plain(turns: Sequence[Turn]) -> bool:
+    """Whether they are a text that is no conversation."""
+    return turns[0]["role"] == TEXT
+
+
 class UnusableError(Exception):
     """Why a row cannot be used."""
 
@@ -112,6 +128,8 @@ class UnusableError(Exception):
 
 def _turns(row: Mapping[str, str | None], with_reply: bool) -> list[Turn]:
     system = row.get("system") or ""
+    if PLAIN in row:
+        return [{"role": TEXT, "content": row[PLAIN] or ""}]
     if MESSAGES in row:
         turns = [read_turn(raw, place) for place, raw in enumerate(_list(row[MESSAGES]), start=1)]
     else:
@@ -124,6 +142,20 @@ def _turns(row: Mapping[str, str | None], with_reply: bool) -> list[Turn]:
     if system.strip() and turns[0]["role"] != "system":
         turns.insert(0, {"role": "system", "content": system})
     return turns
+
+
+def tools_of(row: Mapping[str, str | None]) -> list[Turn]:
+    """The tools of a row as a turn; none where it has none."""
+    cell = (row.get(TOOLS) or "").strip()
+    if cell in _NO_TOOLS:
+        return []
+    try:
+        value = json.loads(cell)
+    except (ValueError, RecursionError):
+        value = None
+    if unfit(value) or not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
+        raise UnusableError(TOOLS, "a JSON list of objects, each a tool", shorten(cell), "Correct or empty this cell.")
+    return [{"role": TOOLS, "content": cell}]
 
 
 def _list(cell: str | None) -> list[Any]:
@@ -165,6 +197,8 @@ def read_turn(raw: Any, place: int) -> Turn:
 
 def _split(turns: list[Turn], with_reply: bool) -> tuple[list[Turn], str | None, int]:
     """The turns before the last reply, the reply, and how many turns come after it."""
+    if is_plain(turns):
+        return turns, "" if with_reply else None, 0
     ends = [place for place, turn in enumerate(turns) if turn["role"] == REPLY]
     if not with_reply:
         context = turns[:-1] if turns[-1]["role"] == REPLY else turns
@@ -178,10 +212,11 @@ def _split(turns: list[Turn], with_reply: bool) -> tuple[list[Turn], str | None,
     return context, reply, left
 
 
-def _refuse_empty(turns: Sequence[Turn], whole: bool) -> None:
+def _refuse_empty(turns: Sequence[Turn], row: Mapping[str, str | None]) -> None:
+    whole = MESSAGES in row
     for place, turn in enumerate(turns, start=1):
         is_reply = turn["role"] == REPLY
-        field = MESSAGES if whole else "response" if is_reply else "prompt"
+        field = MESSAGES if whole else "response" if is_reply else PLAIN if PLAIN in row else "prompt"
         if "\0" in turn["content"]:
             raise UnusableError(field, "text", "a NUL byte", "Remove the NUL bytes.", "nul-byte")
         if turn["role"] != "system" and not turn["content"].strip():

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from chainrule.core.task import FieldSpec, Task
+from chainrule.data.chat import MESSAGES, PLAIN, TOOLS
 from chainrule.data.flaws import shorten
 from chainrule.errors import DataError, Problem, Where
 
@@ -44,6 +45,8 @@ def find_fields(
         raise _unfit(problems, with_target)
     found = {spec.name: _find(spec, columns, named, recorded or {}) for spec in task.fields}
     if task.converses:
+        if _is_plain(task, found, named, with_target or PLAIN in (recorded or {})):
+            return {PLAIN: str(found[PLAIN])}
         return _conversation(task, found, named, (columns, file), with_target)
     inputs, problems = _inputs(task, found, named, recorded, (columns, file))
     if with_target and found[task.target.name] is None:
@@ -60,6 +63,15 @@ def find_fields(
     return mapping
 
 
+def _is_plain(task: Task, found: Mapping[str, str | None], named: Mapping[str, str], allowed: bool) -> bool:
+    """Whether rows are texts, and no conversations: where they are called so, or nothing else can be made of them."""
+    if found.get(PLAIN) is None or PLAIN in named:
+        return PLAIN in named
+    whole, others = found[MESSAGES], (task.inputs[0].name, task.target.name)
+    lacking = any(found[name] is None for name in others) and not {*others, MESSAGES} & named.keys()
+    return allowed and whole is None and lacking
+
+
 def _conversation(
     task: Task,
     found: Mapping[str, str | None],
@@ -72,13 +84,13 @@ def _conversation(
     specs = {spec.name: spec for spec in task.fields}
     whole = next(spec.name for spec in task.fields if spec.kind == "messages")
     prompt, targets = task.inputs[0].name, [spec.name for spec in task.targets] if with_target else []
-    extra = [spec.name for spec in task.inputs if spec.name not in (whole, prompt)]
+    extra = [spec.name for spec in task.inputs if spec.name not in (whole, prompt, PLAIN)]
     in_whole = task.target.kind == "reply"  # the reply is a part of the conversation
     if found[whole] is not None and (whole in named or not {prompt, task.target.name} & named.keys()):
-        chosen, needed = [whole, *(name for name in extra if name in named)], [] if in_whole else targets
+        chosen, needed = [whole, *(name for name in extra if name in (*named, TOOLS))], [] if in_whole else targets
         chosen += needed
     elif not in_whole and with_target and found[prompt] is None:  # the replies bring their own turns
-        chosen, needed = targets, targets
+        chosen, needed = [TOOLS, *targets], targets
     else:
         needed = [prompt, *targets]
         chosen = [prompt, *extra, *targets]

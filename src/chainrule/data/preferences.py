@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from chainrule.core.recipe import Clean
-from chainrule.data.chat import REPLY, Conversations, Turn, UnusableError, as_text, read_turn
+from chainrule.data.chat import REPLY, Conversations, Turn, UnusableError, as_text, read_turn, tools_of
 from chainrule.data.clean import clean_text
 from chainrule.data.flaws import Flaw, shorten
 from chainrule.data.jsontext import unfit
@@ -41,6 +41,7 @@ def read_preferences(table: Table, fields: Mapping[str, str], clean: Clean) -> C
             row, number = dict(zip(cells, values, strict=True)), int(table.rows[index])
             try:
                 turns, pair = _row(row)
+                tools = tools_of(row)
             except UnusableError as wrong:
                 problem = Problem(wrong.expected, wrong.got, wrong.todo, table.where(index, wrong.field))
                 flaws.append(Flaw(wrong.kind, number, problem))
@@ -52,7 +53,7 @@ def read_preferences(table: Table, fields: Mapping[str, str], clean: Clean) -> C
                 cleaned.append(number)
             if any("\ufffd" in text for text in [*replies, *(turn["content"] for turn in after)]):
                 flaws.append(Flaw("replacement-character", number))
-            yield as_text(after), json.dumps(replies, ensure_ascii=False)
+            yield as_text([*tools, *after]), json.dumps(replies, ensure_ascii=False)
 
     columns = text_columns(rows(), ["contexts", "replies"])
     return Conversations(columns["contexts"], columns["replies"], flaws, cleaned)

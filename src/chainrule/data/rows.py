@@ -24,9 +24,6 @@ from chainrule.data.texts import Texts
 from chainrule.data.written import read_references
 from chainrule.errors import DataError, Problem, Where
 
-TOOLS = "tools"
-_NO_TOOLS = ("", "[]", "null")
-
 
 @dataclass(frozen=True)
 class Rows:
@@ -118,14 +115,6 @@ def _prepare_conversations(
         message = f"{changed} {agree(len(found.cleaned), 'were changed')} by the cleaning that was asked for."
         note = finding("cleaned", "info", message, split=split, file=table.file, rows=found.cleaned)
         findings.insert(0, note)
-    cells = table.texts(TOOLS) if TOOLS in table.names else []
-    tools = [int(table.rows[i]) for i, cell in enumerate(cells) if cell and cell.strip() not in _NO_TOOLS]
-    if tools:
-        message = f"{count_rows(len(tools), split)} {agree(len(tools), 'list')} tools that the model will not see."
-        todo = "The column tools is not read yet: put what the model should know of them into the system's turn."
-        findings.append(
-            finding("unread-tools", "warning", message, todo=todo, split=split, file=table.file, rows=tools)
-        )
     rows = _usable(table.places, {MESSAGES: found.contexts}, found.replies, found.flaws)
     return _without_duplicates(rows, findings, problems, split, clean)
 

@@ -35,7 +35,7 @@ def read_references(table: Table, field: str, column: str, clean: Clean) -> tupl
             number = int(table.rows[index])
             try:
                 texts = [text for cell in cells for text in _texts(cell)]
-                _refuse(texts, cells)
+                _refuse(texts)
             except _UnusableError as wrong:
                 problem = Problem(wrong.expected, wrong.got, wrong.todo, table.where(index, field))
                 flaws.append(Flaw(wrong.kind, number, problem))
@@ -88,7 +88,7 @@ def _texts(cell: Any) -> list[str]:
     return ["" if item is None else str(text_of(item)) for item in items]
 
 
-def _refuse(texts: list[str], cells: tuple[Any, ...]) -> None:
+def _refuse(texts: list[str]) -> None:
     if not texts or not all(text.strip() for text in texts):
         got = "nothing" if len(texts) < 2 else f"an empty text among {len(texts)}"
         raise _UnusableError("a text to write", got, "Fill in or remove this row.")

@@ -176,10 +176,10 @@ def usage(record: Record) -> list[tuple[Words, str]]:
     if not record.finished:
         return []
     name = quote(record.name)
-    told, out = {GENERATION: ("use.replies", "replies"), WRITTEN: ("use.written", "written")}.get(
-        record.task, ("use.predict", "labelled")
+    use, out = {GENERATION: ("replies", "replies"), WRITTEN: ("written", "written")}.get(
+        record.task, ("predict", "labelled")
     )
-    found = [(say(told), f"chainrule predict {name} new.csv --out {out}.csv")]
+    found = [(say(f"use.{use}"), f"chainrule predict {name} new.csv --out {out}.csv")]
     if record.task == ANSWERS:
         found.append((say("use.question"), f'chainrule predict {name} --question "…" --context "…"'))
     elif "text_b" not in mapping(record.check.get("fields")):

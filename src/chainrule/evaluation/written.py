@@ -17,7 +17,7 @@ import numpy as np
 from chainrule.core.recipe import Section
 from chainrule.core.report import EvaluationReport
 from chainrule.core.task import Task
-from chainrule.data.chat import turns_of
+from chainrule.data.chat import MESSAGES, is_plain, turns_of
 from chainrule.data.load import Split
 from chainrule.data.written import references_of
 from chainrule.evaluation.baselines import UNTUNED
@@ -83,6 +83,8 @@ def sample(task: Task, options: Section, tokenizer: Any, split: Split, limit: in
         limit: tokens of a row.
     """
     if not isinstance(options, Generated) or not options.generated:
+        return None
+    if task.converses and is_plain(turns_of(split.inputs[MESSAGES][0])):  # nothing is asked
         return None
     rows = np.sort(np.argsort(split.hashes, kind="stable")[: options.generated])
     references = [[text] if task.converses else references_of(text) for text in split.targets[rows]]

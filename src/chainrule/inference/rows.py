@@ -15,7 +15,7 @@ import numpy as np
 
 from chainrule.core.spans import Spans
 from chainrule.core.task import Predictions
-from chainrule.data.chat import MESSAGES, prompt_of
+from chainrule.data.chat import MESSAGES, PLAIN, beginning_of, prompt_of
 from chainrule.data.clean import clean_text
 from chainrule.data.entities import TOKENS, as_input, is_words, tag_names, tags_of, units_of
 from chainrule.data.flaws import MAX_PROBLEMS
@@ -101,6 +101,8 @@ def predict_texts(
         raise DataError("The texts cannot be predicted.", problems)
     if kind in _ONE_TEXT:
         field, written = _ONE_TEXT[kind]
+        if PLAIN in predictor.artifact.manifest.fields:
+            written = beginning_of
         cleaned = {field: [written(text) for text in cleaned["text"]]}
     return _answers(predictor, cleaned, writing, np.arange(1, counts.pop() + 1))[0]
 

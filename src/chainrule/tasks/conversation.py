@@ -7,15 +7,17 @@ two is what the model has to write, the mark that ends its turn included.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from jinja2 import TemplateError
 
-from chainrule.data.chat import MESSAGES, REPLY, Turn, turns_of
+from chainrule.data.chat import MESSAGES, REPLY, TOOLS, Turn, is_plain, turns_of
 from chainrule.data.encode import Encoded, joined, offsets_of
 from chainrule.errors import ModelError, Problem, Where
 
@@ -70,18 +72,29 @@ def prepare_tokenizer(tokenizer: Any) -> None:
 def render(tokenizer: Any, turns: Sequence[Turn]) -> Rendered:
     """Render a conversation and find its replies.
 
+    A text that is no conversation is rendered as it is; all of it has to be written, and so has its end.
+
     Raises:
         TemplateMismatchError: a beginning of the conversation is not rendered as the whole begins, or not at all.
+        ModelError: the conversation has tools, and the template leaves them out.
     """
     ends_in_reply = turns[-1]["role"] == REPLY
-    whole = _apply(tokenizer, turns, prompt=not ends_in_reply)
+    if is_plain(turns):
+        text = turns[0]["content"] + (tokenizer.eos_token if ends_in_reply else "")
+        return Rendered(text, ((0, len(text)),) if ends_in_reply else ())
+    tools = json.loads(turns[0]["content"]) if turns[0]["role"] == TOOLS else None
+    turns = turns[1:] if tools else turns
+    render_some = partial(_apply, tokenizer, tools=tools)
+    whole = render_some(turns, prompt=not ends_in_reply)
+    if tools and whole == _apply(tokenizer, turns, prompt=not ends_in_reply):
+        raise _without_tools()
     spans = []
     for place, turn in enumerate(turns):
         if turn["role"] != REPLY:
             continue
-        start = _apply(tokenizer, turns[:place], prompt=True)
+        start = render_some(turns[:place], prompt=True)
         last = place + 1 == len(turns)
-        end = whole if last else _apply(tokenizer, turns[: place + 1], prompt=False)
+        end = whole if last else render_some(turns[: place + 1], prompt=False)
         if not (whole.startswith(end) and end.startswith(start) and len(end) > len(start)):
             raise TemplateMismatchError(f"one that renders turn {place + 1} differently once other turns follow")
         spans.append((len(start), len(end)))
@@ -98,7 +111,8 @@ def encode(tokenizer: Any, inputs: Mapping[str, Sequence[str]], targets: Any, ma
 
     Returns:
         With replies, `trained` marks every token of every reply and `targets` (n,) counts them. Rows that the template
-        refuses are in `refused`.
+        refuses are in `refused`. Texts that are no conversations are never cut: they are read in blocks of `max_length`
+        tokens, sequences of one row, each of which begins with the last token of the one before.
     """
     contexts = inputs[MESSAGES]
     special = special_tokens(tokenizer)
@@ -124,6 +138,8 @@ def _encode_few(
             refused[row] = str(error)
             rendered.append(Rendered("", ()))
     ids, marks = _tokens(tokenizer, rendered, special)
+    if replies is not None and len(contexts) and is_plain(turns_of(contexts[0])):  # then all are
+        return _in_blocks(ids, max_length)
     full = np.array([len(row) if found.text else 0 for found, row in zip(rendered, ids, strict=True)], dtype=np.int64)
     kept = [slice(max_length) if replies is not None else slice(max(0, len(row) - max_length), None) for row in ids]
     marks = [row[some] for row, some in zip(marks, kept, strict=True)]
@@ -136,6 +152,25 @@ def _encode_few(
         targets=None if replies is None else np.array([int(row.sum()) for row in marks], dtype=np.int64),
         trained=None if replies is None else np.concatenate(marks),
         refused=refused,
+    )
+
+
+def _in_blocks(rows: Sequence[np.ndarray], max_length: int) -> Encoded:
+    """Texts in blocks that share a token, so that each token but the first of a text is predicted once."""
+    starts = [range(0, max(len(row) - 1, 1), max_length - 1) for row in rows]
+    blocks = [row[start : start + max_length] for row, places in zip(rows, starts, strict=True) for start in places]
+    lengths = np.array([len(block) for block in blocks])
+    offsets = offsets_of(lengths)
+    trained = np.ones(int(lengths.sum()), bool)
+    trained[offsets[:-1][lengths > 0]] = False
+    return Encoded(
+        ids=np.concatenate(blocks),
+        offsets=offsets,
+        types=None,
+        full_lengths=np.array([len(row) for row in rows], dtype=np.int64),
+        targets=np.array([max(len(row) - 1, 0) for row in rows], dtype=np.int64),
+        trained=trained,
+        sequences=offsets_of([len(places) for places in starts]),
     )
 
 
@@ -200,12 +235,23 @@ def _tokens(
     return ids, marks
 
 
-def _apply(tokenizer: Any, turns: Sequence[Turn], *, prompt: bool) -> str:
+def _apply(tokenizer: Any, turns: Sequence[Turn], *, prompt: bool, tools: Any = None) -> str:
+    how = {"tokenize": False, "add_generation_prompt": prompt}
     try:
-        return str(tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=prompt))
+        return str(tokenizer.apply_chat_template(list(turns), tools=tools, **how))
     except (TemplateError, ValueError, TypeError, IndexError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise TemplateMismatchError(f"one that refuses it: {reason}") from None
+
+
+def _without_tools() -> ModelError:
+    problem = Problem(
+        where=Where(field="data.fields.tools"),
+        expected="a chat template that tells the model which tools there are",
+        got="one that leaves them out",
+        todo="Choose another model, give its tokenizer a chat_template that renders tools, or remove the column.",
+    )
+    return ModelError("The chat template of this model renders no tools.", [problem])
 
 
 def _unusable(expected: str, got: str) -> ModelError:

@@ -107,7 +107,12 @@ def objective(loss: Spec, targets: np.ndarray) -> Objective:
 
 def read(model: Any, batch: Any, encoded: Any) -> Predictions:
     """Score the replies of a batch: correct first choices, exp(−loss) as confidence, and loss per token, row by row."""
-    return scored(find_labelled(model, batch), len(batch.rows))
+    found = find_labelled(model, batch)
+    if encoded.sequences is not None:
+        counts = np.diff(encoded.sequences)[batch.rows]
+        rows = torch.from_numpy(np.repeat(np.arange(len(counts)), counts)).to(found.rows)
+        found = found._replace(rows=rows[found.rows])
+    return scored(found, len(batch.rows))
 
 
 def scored(found: Labelled, size: int) -> Predictions:

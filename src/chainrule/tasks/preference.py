@@ -26,6 +26,7 @@ TASK = Task(
         FieldSpec("context", "text", ("context", "input"), required=False),
         FieldSpec("system", "text", ("system", "system_prompt"), required=False),
         FieldSpec("messages", "messages", ("messages", "conversations", "conversation"), required=False),
+        FieldSpec("tools", "text", ("tools",), required=False),
         FieldSpec("chosen", "preference", ("chosen", "preferred", "accepted")),
         FieldSpec("rejected", "preference", ("rejected", "dispreferred", "refused")),
     ),

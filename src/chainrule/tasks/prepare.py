@@ -163,7 +163,9 @@ def encode_split(
 ) -> EncodedSplit:
     """Encode a split; rows the template refuses, or of whose reply nothing is left, are errors or are skipped."""
     encoded = encode_once(task.encode, tokenizer, split.inputs, split.targets, limit)
-    found = _windowed(encoded, limit, name, split) or length_finding(encoded.full_lengths, limit, name, split.places)
+    found = _windowed(task, encoded, limit, name, split) or length_finding(
+        encoded.full_lengths, limit, name, split.places
+    )
     findings = [found] if found else []
     learned = encoded.learned
     if learned is None or encoded.targets is None:
@@ -187,16 +189,18 @@ def require_usable(done: EncodedSplit) -> None:
         raise DataError(f"The data cannot be used: {told or 'no rows are left.'}", done.problems[:MAX_PROBLEMS])
 
 
-def _windowed(encoded: Encoded, limit: int, name: str | None, split: Split) -> Finding | None:
-    """Rows that are read in several windows, so that nothing of them is cut off."""
-    if encoded.sequences is None or encoded.places is None:
+def _windowed(task: Task, encoded: Encoded, limit: int, name: str | None, split: Split) -> Finding | None:
+    """Rows that are read in several windows or blocks, so that nothing of them is cut off."""
+    blocks = task.target.kind == "reply"
+    if encoded.sequences is None or (encoded.places is None and not blocks):
         return None
     several = np.diff(encoded.sequences) > 1
     count = int(several.sum())
     if not count:
         return None
     rows = f"{count_rows(count, name)} {agree(count, 'are')} longer than {limit} tokens"
-    message = f"{rows}: nothing is cut off, as such rows are read in windows that overlap."
+    how = "blocks" if blocks else "windows that overlap"
+    message = f"{rows}: nothing is cut off, as such rows are read in {how}."
     return finding("windowed", "info", message, split=name, file=split.places.file, rows=split.places.rows[several])
 
 

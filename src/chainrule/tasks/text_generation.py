@@ -1,4 +1,7 @@
-"""A reply to a conversation: chat and instruction tuning. Only what the assistant says is learned."""
+"""A reply to a conversation: chat and instruction tuning, of which only what the assistant says is learned.
+
+And texts that are no conversations, of which every token is.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +22,14 @@ class Options(Generated):
 
 TASK = Task(
     name="text-generation",
-    summary="a reply to a prompt or a conversation",
+    summary="a reply to a prompt or a conversation; or plain texts, whole",
     fields=(
         FieldSpec("prompt", "text", ("prompt", "instruction", "question", "query", "input"), required=False),
         FieldSpec("context", "text", ("context", "input"), required=False),
         FieldSpec("system", "text", ("system", "system_prompt"), required=False),
         FieldSpec("messages", "messages", ("messages", "conversations", "conversation"), required=False),
+        FieldSpec("tools", "text", ("tools",), required=False),
+        FieldSpec("plain_text", "text", ("plain_text", "text"), required=False),
         FieldSpec("response", "reply", ("response", "output", "answer", "completion", "reply")),
     ),
     default_model="smollm2",
