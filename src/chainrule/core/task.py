@@ -14,9 +14,9 @@ from chainrule.core.spans import as_arrays, from_arrays, together
 from chainrule.errors import Problem, RecipeError, Where
 
 FieldKind = Literal[
-    "text", "words", "messages", "class", "classes", "number", "spans", "answers", "reply", "preference"
+    "text", "words", "messages", "class", "classes", "number", "spans", "answers", "reply", "preference", "relation"
 ]
-Head = Literal["classifier", "token-classifier", "answer-finder", "language-model"]
+Head = Literal["classifier", "token-classifier", "answer-finder", "encoder", "language-model"]
 
 LOWER_IS_BETTER = frozenset({"loss", "perplexity", "rmse"})  # of all metrics there are
 
@@ -30,7 +30,7 @@ class FieldSpec:
         kind: "text"; "words" (a text as a list of words); "messages" (a conversation); "class" (one label); "classes"
             (several labels, joined by "|" or a JSON list); "number"; "spans" (pieces of the text, each with a label);
             "answers" (pieces of the context, each as right as the others, or none); "reply" (a text that is to be
-            written); "preference" (one of two such texts).
+            written); "preference" (one of two such texts); "relation" (which texts belong together).
         aliases: column names that are taken for this field when none is named, best first.
         required: whether every row must have it.
     """
@@ -149,6 +149,28 @@ class PrepareHead(Protocol):
     def __call__(self, model: Any, targets: Any, options: Any) -> None: ...
 
 
+class Conclude(Protocol):
+    """What is said of each row once all of them have been read: ranks among the others, for instance."""
+
+    def __call__(self, encoded: Any, read: Predictions) -> Predictions: ...
+
+
+class Enrich(Protocol):
+    """What the model before step one finds for the training rows, put beside them as sequences."""
+
+    def check(self, targets: Any, options: Any) -> bool:
+        """Whether the task's options ask for it; refuses rows that cannot have it."""
+        ...
+
+    def find(self, encoded: Any, read: Predictions, options: Any) -> np.ndarray:
+        """What is found, as an array to be kept, from what was read of all rows."""
+        ...
+
+    def add(self, encoded: Any, found: np.ndarray) -> Any:
+        """The rows with it."""
+        ...
+
+
 class Calibrate(Protocol):
     """Set what a trained model decides by a threshold, from its predictions of validation; those after it."""
 
@@ -169,6 +191,10 @@ class Task:
         options: what a recipe may set at `task.options`.
         calibrate: what is left to be decided after the last step.
         marked: shows what is learned of a row; None where the row has one target as a whole.
+        conclude: makes predictions of what was read of all rows; None where each row stands for itself.
+        enrich: puts more sequences into the training rows before step one; None where they are as they are.
+        whole_batches: the loss of a row depends on the others of its batch, so that a batch is never split: what is
+            too large for memory goes through the model in pieces (`Batch.at_once`).
         best_by_loss: keep the weights with the lowest validation loss instead of the best primary metric. A
             correlation does not see a wrong level or scale, so it cannot choose the weights of a regression.
         baseline: what the verdict compares with: cheap models fitted on the same rows, the untuned model itself, or
@@ -198,6 +224,9 @@ class Task:
     prepare_head: PrepareHead | None = None
     calibrate: Calibrate | None = None
     marked: Marked | None = None
+    conclude: Conclude | None = None
+    enrich: Enrich | None = None
+    whole_batches: bool = False
     best_by_loss: bool = False
     baseline: Literal["fitted", "untuned", "free"] = "fitted"
     free: Callable[[Any], dict[str, Predictions]] | None = None
@@ -246,6 +275,11 @@ class Task:
     def writes(self) -> bool:
         """Whether the model writes replies to conversations."""
         return self.head == "language-model"
+
+    @property
+    def embeds(self) -> bool:
+        """Whether the model makes vectors of texts."""
+        return self.head == "encoder"
 
     @property
     def targets(self) -> tuple[FieldSpec, ...]:

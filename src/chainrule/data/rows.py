@@ -16,6 +16,7 @@ from chainrule.data.clean import clean_texts, exact_duplicates
 from chainrule.data.entities import TOKENS, read_marked
 from chainrule.data.flaws import Flaw, agree, count_rows, finding, summarise
 from chainrule.data.preferences import read_preferences
+from chainrule.data.relations import read_relations
 from chainrule.data.split import hash_texts
 from chainrule.data.table import Places, Table
 from chainrule.data.targets import Values, read_targets, target_texts
@@ -95,6 +96,8 @@ def prepare(
     values: Values
     if target.kind == "answers":
         values, wrong = read_answers(table, target.name, fields[target.name], raw["context"])
+    elif target.kind == "relation":
+        values, wrong = read_relations(table, fields, cleaned.inputs)
     else:
         values, wrong = read_targets(table, target.name, fields[target.name], target.kind)
     flaws = [*text_flaws(table.places, raw, cleaned.inputs), *wrong]

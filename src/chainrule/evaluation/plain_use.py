@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 GENERATION, ENTITIES, ANSWERS = "text-generation", "token-classification", "question-answering"
+VECTORS = ("embedding", "sentence-similarity")
 _AUTO = {
     GENERATION: "AutoModelForCausalLM",
     ENTITIES: "AutoModelForTokenClassification",
@@ -50,6 +51,12 @@ no_answer = threshold is not None and beaten_by >= threshold
 print("no answer" if no_answer else context[places[first][0] : places[last][1]])"""
 
 
+_VECTORS = """from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer({folder})
+vectors = model.encode(["…"])"""
+
+
 def plain_use(task: str, loads_in: Sequence[str], folder: str, base: str) -> str:
     """Python that loads the artifact with plain libraries; empty where none does.
 
@@ -57,6 +64,8 @@ def plain_use(task: str, loads_in: Sequence[str], folder: str, base: str) -> str
         folder: the artifact's folder, as it should stand in the code.
         base: the model under adapters.
     """
+    if "sentence-transformers" in loads_in:
+        return _VECTORS.format(folder=folder)
     auto = _AUTO.get(task, "AutoModelForSequenceClassification")
     use = {GENERATION: _REPLY, ANSWERS: _ANSWER}.get(task, "")
     if "transformers" in loads_in:

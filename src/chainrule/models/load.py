@@ -28,6 +28,7 @@ from chainrule.models.adapters import ADAPTERS, add_saved, check_adapters, head_
 from chainrule.models.catalog import MODELS, model_folder
 from chainrule.models.classifier import PooledClassifier, choose_form, is_own, refuse_form
 from chainrule.models.crf import Tagger, choose_chain
+from chainrule.models.embedder import Embedder, choose_pooling
 from chainrule.models.folder import (
     CONFIG,
     INDEX,
@@ -54,6 +55,7 @@ _FACTORIES: dict[Head, Any] = {
     "classifier": AutoModelForSequenceClassification,
     "token-classifier": AutoModelForTokenClassification,
     "answer-finder": AutoModelForQuestionAnswering,
+    "encoder": Embedder,
     "language-model": AutoModelForCausalLM,
 }
 
@@ -145,7 +147,7 @@ def load_classifier(
     seed: int,
     head: Head = "classifier",
 ) -> Any:
-    """A pretrained model with a head for `labels`, for rows or for their tokens, in float32.
+    """A pretrained model with a head for `labels`, for rows or for their tokens, or for vectors, in float32.
 
     The head is fresh unless the model already has one for as many labels; `seed` decides its values, and those of
     layers that are initialised anew.
@@ -160,15 +162,18 @@ def load_classifier(
     """
     place = _place(name)
     config = _config(place)
-    config.num_labels = len(labels)
-    config.id2label = dict(enumerate(labels))
-    config.label2id = {label: index for index, label in enumerate(labels)}
+    if head != "encoder":
+        config.num_labels = len(labels)
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: index for index, label in enumerate(labels)}
     config.problem_type = problem_type or None
     _set_numbers(config, structure)
     if head == "classifier":
         choose_form(config, structure)
     elif head == "token-classifier":
         choose_chain(config, structure)
+    elif head == "encoder":
+        choose_pooling(config, structure, place.folder)
     else:
         refuse_form(structure, "A model that finds answers")
     if config.pad_token_id is None:

@@ -19,6 +19,8 @@ from chainrule.strategies.base import Phase
 
 def misfit(task: Task) -> str | None:
     """Why virtual tokens cannot be put before what a task's models read; None where they can."""
+    if task.embeds:
+        return "a vector would be pooled from the virtual tokens, too"
     if task.head != "answer-finder":
         return None
     return "PEFT does not tell a model that finds answers which tokens are the question's once others stand before them"

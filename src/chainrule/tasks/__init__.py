@@ -7,10 +7,12 @@ from typing import Any
 from chainrule.core.recipe import unknown_name
 from chainrule.core.task import Task
 from chainrule.tasks import (
+    embedding,
     multi_label_classification,
     preference,
     question_answering,
     regression,
+    sentence_similarity,
     text_classification,
     text_generation,
     token_classification,
@@ -26,6 +28,8 @@ TASKS: dict[str, Task] = {
         question_answering.TASK,
         text_generation.TASK,
         preference.TASK,
+        embedding.TASK,
+        sentence_similarity.TASK,
     )
 }
 

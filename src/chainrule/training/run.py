@@ -341,8 +341,11 @@ def make_job(recipe: Recipe, prepared: Prepared, display: Display) -> Job:
     targets = prepared.encoded["train"].targets
     if targets is None:
         raise DataError("The training rows have no labels.")
+    options = parse_options(task.options, recipe.task, "task")
     if task.prepare_head is not None:
-        task.prepare_head(model, targets, parse_options(task.options, recipe.task, "task"))
+        task.prepare_head(model, targets, options)
+    if task.enrich is not None:
+        task.enrich.check(targets, options)
     if recipe.training.accelerate:
         if device.type == "cpu" and native.must_build():
             display.say("Compiling the CPU kernels, once: some seconds …")
