@@ -156,18 +156,18 @@ class Conclude(Protocol):
 
 
 class Enrich(Protocol):
-    """What the model before step one finds for the training rows, put beside them as sequences."""
+    """Other rows whose texts are put beside the training rows as sequences, before step one."""
 
     def check(self, targets: Any, options: Any) -> bool:
-        """Whether the task's options ask for it; refuses rows that cannot have it."""
+        """Whether these rows get any, by the task's options; refuses rows that cannot."""
         ...
 
-    def find(self, encoded: Any, read: Predictions, options: Any) -> np.ndarray:
-        """What is found, as an array to be kept, from what was read of all rows."""
+    def find(self, encoded: Any, read: Callable[[], Predictions], options: Any) -> np.ndarray:
+        """(n, k) int64 rows for each row; `read` asks the model before step one what it says of all rows."""
         ...
 
     def add(self, encoded: Any, found: np.ndarray) -> Any:
-        """The rows with it."""
+        """The training rows with the texts of these."""
         ...
 
 
@@ -192,7 +192,7 @@ class Task:
         calibrate: what is left to be decided after the last step.
         marked: shows what is learned of a row; None where the row has one target as a whole.
         conclude: makes predictions of what was read of all rows; None where each row stands for itself.
-        enrich: puts more sequences into the training rows before step one; None where they are as they are.
+        enrich: puts texts of other rows beside the training rows; None where they stay as they are.
         whole_batches: the loss of a row depends on the others of its batch, so that a batch is never split: what is
             too large for memory goes through the model in pieces (`Batch.at_once`).
         best_by_loss: keep the weights with the lowest validation loss instead of the best primary metric. A

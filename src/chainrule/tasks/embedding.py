@@ -7,7 +7,7 @@ from chainrule.data.relations import ANCHOR, LABEL, NEGATIVE, POSITIVE, TEXT
 from chainrule.metrics import retrieval
 from chainrule.tasks.similarity import RELATION_LOSSES
 from chainrule.tasks.vectors import (
-    HardNegatives,
+    Companions,
     Options,
     encode,
     find,
@@ -44,7 +44,7 @@ TASK = Task(
     head="encoder",
     options=Options,
     conclude=find,
-    enrich=HardNegatives(),
+    enrich=Companions(),
     whole_batches=True,
     baseline="untuned",
     free=find_by_words,

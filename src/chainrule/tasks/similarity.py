@@ -81,13 +81,15 @@ def examples_of(vectors: torch.Tensor, known: torch.Tensor) -> Examples:
     the same first text.
 
     Args:
-        vectors: (b, s, d): of an anchor, its positive, and any number of negatives; or of one text (s = 1).
+        vectors: (b, s, d): of an anchor, its positive, and any number of negatives; or of a text of a label, perhaps
+            with another one (s is 1 or 2).
         known: (b, s) numbers that are the same for the same texts; or (b,) those of labels.
     """
     if known.dim() == 1:
         alone = torch.eye(len(known), dtype=torch.bool, device=known.device)
         same = known[:, None] == known
-        return Examples(vectors[:, 0], vectors[:, 0], same & ~alone, ~same)
+        positive = same & ~alone if vectors.shape[1] == 1 else same
+        return Examples(vectors[:, 0], vectors[:, -1], positive, ~same)
     anchors, texts = known[:, 0], known[:, 1:].flatten()
     own = torch.eye(len(known), dtype=torch.bool, device=known.device)
     none = torch.zeros_like(own)
@@ -152,10 +154,10 @@ def _supervised(options: ScaleOptions) -> VectorLoss:
     """`contrastive_loss` of labelled texts; of pairs, both texts of all rows with the same anchor are of one class."""
 
     def loss(vectors: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-        if known.dim() == 1:
-            return row_losses(vectors[:, 0], known, 1 / options.scale)
-        both = torch.cat([vectors[:, 0], vectors[:, 1]])
-        return row_losses(both, known[:, 0].repeat(2), 1 / options.scale).view(2, -1).mean(0)
+        labels = known if known.dim() == 1 else known[:, 0]
+        texts = vectors[:, :2].transpose(0, 1)
+        losses = row_losses(texts.flatten(0, 1), labels.repeat(len(texts)), 1 / options.scale)
+        return losses.view(len(texts), -1).mean(0)
 
     return loss
 

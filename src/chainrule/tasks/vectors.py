@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,10 +42,10 @@ class Options(Section):
 class VectorObjective:
     """The sum over rows of a loss on the vectors of a whole batch.
 
-    What is too large for memory is embedded in pieces without a graph; the loss gives each vector its gradient; then
-    each piece is embedded again, with the same dropout, and that gradient goes back through it. The gradient is that of
-    the whole batch: Gao et al. (2021), Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup
-    (GradCache), section 3.2.
+    What is too large for memory is embedded in pieces whose graphs are not kept; the loss gives each vector its
+    gradient; then each piece is embedded again, with the same dropout, and that gradient goes back through it. The
+    gradient is that of the whole batch: Gao et al. (2021), Scaling Deep Contrastive Learning Batch Size under Memory
+    Limited Setup (GradCache), section 3.2.
     """
 
     loss: VectorLoss
@@ -55,10 +55,9 @@ class VectorObjective:
         if len(pieces) == 1:
             return self._of_vectors(model(**batch.inputs).vectors, batch), len(batch)
         again, parts = [], []
-        with torch.no_grad():
-            for _, inputs in pieces:
-                again.append(torch_generators())
-                parts.append(model(**inputs).vectors)
+        for _, inputs in pieces:  # as with a graph, since without one attention may draw other masks
+            again.append(torch_generators())
+            parts.append(model(**inputs).vectors.detach())
         order = torch.cat([rows for rows, _ in pieces]).argsort()
         vectors = torch.cat(parts)[order].requires_grad_()
         loss = self._of_vectors(vectors, batch)
@@ -174,7 +173,8 @@ def _tfidf(encoded: Encoded) -> tuple[sparse.csr_matrix, np.ndarray]:
     """
     count = len(encoded.offsets) - 1
     width = int(encoded.ids.max(initial=0)) + 1
-    counts = sparse.csr_matrix((np.ones(len(encoded.ids)), encoded.ids, encoded.offsets), shape=(count, width))
+    parts = np.ones(len(encoded.ids)), encoded.ids, encoded.offsets
+    counts = sparse.csr_matrix(parts, shape=(count, width), copy=True)  # what follows sorts in place
     counts.sum_duplicates()
     frequency = np.bincount(counts.indices, minlength=width)
     counts.data = (1 + np.log(counts.data)) * np.log(count / frequency[counts.indices])
@@ -184,54 +184,75 @@ def _tfidf(encoded: Encoded) -> tuple[sparse.csr_matrix, np.ndarray]:
     return scaled.tocsr(), firsts
 
 
-class HardNegatives:
-    """Pairs get the positives of other rows that are most like their anchors as further sequences."""
+class Companions:
+    """What is put beside the training rows: another text of the label, or the positives of other rows as negatives."""
 
     def check(self, targets: Any, options: Options) -> bool:
-        """Whether negatives are asked for.
+        """Whether the rows get any: labelled texts always, pairs where negatives are asked for.
 
         Raises:
-            RecipeError: they are, and the rows are no pairs.
+            RecipeError: negatives are asked for, and the rows are no pairs.
         """
-        if options.hard_negatives and (targets.ndim == 1 or targets.shape[1] != 2):
+        pairs = targets.ndim == 2 and targets.shape[1] == 2
+        if options.hard_negatives and not pairs:
             got = "labelled texts" if targets.ndim == 1 else "rows that have a negative"
             where, todo = Where(field="task.options.hard_negatives"), "Leave it at 0."
             raise RecipeError(
                 "These rows get no negatives.", [Problem("pairs of anchor and positive", got, todo, where)]
             )
-        return options.hard_negatives > 0
+        return targets.ndim == 1 or options.hard_negatives > 0
 
-    def find(self, encoded: Encoded, read: Predictions, options: Options) -> np.ndarray:
-        """(n, hard_negatives) int64: the rows whose positives these are.
+    def find(self, encoded: Encoded, read: Callable[[], Predictions], options: Options) -> np.ndarray:
+        """(n, 1) for labelled texts the next row of the same label, the first after the last; for pairs (n, k) the rows
+        whose positives are most like the anchor, but no more than `options.below` says.
 
-        A row for which there are fewer gets its nearest ones again, and one for which there is none its own positive,
-        which no loss takes for a negative. Of equal ones the earlier comes first: the same vectors give the same.
+        A row for which there are fewer than k gets its nearest ones again, and one for which there is none its own
+        positive, which no loss takes for a negative. Of equal ones the earlier comes first: the same vectors give the
+        same.
         """
         known = np.asarray(encoded.targets)
-        search = retrieval.Search.made(known)
-        right, asking, texts = search.right(), read.values[:, 0], read.values[search.texts, 1]
-        chosen = np.empty((len(known), options.hard_negatives), np.int64)
-        size = max(1, retrieval.BLOCK // max(1, len(search.texts)))
-        for start in range(0, len(known), size):
-            few = np.arange(start, min(start + size, len(known)))
-            for row, values in zip(few.tolist(), asking[few] @ texts.T, strict=True):
-                limit = options.below * float(asking[row] @ read.values[row, 1])
-                unfit = (values > limit) | (known[search.texts, 1] == known[row, 0])
-                unfit[next(right)] = True
-                order = np.argsort(np.where(unfit, np.inf, -values), kind="stable")[: options.hard_negatives]
-                nearest = search.texts[order[~unfit[order]]]
-                chosen[row] = np.resize(nearest if len(nearest) else np.array([row]), options.hard_negatives)
-        return chosen
+        if known.ndim == 1:
+            return _next_alike(known)[:, None]
+        return _hard_negatives(known, read().values, options)
 
     def add(self, encoded: Encoded, found: np.ndarray) -> Encoded:
-        """Pairs with the positives of these rows (n, k) after their own."""
-        own = 2 * np.arange(len(found))
-        order = np.column_stack([own, own + 1, 2 * found + 1])
-        flat = replace(encoded, sequences=None, targets=None, full_lengths=np.diff(encoded.offsets)).take(order.ravel())
+        """The rows with the last texts of these rows (n, k) after their own."""
         known = np.asarray(encoded.targets)
+        width = 1 if known.ndim == 1 else 2
+        own = width * np.arange(len(found))
+        order = np.column_stack([*(own + place for place in range(width)), width * found + width - 1])
+        flat = replace(encoded, sequences=None, targets=None, full_lengths=np.diff(encoded.offsets)).take(order.ravel())
         return replace(
             flat,
             sequences=offsets_of(np.full(len(found), order.shape[1])),
             full_lengths=encoded.full_lengths,
-            targets=np.column_stack([known, known[found, 1]]),
+            targets=known if known.ndim == 1 else np.column_stack([known, known[found, 1]]),
         )
+
+
+def _next_alike(labels: np.ndarray) -> np.ndarray:
+    """(n,) the next row with the same label; after the last the first."""
+    order = np.argsort(labels, kind="stable")
+    starts = np.flatnonzero(np.concatenate([[True], np.diff(labels[order]) != 0]))
+    following = np.roll(order, -1)
+    following[np.append(starts[1:], len(order)) - 1] = order[starts]
+    found = np.empty_like(order)
+    found[order] = following
+    return found
+
+
+def _hard_negatives(known: np.ndarray, vectors: np.ndarray, options: Options) -> np.ndarray:
+    search = retrieval.Search.made(known)
+    right, asking, texts = search.right(), vectors[:, 0], vectors[search.texts, 1]
+    chosen = np.empty((len(known), options.hard_negatives), np.int64)
+    size = max(1, retrieval.BLOCK // max(1, len(search.texts)))
+    for start in range(0, len(known), size):
+        few = np.arange(start, min(start + size, len(known)))
+        for row, values in zip(few.tolist(), asking[few] @ texts.T, strict=True):
+            limit = options.below * float(asking[row] @ vectors[row, 1])
+            unfit = (values > limit) | (known[search.texts, 1] == known[row, 0])
+            unfit[next(right)] = True
+            order = np.argsort(np.where(unfit, np.inf, -values), kind="stable")[: options.hard_negatives]
+            nearest = search.texts[order[~unfit[order]]]
+            chosen[row] = np.resize(nearest if len(nearest) else np.array([row]), options.hard_negatives)
+    return chosen

@@ -31,6 +31,7 @@ ALWAYS = {
 GROUPS = [{"layers": "0", "method": "lora", "start": 0.3}, {"layers": "1", "method": "full", "start": 0.6}]
 
 CLASSES, ENTITIES, REPLIES, PAIRS = "text-classification", "token-classification", "text-generation", "preference"
+VECTORS = "embedding"
 Inputs = dict[str, tuple[Path, Path]]  # task -> data and model
 
 
@@ -102,6 +103,16 @@ CASES = {
         Case("entities-crf-folds", {"loss": "crf", "training.folds": 2, "training.steps": 4}, task=ENTITIES),
         Case("lora-chat", {"strategy": "lora", "training.steps": 9, "training.batch_size": 8}, task=REPLIES),
         Case("preferences", {"strategy": "lora", "training.steps": 9, "training.batch_size": 8}, task=PAIRS),
+        Case(
+            "vectors",
+            {
+                "task.options.hard_negatives": 2,
+                "training.steps": 9,
+                "training.batch_size": 16,
+                "training.micro_batch_tokens": 100,
+            },
+            task=VECTORS,
+        ),
     )
 }
 
@@ -119,6 +130,7 @@ def make_inputs(folder: Path) -> Inputs:
         CLASSES: (write_csv(folder / "reviews.csv", sentences(120)), bert),
         ENTITIES: (write_json_lines(folder / "entities.jsonl", entities(120)), bert),
         REPLIES: (write_json_lines(folder / "talks.jsonl", rows), llama),
+        VECTORS: (write_json_lines(folder / "texts.jsonl", rows), bert),
         PAIRS: (write_json_lines(folder / "preferences.jsonl", preferred), llama),
     }
 

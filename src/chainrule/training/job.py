@@ -29,6 +29,7 @@ class Job:
     Attributes:
         row_numbers: (n,) of the training rows, 1-based, in the file they come from.
         watch: what is looked at while it is trained.
+        companions: (n, k) the rows whose texts are sequences of each training row, too; None for none.
     """
 
     model: Any
@@ -40,6 +41,7 @@ class Job:
     row_numbers: np.ndarray
     forward: Forward
     watch: Watch | None = None
+    companions: np.ndarray | None = None
 
 
 def steps_per_epoch(recipe: Recipe, rows: int) -> int:

@@ -9,18 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
 
-from chainrule.core.recipe import Recipe, parse_options
+from chainrule.core.recipe import Recipe
 from chainrule.core.task import Predictions, Task
 from chainrule.errors import DivergedError, Problem, StoppedError, Where
-from chainrule.inference.predict import predict_encoded, with_references
+from chainrule.inference.predict import with_references
 from chainrule.kernels.adamw import forget_rows
 from chainrule.models.accelerate import keep_half_gradients, narrow_frozen, widen_frozen
 from chainrule.models.adapters import has_adapters, without_adapters
 from chainrule.models.inspect import parts
 from chainrule.models.trunk import frozen_depth
-from chainrule.system.files import atomic_path
 from chainrule.system.memory import return_freed
 from chainrule.system.progress import Bar, Display
 from chainrule.system.stop import stop_requests, who_stopped
@@ -44,8 +42,6 @@ from chainrule.training.shortage import halve, shrink_again, steps_in_memory
 from chainrule.training.trunk import with_states
 from chainrule.training.validation import evaluate, put_weights, validate_untuned, waits
 from chainrule.training.watch import make_watch
-
-FOUND = "found.safetensors"  # what the model before step one found for the training rows
 
 
 @dataclass(frozen=True)
@@ -86,7 +82,7 @@ def train(job: Job, recipe: Recipe, record: Sink, display: Display, keeper: Keep
     """
     total = planned_steps(recipe, len(job.train))
     settle_formats(job, recipe, total)
-    job = enriched(referring(job, recipe, display), recipe, keeper.run, display)
+    job = referring(job, recipe, display)
     job, trunk_seconds = above_frozen(job, recipe, total, display)
     job = watching(job, recipe, total)
     standing = Standing(seconds=trunk_seconds)
@@ -264,26 +260,6 @@ def referring(job: Job, recipe: Recipe, display: Display) -> Job:
             with display.bar(f"what the model says before training ({name})", len(rows)) as bar:
                 splits[name] = with_references(forward, rows, job.task, bar)
     return replace(job, train=splits["train"], validation=splits["validation"])
-
-
-def enriched(job: Job, recipe: Recipe, run: Path, display: Display) -> Job:
-    """The job with what the model, as it is before step one, finds for its training rows, if the task asks for it.
-
-    What was found is kept in the run folder, so that a run that goes on learns from the very same.
-    """
-    task, options = job.task, parse_options(job.task.options, recipe.task, "task")
-    if task.enrich is None or not task.enrich.check(job.train.targets, options):
-        return job
-    file = run / FOUND
-    if not file.is_file():
-        with (
-            without_adapters(job.model) if has_adapters(job.model) else nullcontext(job.model) as base,
-            display.bar("what the model finds before training", len(job.train)) as bar,
-        ):
-            read = predict_encoded(replace(forward_for(job, recipe), model=base), job.train, task.read, bar)
-        with atomic_path(file) as path:
-            save_file({"rows": task.enrich.find(job.train, read, options)}, path)
-    return replace(job, train=task.enrich.add(job.train, load_file(file)["rows"]))
 
 
 def above_frozen(job: Job, recipe: Recipe, steps: int, display: Display) -> tuple[Job, float]:
