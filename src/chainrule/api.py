@@ -245,10 +245,11 @@ def predict(
     Args:
         source: a file; its columns are kept and predicted_label and predicted_score put beside them; for entities
             predicted_entities (and predicted_tags of words); for questions predicted_answer, predicted_start and
-            predicted_score; for replies predicted_text and predicted_finished (ended by `max_new_tokens`).
+            predicted_score; for replies predicted_text and predicted_finished (ended by `max_new_tokens`); for vectors
+            predicted_vector.
         text: instead of a file one text, several, or columns: {"text_a": […], "text_b": […]}, and for questions
             {"question": […], "context": […]}.
-        out: where to write; the file appears whole or not at all.
+        out: where to write; the file appears whole or not at all. Vectors alone go into .npy or .safetensors.
         writing: `max_new_tokens` (default 256), `beams` (default 1), `temperature` (default 0: the most likely token
             each time), `top_p` (default 1) and `seed`.
 

@@ -77,6 +77,10 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     write_json_lines(folder / "questions" / "train.jsonl", asked[::2] + asked[1::4])
     write_json_lines(folder / "questions" / "validation.jsonl", asked[3::4])
+    faq = [
+        (f"Where is the {thing}?", f"The {thing} is in {place}.") for thing, place in itertools.product(THINGS, PLACES)
+    ]
+    write_csv(folder / "faq.csv", ("question", "answer"), faq)
     write_csv(
         folder / "new.csv", ("id", "review"), [("a", "The soup was excellent."), ("b", "What a dreadful film, again.")]
     )

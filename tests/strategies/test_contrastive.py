@@ -22,9 +22,10 @@ from chainrule.models.adapters import head_modules
 from chainrule.models.load import load_classifier, load_tokenizer
 from chainrule.models.pooling import mean
 from chainrule.strategies import make_strategy, refuse_misfit
-from chainrule.strategies.contrastive import ContrastiveObjective, contrastive_loss
+from chainrule.strategies.contrastive import ContrastiveObjective
 from chainrule.tasks import find_task
 from chainrule.tasks.objectives import class_objective
+from chainrule.tasks.similarity import contrastive_loss
 from chainrule.testing.data import sentences, write_csv
 from chainrule.testing.models import tiny_model
 from chainrule.training import trainer

@@ -16,7 +16,9 @@ from chainrule.cli.output import Json, display, print_json, print_line
 def predict(
     model: Annotated[Path, typer.Argument(help="A run folder or an artifact folder.")],
     source: Annotated[str | None, typer.Argument(help="A file of rows: CSV, TSV, JSONL, JSON or Parquet.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Where to write: .csv, .tsv or .jsonl.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write: .csv, .tsv, .jsonl; vectors: .npy, .safetensors.")
+    ] = None,
     text: Annotated[list[str] | None, typer.Option(help="A text to label instead of a file; repeatable.")] = None,
     text_a: Annotated[str | None, typer.Option(help="The first text of a pair, instead of a file.")] = None,
     text_b: Annotated[str | None, typer.Option(help="The second text of a pair, instead of a file.")] = None,

@@ -26,9 +26,16 @@ FieldKind = Literal[
     "preference",
     "written",
     "image",
+    "relation",
 ]
 Head = Literal[
-    "classifier", "token-classifier", "answer-finder", "language-model", "encoder-decoder", "image-classifier"
+    "classifier",
+    "token-classifier",
+    "answer-finder",
+    "encoder",
+    "language-model",
+    "encoder-decoder",
+    "image-classifier",
 ]
 
 LOWER_IS_BETTER = frozenset({"loss", "perplexity", "rmse"})  # of all metrics there are
@@ -44,7 +51,8 @@ class FieldSpec:
             (several labels, joined by "|" or a JSON list); "number"; "spans" (pieces of the text, each with a label);
             "answers" (pieces of the context, each as right as the others, or none); "reply" (a text that is to be
             written); "preference" (one of two such texts); "written" (a text that is to be written of another, or
-            several of which each is right); "image" (a path, or a data URI).
+            several of which each is right); "image" (a path, or a data URI); "relation" (which texts belong
+            together).
         aliases: column names that are taken for this field when none is named, best first.
         required: whether every row must have it.
     """
@@ -163,6 +171,28 @@ class PrepareHead(Protocol):
     def __call__(self, model: Any, targets: Any, options: Any) -> None: ...
 
 
+class Conclude(Protocol):
+    """What is said of each row once all of them have been read: ranks among the others, for instance."""
+
+    def __call__(self, encoded: Any, read: Predictions) -> Predictions: ...
+
+
+class Enrich(Protocol):
+    """Other rows whose texts are put beside the training rows as sequences, before step one."""
+
+    def check(self, targets: Any, options: Any) -> bool:
+        """Whether these rows get any, by the task's options; refuses rows that cannot."""
+        ...
+
+    def find(self, encoded: Any, read: Callable[[], Predictions], options: Any) -> np.ndarray:
+        """(n, k) int64 rows for each row; `read` asks the model before step one what it says of all rows."""
+        ...
+
+    def add(self, encoded: Any, found: np.ndarray) -> Any:
+        """The training rows with the texts of these."""
+        ...
+
+
 class Calibrate(Protocol):
     """Set what a trained model decides by a threshold, from its predictions of validation; those after it."""
 
@@ -185,6 +215,10 @@ class Task:
             the table as it is.
         calibrate: what is left to be decided after the last step.
         marked: shows what is learned of a row; None where the row has one target as a whole.
+        conclude: makes predictions of what was read of all rows; None where each row stands for itself.
+        enrich: puts texts of other rows beside the training rows; None where they stay as they are.
+        whole_batches: the loss of a row depends on the others of its batch, so that a batch is never split: what is
+            too large for memory goes through the model in pieces (`Batch.at_once`).
         best_by_loss: keep the weights with the lowest validation loss instead of the best primary metric. A
             correlation does not see a wrong level or scale, so it cannot choose the weights of a regression.
         baseline: what the verdict compares with: cheap models fitted on the same rows, the untuned model itself, or
@@ -215,6 +249,9 @@ class Task:
     prepare_head: PrepareHead | None = None
     calibrate: Calibrate | None = None
     marked: Marked | None = None
+    conclude: Conclude | None = None
+    enrich: Enrich | None = None
+    whole_batches: bool = False
     best_by_loss: bool = False
     baseline: Literal["fitted", "untuned", "free"] = "fitted"
     free: Callable[[Any], dict[str, Predictions]] | None = None
@@ -273,6 +310,11 @@ class Task:
     def writes(self) -> bool:
         """Whether the model writes texts."""
         return self.converses or self.target.kind == "written"
+
+    @property
+    def embeds(self) -> bool:
+        """Whether the model makes vectors of texts."""
+        return self.head == "encoder"
 
     @property
     def targets(self) -> tuple[FieldSpec, ...]:

@@ -29,6 +29,8 @@ class Batch:
         rows: (b,) int64 positions in the Encoded they came from; s = b where a row is one sequence.
         tokens: real tokens, without padding.
         references: (b, …) float32, what the model before step one says of the rows, or None.
+        at_once: padded tokens that a task which needs its batches whole may put through the model at once; None for
+            all of them.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -36,6 +38,7 @@ class Batch:
     rows: np.ndarray
     tokens: int
     references: torch.Tensor | None = None
+    at_once: int | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -127,6 +130,27 @@ def _row_targets(encoded: Encoded, rows: np.ndarray, device: torch.device) -> to
         return None
     targets = torch.from_numpy(np.ascontiguousarray(encoded.targets[rows]))
     return targets.to(device, torch.float32 if targets.is_floating_point() else torch.int64)
+
+
+def in_pieces(batch: Batch) -> list[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
+    """The sequences of a batch, at most `at_once` padded tokens of them together, each piece as wide as its longest.
+
+    Returns:
+        Positions of sequences, and their inputs; all of them in order where that is not too much.
+    """
+    first = next(iter(batch.inputs.values()))
+    mask = batch.inputs.get("attention_mask")
+    if batch.at_once is None or batch.padded_tokens <= batch.at_once:
+        return [(torch.arange(len(first), device=first.device), batch.inputs)]
+    width = first.shape[1]
+    lengths = np.full(len(first), width) if mask is None else mask.sum(1).cpu().numpy()
+    left = mask is not None and bool(mask[:, -1].all())
+    pieces = []
+    for rows in by_length(lengths, batch.at_once):
+        few = torch.from_numpy(rows).to(first.device)
+        columns = _filled(width, int(lengths[rows].max()), left)
+        pieces.append((few, {name: values[few][:, columns] for name, values in batch.inputs.items()}))
+    return pieces
 
 
 def pack(encoded: Encoded, rows: np.ndarray, *, device: torch.device) -> Batch:

@@ -13,6 +13,7 @@ from chainrule.data.chat import MESSAGES, turns_of
 from chainrule.data.entities import TOKENS, units_of
 from chainrule.data.flaws import agree, count_rows, finding, shorten
 from chainrule.data.images import IMAGE
+from chainrule.data.relations import relation_findings
 from chainrule.data.rows import Rows
 from chainrule.data.table import Places
 from chainrule.data.targets import Entities, Labels, labels_of
@@ -34,6 +35,8 @@ def check_splits(splits: Mapping[str, Rows], labels: Sequence[str], task: Task) 
         if not task.writes:  # a prompt may well have several good replies
             findings += _conflicts(rows, name, noun, task)
         findings += [*_answers(rows, name), *_references(rows, name, task)]
+        if task.embeds and isinstance(rows.values, np.ndarray):
+            findings += relation_findings(rows.inputs, rows.values, name, rows.places.file, rows.places.rows)
         if not len(rows) and name != "train":
             found, problem = _no_rows(rows, name)
             findings.append(found)
@@ -201,14 +204,16 @@ def _one_class(train: Rows, labels: Sequence[str], task: Task) -> tuple[list[Fin
     if not len(train):
         found, problem = _no_rows(train, "train")
         return [found], [problem]
-    if isinstance(train.values, np.ndarray) and (train.values == train.values[0]).all():
+    if isinstance(train.values, np.ndarray) and train.values.ndim == 1 and (train.values == train.values[0]).all():
         only = str(float(train.values[0]))
         message = f"All {len(train):,} rows of train have the same target, {only}."
         kind, expected, got, todo = "one-class", "different targets", f"only {only}", "Check the column."
     elif isinstance(train.values, Answers) and not train.values.answered.any():
         message = f"None of the {len(train):,} rows of train has an answer."
         kind, expected, got, todo = "one-class", "rows with an answer", "none", "Check the column of the answers."
-    elif task.has_labels and len(labels) < (2 if task.target.kind == "class" else 1):
+    elif (task.has_labels or isinstance(train.values, Labels)) and len(labels) < (
+        2 if task.target.kind in ("class", "relation") else 1
+    ):
         only = f"the one label {shorten(labels[0])}" if labels else "no label"
         message = f"All {len(train):,} rows of train have {only}."
         kind, expected, got = "one-class", "at least two different labels" if labels else "labels", f"only {only}"

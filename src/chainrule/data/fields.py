@@ -9,6 +9,7 @@ from dataclasses import replace
 from chainrule.core.task import FieldSpec, Task
 from chainrule.data.chat import MESSAGES, PLAIN, TOOLS
 from chainrule.data.flaws import shorten
+from chainrule.data.relations import FORMS, NEGATIVE
 from chainrule.errors import DataError, Problem, Where
 
 _PAIR = ("text_a", "text_b")
@@ -44,6 +45,10 @@ def find_fields(
     if problems:
         raise _unfit(problems, with_target)
     found = {spec.name: _find(spec, columns, named, recorded or {}) for spec in task.fields}
+    if task.embeds and not with_target:
+        return _one_text(task, found, named, recorded or {}, (columns, file))
+    if task.target.kind == "relation":
+        return _relation(found, named or recorded or {}, (columns, file))
     if task.converses:
         if _is_plain(task, found, named, with_target or PLAIN in (recorded or {})):
             return {PLAIN: str(found[PLAIN])}
@@ -103,6 +108,49 @@ def _conversation(
         if column is not None and column not in mapping.values():
             mapping[name] = column
     return {name: mapping[name] for name in chosen if name in mapping}
+
+
+def _relation(
+    found: Mapping[str, str | None], known: Mapping[str, str], place: tuple[Sequence[str], str | None]
+) -> dict[str, str]:
+    """An anchor with its positive, and perhaps a negative; or a text with its label.
+
+    Args:
+        known: field -> column, as named or else as recorded; they decide where both are there.
+    """
+    columns, file = place
+    asked = [form for form in FORMS if any(name in known for name in form)] or FORMS
+    complete = [form for form in asked if all(found[name] is not None for name in form)]
+    if len(complete) != 1:
+        expected = " or ".join(f"columns for {' and '.join(form)}" for form in asked)
+        got = f"both, among {_list(columns)}" if complete else _list(columns)
+        flags = " or ".join(" ".join(map(_flag, form)) for form in asked)
+        todo = f"Say which they are: {flags}. (Pairs with a score are for --task sentence-similarity.)"
+        raise _unfit([Problem(expected, got, todo, Where(file=file))], with_target=True)
+    (form,) = complete
+    wanted = [*form, NEGATIVE] if form == FORMS[0] else [*form]
+    mapping = {name: column for name in wanted if (column := found[name]) is not None}
+    if len(set(mapping.values())) < len(mapping):
+        got, where = ", ".join(mapping.values()), Where(file)
+        problem = Problem("a column of its own for each field", got, _naming(list(mapping)), where)
+        raise _unfit([problem], with_target=True)
+    return mapping
+
+
+def _one_text(
+    task: Task,
+    found: Mapping[str, str | None],
+    named: Mapping[str, str],
+    recorded: Mapping[str, str],
+    place: tuple[Sequence[str], str | None],
+) -> dict[str, str]:
+    """The one column whose texts become vectors: as named, else as recorded of the first field, else by its name."""
+    known = [spec.name for spec in task.inputs]
+    ordered = [name for names in (named, recorded, known) for name in names if name in known]
+    column = next((found[name] for name in ordered if found[name] is not None), None)
+    if column is None:
+        raise _unfit([_missing([task.inputs[0]], *place)], with_target=False)
+    return {"text": column}
 
 
 def check_columns(columns: Sequence[str], fields: Mapping[str, str], file: str | None) -> list[Problem]:

@@ -84,6 +84,11 @@ KINDS: dict[str, tuple[str, str, str]] = {
         "have answers that do not fit their context",
         "Give each answer's text and where it begins, in characters from 0, or [] for no answer.",
     ),
+    "same-positive-and-negative": (
+        "error",
+        "have the same text as positive and as negative",
+        "Correct or remove these rows.",
+    ),
     "inside-without-begin": (
         "warning",
         "have an I- tag that continues nothing; it was read as the beginning of an entity",

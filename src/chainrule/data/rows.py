@@ -17,6 +17,7 @@ from chainrule.data.entities import TOKENS, read_marked
 from chainrule.data.flaws import Flaw, agree, count_rows, finding, summarise
 from chainrule.data.images import read_images
 from chainrule.data.preferences import read_preferences
+from chainrule.data.relations import read_relations
 from chainrule.data.split import hash_texts
 from chainrule.data.table import Places, Table
 from chainrule.data.targets import Values, read_targets, target_texts
@@ -98,6 +99,8 @@ def prepare(
         values, wrong = read_answers(table, target.name, fields[target.name], raw["context"])
     elif target.kind == "written":
         values, wrong = read_references(table, target.name, fields[target.name], clean)
+    elif target.kind == "relation":
+        values, wrong = read_relations(table, fields, cleaned.inputs)
     else:
         values, wrong = read_targets(table, target.name, fields[target.name], target.kind)
     flaws = [*text_flaws(table.places, raw, cleaned.inputs), *wrong]

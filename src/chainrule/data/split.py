@@ -58,7 +58,7 @@ def hash_texts(columns: Sequence[Iterable[str]]) -> np.ndarray:
 def strata_of(values: Values) -> np.ndarray:
     """(n,) int64: what a cut keeps in the same proportions: labels, bins of numbers, whether there is an answer."""
     if isinstance(values, np.ndarray):
-        return strata_of_numbers(values)
+        return strata_of_numbers(values) if values.ndim == 1 else np.zeros(len(values), np.int64)
     if isinstance(values, Answers):
         return values.answered.astype(np.int64)
     labels = labels_of(values)

@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import blake2b
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -95,7 +97,7 @@ class Entities:
         return Counter({name: count for name, count in zip(self.names, counts, strict=True) if count})
 
 
-# labels, entities, answers, numbers (n,) float64, or replies
+# labels, entities, answers, numbers (n,) float64, those of a row's texts (n, s) int64, or replies
 Values = Labels | Entities | Answers | np.ndarray | Texts
 
 
@@ -144,13 +146,17 @@ def encode_targets(values: Values, kind: FieldKind, labels: Sequence[str]) -> np
 
     Returns:
         class: int64 (n,) of indexes into `labels`; classes: float32 (n, labels) of 0 and 1; number: float64 (n,);
-        spans: `Spans` of n rows whose kinds are indexes into `labels`; answers: as they are; reply: (n,) of texts.
+        spans: `Spans` of n rows whose kinds are indexes into `labels`; answers: as they are; reply: (n,) of texts;
+        relation: int64 (n,), the same for the same label whether it is among `labels` or not, or as they are.
     """
     index = {name: position for position, name in enumerate(labels)}
     if isinstance(values, Entities):
         return _with_kinds(values.spans, [index.get(name, -1) for name in values.names])
     if not isinstance(values, Labels):
         return values
+    if kind == "relation":
+        numbers = [blake2b(name.encode(), digest_size=8).digest() for (name,) in values.sets]
+        return np.take(np.frombuffer(b"".join(numbers), "<i8").astype(np.int64), values.codes)
     if kind == "class":
         classes = np.array([index[name] for (name,) in values.sets], dtype=np.int64)
         return np.take(classes, values.codes)
@@ -203,6 +209,8 @@ def target_texts(values: Values) -> Iterator[str]:
         return (json.dumps(sorted(row), ensure_ascii=False) for row in named)
     if isinstance(values, Answers):
         return (json.dumps(sorted(row)) for row in values.spans.each())
+    if isinstance(values, np.ndarray) and values.ndim > 1:
+        return repeat("", len(values))  # they follow from the inputs
     return (repr(float(value)) for value in values) if isinstance(values, np.ndarray) else iter(values)
 
 

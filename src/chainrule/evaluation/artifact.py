@@ -20,13 +20,13 @@ from chainrule.data.load import Labelled, Split, load_labelled
 from chainrule.data.split import Cut
 from chainrule.errors import DataError, ModelError, Problem, Where
 from chainrule.evaluation.baselines import UNTUNED
-from chainrule.evaluation.compare import judge
+from chainrule.evaluation.compare import best_of, judge
 from chainrule.evaluation.fitted import Fitted, read_fitted
 from chainrule.evaluation.written import sample, with_texts
 from chainrule.inference.predict import (
     Predictor,
     load_predictor,
-    predict_encoded,
+    said_of,
     task_options,
     untuned,
     with_references,
@@ -175,15 +175,17 @@ def _compared_with(
         if baselines is None:
             return {}, None, []
         return baselines.predict(rows.split.inputs), baselines.best, [*baselines.findings()]
-    if predictor.task.free is not None:
-        found = predictor.task.free(rows.encoded)
-        return found, next(iter(found)), []
-    try:
-        with untuned(predictor) as forward, display.bar("evaluating the untuned model", len(rows.encoded)) as bar:
-            return {UNTUNED: predict_encoded(forward, rows.encoded, predictor.task.read, bar)}, UNTUNED, []
-    except ModelError as error:
-        message = f"The untuned model cannot be compared with. {error}"
-        return {}, None, [finding("no-baseline", "warning", message)]
+    task, told = predictor.task, list[Finding]()
+    found: dict[str, Predictions] = {}
+    if task.baseline == "untuned":
+        try:
+            with untuned(predictor) as forward, display.bar("evaluating the untuned model", len(rows.encoded)) as bar:
+                found[UNTUNED] = said_of(forward, rows.encoded, task, bar)
+        except ModelError as error:
+            message = f"The untuned model cannot be compared with. {error}"
+            told.append(finding("no-baseline", "warning", message))
+    found |= {} if task.free is None else task.free(rows.encoded)
+    return found, best_of(task, rows.encoded.targets, found), told
 
 
 def _baselines(artifact: Artifact) -> Fitted | None:

@@ -27,6 +27,7 @@ from chainrule.evaluation.plain_use import (
     ENTITIES,
     GENERATION,
     IMAGES,
+    VECTORS,
     WRITTEN,
     plain_use,
 )
@@ -66,6 +67,7 @@ def model_card(manifest: Manifest, evaluation: EvaluationReport | None) -> str:
         entities=manifest.task == ENTITIES,
         answers=manifest.task == ANSWERS,
         images=manifest.task == IMAGES,
+        vectors=manifest.task in VECTORS,
         plain=Markup(_code(manifest)),
     )
     return card
@@ -106,6 +108,8 @@ def _front_matter(manifest: Manifest, evaluation: EvaluationReport | None) -> di
 def _pipeline(manifest: Manifest) -> str:
     if manifest.task == WRITTEN:
         return "text2text-generation" if _options(manifest).get("form") == ENCODER_DECODER else GENERATION
+    if manifest.task in VECTORS:
+        return "sentence-similarity"
     return manifest.task if manifest.task in (GENERATION, ENTITIES, ANSWERS, IMAGES) else "text-classification"
 
 

@@ -18,7 +18,7 @@ from chainrule.core.report import Estimate, Verdict
 from chainrule.core.task import LOWER_IS_BETTER, Predictions, Task
 from chainrule.evaluation import significance
 from chainrule.evaluation.verdicts import verdict_text
-from chainrule.metrics import answers, classification, entities, preferences, regression, tokens, written
+from chainrule.metrics import answers, classification, entities, preferences, regression, retrieval, tokens, written
 
 Scores = dict[str, np.ndarray]
 MIN_ROWS = 30  # fewer rows than this get no verdict
@@ -42,6 +42,7 @@ _WEIGHTED: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], Scores]] = {
     "written": tokens.weighted,
     _TEXTS: written.weighted,
     "preference": preferences.weighted,
+    "relation": retrieval.weighted,
 }
 _TALLIES: dict[str, Callable[[Any, Any, int], np.ndarray]] = {"spans": entities.tally, "answers": answers.tally}
 
@@ -144,6 +145,12 @@ def _weighed(
     return estimates, _numbers(judged, truth, predictors, chosen, drawn, points)
 
 
+def best_of(task: Task, targets: Any, baselines: Mapping[str, Predictions]) -> str | None:
+    """The baseline that is best on these very rows, where none was chosen on others; None where there is none."""
+    scores = {name: task.measure(targets, said)[task.primary_metric] for name, said in baselines.items()}
+    return max(scores, key=lambda name: scores[name], default=None)
+
+
 def _tallied(kind: str, targets: Any, predictors: Mapping[str, Predictions], labels: int) -> dict[str, Predictions]:
     tally = _TALLIES[kind]
     return {name: replace(item, values=tally(targets, item.values, labels)) for name, item in predictors.items()}
@@ -205,7 +212,7 @@ def _loss_replicates(
 
 def _cells(kind: str, targets: np.ndarray, values: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """One row index for each distinct row of (targets, values …), and how many rows are like it."""
-    if kind in ("number", "spans", "answers", "preference", _TEXTS, *_BY_TOKEN):
+    if kind in ("number", "spans", "answers", "preference", "relation", _TEXTS, *_BY_TOKEN):
         return np.arange(len(targets)), np.ones(len(targets), dtype=np.int64)
     columns = [np.asarray(column).reshape(len(targets), -1) for column in (targets, *values)]
     if kind == "classes":

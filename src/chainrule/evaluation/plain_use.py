@@ -9,6 +9,7 @@ from typing import Any
 GENERATION, ENTITIES, ANSWERS = "text-generation", "token-classification", "question-answering"
 IMAGES = "image-classification"
 WRITTEN, ENCODER_DECODER = "seq2seq", "encoder-decoder"
+VECTORS = ("embedding", "sentence-similarity")
 _AUTO = {
     GENERATION: "AutoModelForCausalLM",
     WRITTEN: "AutoModelForCausalLM",
@@ -70,6 +71,12 @@ no_answer = threshold is not None and beaten_by >= threshold
 print("no answer" if no_answer else context[places[first][0] : places[last][1]])"""
 
 
+_VECTORS = """from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer({folder})
+vectors = model.encode(["…"])"""
+
+
 def plain_use(task: str, loads_in: Sequence[str], folder: str, base: str, options: Mapping[str, Any]) -> str:
     """Python that loads the artifact with plain libraries; empty where none does.
 
@@ -78,6 +85,8 @@ def plain_use(task: str, loads_in: Sequence[str], folder: str, base: str, option
         base: the model under adapters.
         options: the task's, as they were resolved.
     """
+    if "sentence-transformers" in loads_in:
+        return _VECTORS.format(folder=folder)
     if task == IMAGES:
         return _IMAGE.format(folder=folder) if "transformers" in loads_in else ""
     apart, told = options.get("form") == ENCODER_DECODER, options.get("instruction")

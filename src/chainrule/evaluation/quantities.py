@@ -14,6 +14,7 @@ SHARES = frozenset(
         *("accuracy", "macro_f1", "micro_f1", "f1", "exact_match", "precision", "recall"),
         *("token_accuracy", "reward_accuracy"),
         *("rouge1", "rouge2", "rougeL", "bleu", "chrf", "stop_rate"),
+        *("ndcg@10", "mrr@10", "map", "recall@1", "recall@5", "recall@10"),
         *("HasAns_exact_match", "HasAns_f1", "NoAns_exact_match", "NoAns_f1"),
     }
 )

@@ -49,6 +49,9 @@ def errors(record: Record) -> dict[str, Any]:
     if detail.get("kind") == "answers":
         kinds = {key: count_text(value) for key, value in mapping(detail.get("errors")).items()}
         found["several"] = say("errors.answers", **kinds)
+    if detail.get("kind") == "relation":
+        keys = ("searches", "found_first", "found_in_ten")
+        found["several"] = say("errors.relation", **{key: count_text(detail.get(key)) for key in keys})
     found |= _regression(detail)
     per_row = mapping(detail.get("labels_per_row"))
     if per_row:

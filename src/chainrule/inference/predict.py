@@ -19,7 +19,7 @@ from chainrule.errors import ModelError, Problem, Where
 from chainrule.kernels import native
 from chainrule.models.accelerate import accelerate
 from chainrule.models.adapters import has_adapters, plain_model, without_adapters
-from chainrule.models.load import load_language_model, load_processor, load_saved, load_tokenizer
+from chainrule.models.load import load_classifier, load_language_model, load_processor, load_saved, load_tokenizer
 from chainrule.models.place import weights_hash
 from chainrule.system.device import choose_device, has_bfloat16
 from chainrule.system.progress import Bar
@@ -61,7 +61,7 @@ class Predictor:
 
     def predict(self, encoded: Encoded, bar: Bar | None = None) -> Predictions:
         """Predictions for every row, in the order of the rows."""
-        return predict_encoded(self.forward, encoded, self.task.read, bar)
+        return said_of(self.forward, encoded, self.task, bar)
 
 
 def load_predictor(artifact: Artifact, *, device: str = "auto") -> Predictor:
@@ -76,7 +76,7 @@ def load_predictor(artifact: Artifact, *, device: str = "auto") -> Predictor:
     place = choose_device(device)
     held = artifact.manifest.recipe.get("strategy", {}).get("name") == "qlora"
     model = load_saved(artifact.path, task.head, base_name(artifact), held_on=place if held else None)
-    if not task.writes and model.config.num_labels != len(task.outputs(artifact.manifest.labels)):
+    if not (task.writes or task.embeds) and model.config.num_labels != len(task.outputs(artifact.manifest.labels)):
         raise _contradiction(artifact, "labels", f"{model.config.num_labels} labels as in config.json")
     model = model.to(place).eval()
     if has_adapters(model):
@@ -129,7 +129,7 @@ def base_name(artifact: Artifact) -> str:
 
 @contextmanager
 def untuned(predictor: Predictor) -> Iterator[Forward]:
-    """Inside, the Forward of the language model as it was before step one.
+    """Inside, the Forward of a model without a fresh head as it was before step one.
 
     Raises:
         ModelError: the base model cannot be found, or it is not the one that was trained.
@@ -142,8 +142,12 @@ def untuned(predictor: Predictor) -> Iterator[Forward]:
     artifact = predictor.artifact
     _same_base(artifact)
     seed = int(artifact.manifest.recipe.get("seed", 0))
-    name, head = base_name(artifact), predictor.task.head
-    model = load_language_model(name, predictor.tokenizer, artifact.structure, seed=seed, head=head)
+    name, tokenizer, structure = base_name(artifact), predictor.tokenizer, artifact.structure
+    head = predictor.task.head
+    if predictor.task.embeds:
+        model = load_classifier(name, tokenizer, (), "", structure, seed=seed, head=head)
+    else:
+        model = load_language_model(name, tokenizer, structure, seed=seed, head=head)
     yield replace(forward, model=model.to(forward.device).eval())
 
 
@@ -191,6 +195,12 @@ def predict_encoded(forward: Forward, encoded: Encoded, read: Read, bar: Bar | N
             if bar is not None:
                 bar.advance(len(rows))
     return Predictions.joined(parts).take(np.argsort(np.concatenate(places)))
+
+
+def said_of(forward: Forward, encoded: Encoded, task: Task, bar: Bar | None = None) -> Predictions:
+    """Predictions for every row, in the order of the rows; with targets, what the task makes of all together."""
+    read = predict_encoded(forward, encoded, task.read, bar)
+    return read if task.conclude is None or encoded.targets is None else task.conclude(encoded, read)
 
 
 def with_references(forward: Forward, encoded: Encoded, task: Task, bar: Bar | None = None) -> Encoded:

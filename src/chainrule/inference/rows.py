@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 
@@ -35,6 +35,9 @@ LABEL, SCORE = "predicted_label", "predicted_score"
 ENTITIES, TAGS = "predicted_entities", "predicted_tags"
 ANSWER, BEGIN = "predicted_answer", "predicted_start"
 REPLY, FINISHED = "predicted_text", "predicted_finished"
+VECTOR = "predicted_vector"
+
+ARRAYS = (".npy", ".safetensors")
 
 Row = dict[str, Any]
 # kinds of targets whose input is one text, whatever was trained on: the field it goes by, and how it is written there
@@ -74,7 +77,8 @@ def predict_texts(
     if predictor.task.sees:
         return _of_images(predictor, next(iter(inputs.values()), []) if len(inputs) == 1 else [])
     kind = predictor.task.target.kind
-    wanted = predictor.artifact.manifest.inputs if kind not in _ONE_TEXT else ("text",)
+    one_text = kind in _ONE_TEXT or predictor.task.embeds
+    wanted = ("text",) if one_text else predictor.artifact.manifest.inputs
     if set(inputs) != set(wanted):
         problem = Problem(
             expected=f"the input {' and '.join(wanted)}",
@@ -147,7 +151,7 @@ def predict_file(
     with (
         display.bar("predicting", len(inputs)) as bar,
         atomic_path(out) as temporary,
-        _opened(temporary, out) as write,
+        _opened(temporary, out, len(inputs) if predictor.task.embeds else None) as write,
     ):
         cut: list[int] = []
         unfinished = 0
@@ -176,7 +180,7 @@ def open_rows(predictor: Predictor, source: Any, fields: Mapping[str, str]) -> I
     kind = predictor.task.target.kind
     size = CHUNK_REPLIES if predictor.task.writes else CHUNK_ROWS
     inputs = load_inputs(source, predictor.task, artifact.manifest.fields, size, named=fields, clean=artifact.clean)
-    for name in _COLUMNS.get(kind, (LABEL, SCORE)):
+    for name in (VECTOR,) if predictor.task.embeds else _COLUMNS.get(kind, (LABEL, SCORE)):
         if name in inputs.columns:
             problem = Problem(
                 where=Where(file=_shown(source), field=name),
@@ -222,6 +226,10 @@ def _answers(
         replies = write_texts(predictor.forward, predictor.tokenizer, predictor.task, inputs, how, limit)
         pairs = zip(replies.texts, replies.finished.tolist(), strict=True)
         return [{REPLY: text, FINISHED: finished} for text, finished in pairs], replies.cut
+    if predictor.task.embeds:
+        encoded = predictor.task.encode(predictor.tokenizer, inputs, None, predictor.artifact.manifest.max_length)
+        vectors = predictor.predict(encoded).values[:, 0]
+        return [{VECTOR: numbers} for numbers in vectors.tolist()], encoded.full_lengths > encoded.lengths
     encoded = predictor.encode(inputs)
     if encoded.refused:
         expected, todo = "questions that leave half of the tokens to their contexts", "Shorten these questions."
@@ -289,11 +297,21 @@ def in_words(predictor: Predictor, predictions: Predictions) -> list[Row]:
 
 
 @contextmanager
-def _opened(path: Path, out: Path) -> Iterator[Writer]:
+def _opened(path: Path, out: Path, vectors: int | None = None) -> Iterator[Writer]:
+    """A writer into `path`, in the format that the ending of `out` says.
+
+    Args:
+        vectors: how many rows there will be, where each has a vector.
+    """
+    if vectors is not None and out.suffix in ARRAYS:
+        with path.open("wb") as array:
+            yield write_vectors(array, out.suffix, vectors)
+        return
     if out.suffix not in (".csv", ".tsv", ".jsonl"):
+        more = "" if vectors is None else f", or for vectors alone in {' or '.join(ARRAYS)}"
         problem = Problem(
             where=Where(file=str(out)),
-            expected="an output that ends in .csv, .tsv or .jsonl",
+            expected=f"an output that ends in .csv, .tsv or .jsonl{more}",
             got=out.suffix or "no ending",
             todo="Choose another --out.",
         )
@@ -326,6 +344,28 @@ def write_json_lines(file: TextIO) -> Writer:
 
     def write(names: Sequence[str], rows: Sequence[Row]) -> None:
         file.writelines(json.dumps(_plain(row), ensure_ascii=False, default=str) + "\n" for row in rows)
+
+    return write
+
+
+def write_vectors(file: BinaryIO, ending: str, rows: int) -> Writer:
+    """A writer of the vectors alone, (rows, d) float32, as one array of NumPy or of safetensors ("vectors")."""
+
+    def begin(size: int) -> None:
+        if ending == ".npy":
+            header = {"descr": "<f4", "fortran_order": False, "shape": (rows, size)}
+            np.lib.format.write_array_header_1_0(file, header)
+            return
+        tensor = {"dtype": "F32", "shape": [rows, size], "data_offsets": [0, 4 * rows * size]}
+        text = json.dumps({"vectors": tensor}).encode()
+        text += b" " * (-len(text) % 8)
+        file.write(len(text).to_bytes(8, "little") + text)
+
+    def write(names: Sequence[str], few: Sequence[Row]) -> None:
+        vectors = np.array([row[VECTOR] for row in few], "<f4")
+        if file.tell() == 0:
+            begin(vectors.shape[1])
+        file.write(vectors.tobytes())
 
     return write
 

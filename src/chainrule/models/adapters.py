@@ -75,6 +75,8 @@ def kind_of(model: Any) -> str | None:
     name = type(model).__name__
     if "ForQuestionAnswering" in name:
         return None
+    if name == "Embedder":
+        return "FEATURE_EXTRACTION"
     return "TOKEN_CLS" if name.endswith("ForTokenClassification") else "SEQ_CLS"
 
 

@@ -23,6 +23,7 @@ from chainrule.core.task import Head
 from chainrule.models.adapters import ADAPTERS, add_saved, check_adapters, head_modules
 from chainrule.models.classifier import PooledClassifier, choose_form, is_own, refuse_form
 from chainrule.models.crf import Tagger, choose_chain
+from chainrule.models.embedder import Embedder, choose_pooling
 from chainrule.models.folder import CONFIG, check_depth, check_fit, check_loaded, refused, stored_shapes, weight_files
 from chainrule.models.place import Place, fetch_weights, find, loading, read_config
 from chainrule.models.quantized import hold
@@ -34,6 +35,7 @@ _FACTORIES: dict[Head, Any] = {
     "classifier": AutoModelForSequenceClassification,
     "token-classifier": AutoModelForTokenClassification,
     "answer-finder": AutoModelForQuestionAnswering,
+    "encoder": Embedder,
     "language-model": AutoModelForCausalLM,
     "encoder-decoder": AutoModelForSeq2SeqLM,
     "image-classifier": AutoModelForImageClassification,
@@ -114,7 +116,7 @@ def load_classifier(
     seed: int,
     head: Head = "classifier",
 ) -> Any:
-    """A pretrained model with a head for `labels`, for rows, for their tokens or for images, in float32.
+    """A pretrained model with a head for `labels`, for rows, for their tokens, for images or for vectors, in float32.
 
     The head is fresh unless the model already has one for as many labels; `seed` decides its values, and those of
     layers that are initialised anew.
@@ -129,15 +131,18 @@ def load_classifier(
     """
     place = find(name)
     config = read_config(place)
-    config.num_labels = len(labels)
-    config.id2label = dict(enumerate(labels))
-    config.label2id = {label: index for index, label in enumerate(labels)}
+    if head != "encoder":
+        config.num_labels = len(labels)
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: index for index, label in enumerate(labels)}
     config.problem_type = problem_type or None
     _set_numbers(config, structure)
     if head == "classifier":
         choose_form(config, structure)
     elif head == "token-classifier":
         choose_chain(config, structure)
+    elif head == "encoder":
+        choose_pooling(config, structure, place.folder)
     else:
         refuse_form(structure, "A model that finds answers" if head == "answer-finder" else "A model of images")
     if head != "image-classifier" and config.pad_token_id is None:

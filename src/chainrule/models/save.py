@@ -10,6 +10,7 @@ from transformers.utils import logging as transformers_logging
 from chainrule.models.adapters import ADAPTER_WEIGHTS, has_adapters, plain_model
 from chainrule.models.classifier import PooledClassifier
 from chainrule.models.crf import Tagger
+from chainrule.models.embedder import Embedder, describe
 from chainrule.models.folder import WEIGHTS
 
 OURS = "chainrule"
@@ -35,11 +36,15 @@ def save_model(folder: Path, model: Any, tokenizer: Any, *, max_length: int | No
         model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
         model.config.save_pretrained(folder)
     else:
-        model.save_pretrained(folder, safe_serialization=True, max_shard_size="100GB")
+        whole = model.base_model if isinstance(model, Embedder) else model
+        whole.save_pretrained(folder, safe_serialization=True, max_shard_size="100GB")
     tokenizer.save_pretrained(folder)
     readable = (folder / "config.json").stat().st_mode
     weights_file(folder).chmod(readable)  # safetensors makes it readable by its owner alone
-    if isinstance(plain_model(model), PooledClassifier | Tagger):
+    if isinstance(model, Embedder):
+        describe(folder, model.config, max_length)
+        return ("sentence-transformers", "transformers")
+    if isinstance(plain_model(model), PooledClassifier | Tagger | Embedder):
         return (OURS,)
     return ("peft",) if has_adapters(model) else ("transformers",)
 

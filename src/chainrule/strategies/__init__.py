@@ -57,6 +57,7 @@ STRATEGIES: dict[str, Entry] = {
         gradual.Options,
         gradual.Gradual,
         "trains the head first, then one layer more after another (options: until, layers)",
+        gradual.misfit,
     ),
     "lora": Entry(
         LowRank,

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from pydantic import Field
-from torch.nn import functional
 
 from chainrule.core.recipe import Optimizer, Section
 from chainrule.core.task import Objective, Task
@@ -18,6 +17,7 @@ from chainrule.models.adapters import head_modules, plain_model
 from chainrule.models.pooling import mean
 from chainrule.strategies.base import Phase, decayed_groups
 from chainrule.tasks.objectives import backward
+from chainrule.tasks.similarity import contrastive_loss
 
 
 def misfit(task: Task) -> str | None:
@@ -114,22 +114,3 @@ class ContrastiveObjective:
 
 def _detach(module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
     return tuple(value.detach() for value in inputs)
-
-
-def contrastive_loss(features: torch.Tensor, labels: torch.Tensor, temperature: float) -> torch.Tensor:
-    """The sum over rows of the supervised contrastive loss: Khosla et al. (2020), equation 2.
-
-    Of row i, with z the features at length one: the mean over the other rows p of its class of
-    −log(exp(z_i · z_p / temperature) / Σ exp(z_i · z_a / temperature)), the sum being over all other rows a. A row
-    that is alone in its class gives 0.
-
-    Args:
-        features: (b, d).
-        labels: (b,) class of each row.
-    """
-    units = functional.normalize(features, dim=-1)
-    alone = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-    alike = (units @ units.T / temperature).masked_fill(alone, torch.finfo(units.dtype).min)
-    positive = (labels[:, None] == labels) & ~alone
-    logs = alike.log_softmax(1).masked_fill(~positive, 0.0)
-    return -(logs.sum(1) / positive.sum(1).clamp(min=1)).sum()

@@ -8,9 +8,15 @@ from typing import Any
 from pydantic import Field
 
 from chainrule.core.recipe import Optimizer, Section
+from chainrule.core.task import Task
 from chainrule.errors import RecipeError
 from chainrule.models.inspect import anatomy
 from chainrule.strategies.base import Phase, decayed_groups, too_many_layers
+
+
+def misfit(task: Task) -> str | None:
+    """Why there is nothing to begin with; None where there is a head, or a language model's last norm."""
+    return "a model of vectors has no head to begin with" if task.embeds else None
 
 
 class Options(Section):

@@ -13,6 +13,8 @@ from chainrule.strategies.base import Phase, decayed_groups
 
 def misfit(task: Task) -> str | None:
     """Why a task's models have no head that could be trained alone; None where they have one."""
+    if task.embeds:
+        return "what makes a vector of a text has no weights above the pretrained layers"
     if not task.writes:
         return None
     return "a language model has no fresh head: its output layer is pretrained like the rest of it"

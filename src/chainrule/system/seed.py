@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -50,13 +50,23 @@ def choose_determinism(device: torch.device, wanted: bool | None) -> bool:
 @contextmanager
 def kept_generators() -> Iterator[None]:
     """Put every generator back as it was, so that a measurement leaves no trace in the run."""
-    python, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    python, numpy_state, put_back = random.getstate(), np.random.get_state(), torch_generators()
     try:
         yield
     finally:
         random.setstate(python)
         np.random.set_state(numpy_state)
-        torch.set_rng_state(torch_state)
+        put_back()
+
+
+def torch_generators() -> Callable[[], None]:
+    """What puts torch's generators, of all devices, back to where they are now: the same masks are drawn again."""
+    processor = torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+
+    def put_back() -> None:
+        torch.set_rng_state(processor)
         if cuda:
             torch.cuda.set_rng_state_all(cuda)
+
+    return put_back

@@ -7,11 +7,13 @@ from typing import Any
 from chainrule.core.recipe import unknown_name
 from chainrule.core.task import Task
 from chainrule.tasks import (
+    embedding,
     image_classification,
     multi_label_classification,
     preference,
     question_answering,
     regression,
+    sentence_similarity,
     seq2seq,
     text_classification,
     text_generation,
@@ -30,6 +32,8 @@ TASKS: dict[str, Task] = {
         text_generation.TASK,
         seq2seq.TASK,
         preference.TASK,
+        embedding.TASK,
+        sentence_similarity.TASK,
     )
 }
 

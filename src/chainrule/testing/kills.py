@@ -31,7 +31,7 @@ ALWAYS = {
 GROUPS = [{"layers": "0", "method": "lora", "start": 0.3}, {"layers": "1", "method": "full", "start": 0.6}]
 
 CLASSES, ENTITIES, REPLIES, PAIRS = "text-classification", "token-classification", "text-generation", "preference"
-IMAGES, WRITTEN = "image-classification", "seq2seq"
+IMAGES, WRITTEN, VECTORS = "image-classification", "seq2seq", "embedding"
 Inputs = dict[str, tuple[Path, Path]]  # task -> data and model
 
 
@@ -108,6 +108,16 @@ CASES = {
         Case(
             "encoder-decoder", {"structure.dropout": 0.1, "training.steps": 9, "training.batch_size": 8}, task=WRITTEN
         ),
+        Case(
+            "vectors",
+            {
+                "task.options.hard_negatives": 2,
+                "training.steps": 9,
+                "training.batch_size": 16,
+                "training.micro_batch_tokens": 100,
+            },
+            task=VECTORS,
+        ),
     )
 }
 
@@ -127,6 +137,7 @@ def make_inputs(folder: Path) -> Inputs:
         ENTITIES: (write_json_lines(folder / "entities.jsonl", entities(120)), bert),
         REPLIES: (write_json_lines(folder / "talks.jsonl", rows), llama),
         WRITTEN: (write_json_lines(folder / "sources.jsonl", reversals(80)), tiny_encoder_decoder(folder / "t5")),
+        VECTORS: (write_json_lines(folder / "texts.jsonl", rows), bert),
         PAIRS: (write_json_lines(folder / "preferences.jsonl", preferred), llama),
     }
 

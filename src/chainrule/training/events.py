@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from chainrule.core.artifact import EVENTS
 from chainrule.system.extras import require
 
 Sink = Callable[[dict[str, Any]], None]
@@ -21,6 +22,17 @@ def event_log(path: Path) -> Sink:
         line = json.dumps(event | {"time": round(time.time(), 3)}, ensure_ascii=False, allow_nan=False)
         with path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
+
+    return write
+
+
+def every_sink(names: Sequence[str], run_folder: Path) -> Sink:
+    """Hands each event to the run's log and to the trackers that were asked for."""
+    sinks = [event_log(run_folder / EVENTS), *trackers(names, run_folder)]
+
+    def write(event: dict[str, Any]) -> None:
+        for sink in sinks:
+            sink(event)
 
     return write
 

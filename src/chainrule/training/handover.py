@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from chainrule.errors import ChainruleError, Problem
-from chainrule.inference.predict import predict_encoded
+from chainrule.inference.predict import said_of
 from chainrule.models.accelerate import restore
 from chainrule.models.adapters import has_adapters, plain_model
 from chainrule.models.heads import settle
@@ -46,7 +46,7 @@ def finished(job: Job, record: Sink) -> Any:
 def _losses(job: Job, model: Any) -> np.ndarray:
     """The losses of the first rows of validation, in float32."""
     rows = job.validation.take(np.arange(min(ROWS, len(job.validation))))
-    predictions = predict_encoded(replace(job.forward, model=model, precision="float32"), rows, job.task.read)
+    predictions = said_of(replace(job.forward, model=model, precision="float32"), rows, job.task)
     if predictions.losses is None:
         raise ValueError("validation rows need targets")
     return predictions.losses

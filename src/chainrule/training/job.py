@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -29,6 +29,7 @@ class Job:
     Attributes:
         row_numbers: (n,) of the training rows, 1-based, in the file they come from.
         watch: what is looked at while it is trained.
+        companions: (n, k) the rows whose texts are sequences of each training row, too; None for none.
     """
 
     model: Any
@@ -40,6 +41,7 @@ class Job:
     row_numbers: np.ndarray
     forward: Forward
     watch: Watch | None = None
+    companions: np.ndarray | None = None
 
 
 def steps_per_epoch(recipe: Recipe, rows: int) -> int:
@@ -79,12 +81,16 @@ def batch_loader(job: Job, recipe: Recipe) -> Callable[[np.ndarray], Batch]:
     forward = job.forward
     if recipe.training.packing:
         return lambda rows: pack(job.train, rows, device=forward.device)
-    return lambda rows: collate(job.train, rows, pad_id=forward.pad_id, left=forward.pad_left, device=forward.device)
+    how: Any = {"pad_id": forward.pad_id, "left": forward.pad_left, "device": forward.device}
+    if job.task.whole_batches:
+        at_once = recipe.training.micro_batch_tokens
+        return lambda rows: replace(collate(job.train, rows, **how), at_once=at_once)
+    return lambda rows: collate(job.train, rows, **how)
 
 
 def piece_maker(job: Job, recipe: Recipe) -> Callable[[np.ndarray], list[np.ndarray]]:
     """The rows of an effective batch -> those of its micro-batches."""
-    tokens = recipe.training.micro_batch_tokens
+    tokens = None if job.task.whole_batches else recipe.training.micro_batch_tokens
     split = packs_of if recipe.training.packing else micro_batches
     return lambda rows: [rows] if tokens is None else split(rows, job.train.lengths, tokens)
 

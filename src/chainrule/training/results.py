@@ -19,7 +19,7 @@ from chainrule.data.load import Dataset
 from chainrule.data.split import Cut
 from chainrule.errors import DataError
 from chainrule.evaluation.baselines import UNTUNED
-from chainrule.evaluation.compare import judge
+from chainrule.evaluation.compare import best_of, judge
 from chainrule.evaluation.fitted import Fitted, fit
 from chainrule.evaluation.report import model_card
 from chainrule.evaluation.written import sample, with_texts
@@ -158,11 +158,11 @@ def _baselines(
     out: Path, task: Task, prepared: Prepared, outcome: Outcome, recipe: Recipe, display: Display
 ) -> tuple[dict[str, Predictions], str, tuple[Finding, ...]]:
     """What the model is compared with on validation, which of it the verdict is about, and what to know of it."""
-    if outcome.untuned is not None:
-        return {UNTUNED: outcome.untuned}, UNTUNED, ()
-    if task.free is not None:
-        found = task.free(prepared.encoded["validation"])
-        return found, next(iter(found)), ()
+    validation = prepared.encoded["validation"]
+    found = {} if outcome.untuned is None else {UNTUNED: outcome.untuned}
+    found |= {} if task.free is None else task.free(validation)
+    if found:
+        return found, str(best_of(task, validation.targets, found)), ()
     baselines = fitted_baselines(task, prepared, recipe, display)
     with atomic_folder(out / "baselines") as folder:
         baselines.save(folder)

@@ -49,8 +49,9 @@ from chainrule.tasks.prepare import Prepared, prepare
 from chainrule.tasks.suited import settled, task_of
 from chainrule.training.averaging import take_average
 from chainrule.training.checkpoint import Keeper
+from chainrule.training.companions import keep_companions, with_companions
 from chainrule.training.decisions import Decision, read_decisions
-from chainrule.training.events import Sink, event_log, require_trackers, trackers
+from chainrule.training.events import every_sink, require_trackers
 from chainrule.training.inputs import INPUTS, record_inputs, refuse_changes, tell_changes
 from chainrule.training.job import Job, planned_steps, trained_names
 from chainrule.training.memory import require_address_space
@@ -108,7 +109,7 @@ def resume_run(out: Path, source: Any, display: Display, began: float) -> Run:
             return Run(out)
         recipe = read_recipe(out / "resolved.yaml")
         require_trackers(recipe.training.track)
-        job, prepared, recipe = prepare_job(recipe, recipe.data.source if source is None else source, display)
+        job, prepared, recipe = prepare_job(recipe, recipe.data.source if source is None else source, display, out)
         refuse_changes(out, recipe, prepared)
         tell_changes(out, job, recipe, display)
         clear(out)
@@ -140,7 +141,7 @@ def reproduce_run(run: Path, source: Any, out: Path, display: Display, began: fl
         raise OutputError("There is nothing yet to compare with.", [problem])
     recipe = read_recipe(run / "resolved.yaml")
     with PeakMemory() as memory:
-        job, prepared, resolved = prepare_job(recipe, recipe.data.source if source is None else source, display)
+        job, prepared, resolved = prepare_job(recipe, recipe.data.source if source is None else source, display, run)
         refuse_changes(run, resolved, prepared)
         changed = tell_changes(run, job, resolved, display)
         begin(out, recipe, job, resolved, prepared)
@@ -174,12 +175,17 @@ def begin(out: Path, asked: Recipe, job: Job, resolved: Recipe, prepared: Prepar
         write_text(folder / "resolved.yaml", resolved.to_yaml())
         write_json(folder / "check.json", prepared.report.as_dict())
         record_inputs(folder, job, resolved, prepared)
+        keep_companions(folder, job.companions)
 
 
-def prepare_job(recipe: Recipe, source: Any, display: Display) -> tuple[Job, Prepared, Recipe]:
-    """Data, model and kernels, ready for step one."""
+def prepare_job(recipe: Recipe, source: Any, display: Display, run: Path | None = None) -> tuple[Job, Prepared, Recipe]:
+    """Data, model and kernels, ready for step one.
+
+    Args:
+        run: as in `make_job`.
+    """
     prepared, recipe = prepare_rows(recipe, source, display)
-    return make_job(recipe, prepared, display), prepared, recipe
+    return make_job(recipe, prepared, display, run), prepared, recipe
 
 
 def prepare_rows(
@@ -267,7 +273,7 @@ def train_job(keeper: Keeper, job: Job, recipe: Recipe, display: Display) -> Out
     """Make the steps that are left of a run, and record them in its folder."""
     write_json(keeper.run / STARTED, _started())
     seed_everything(recipe.seed)
-    return train(job, recipe, _sink(recipe, keeper.run), display, keeper)
+    return train(job, recipe, every_sink(recipe.training.track, keeper.run), display, keeper)
 
 
 def _started() -> dict[str, Any]:
@@ -331,19 +337,26 @@ def _with_options(recipe: Recipe, strategy: Strategy) -> Recipe:
     return recipe.replace({"strategy.options": strategy.options.model_dump(mode="json")})
 
 
-def make_job(recipe: Recipe, prepared: Prepared, display: Display) -> Job:
-    """Model and kernels, ready for step one on rows that are ready."""
+def make_job(recipe: Recipe, prepared: Prepared, display: Display, run: Path | None = None) -> Job:
+    """Model and kernels, ready for step one on rows that are ready.
+
+    Args:
+        run: the folder of the run that goes on or is made again, if it has begun.
+    """
     task, strategy = task_of(recipe), make_strategy(recipe.strategy)
     device = choose_device(recipe.training.device)
     seed_everything(recipe.seed)
     model = _load(recipe, task, prepared, display).to(device)
     _tell_structure(model, recipe, task, display)
+    options = parse_options(task.options, recipe.task, "task")
+    untuned = forward_of(model, prepared.tokenizer, device, "float32")
+    train, companions = with_companions(task, untuned, prepared.encoded["train"], options, display, run)
     model = strategy.prepare(model, display.say)
-    targets = prepared.encoded["train"].targets
+    targets = train.targets
     if targets is None:
         raise DataError("The training rows have no labels.")
     if task.prepare_head is not None:
-        task.prepare_head(model, targets, parse_options(task.options, recipe.task, "task"))
+        task.prepare_head(model, targets, options)
     if recipe.training.accelerate:
         if device.type == "cpu" and native.must_build():
             display.say("Compiling the CPU kernels, once: some seconds …")
@@ -354,10 +367,11 @@ def make_job(recipe: Recipe, prepared: Prepared, display: Display) -> Job:
         task=task,
         objective=task.objective(recipe.loss, targets),
         strategy=strategy,
-        train=prepared.encoded["train"],
+        train=train,
         validation=prepared.encoded["validation"],
         row_numbers=prepared.dataset.splits["train"].places.rows,
         forward=forward_of(model, prepared.tokenizer, device, fast),
+        companions=companions,
     )
     trained = trained_names(job, recipe, planned_steps(recipe, len(job.train)))
     return replace(job, objective=regularised(job.objective, recipe.regularisers, model, trained))
@@ -383,13 +397,3 @@ def _load(recipe: Recipe, task: Task, prepared: Prepared, display: Display) -> A
     if told is not None:
         display.say(told)
     return model
-
-
-def _sink(recipe: Recipe, out: Path) -> Sink:
-    sinks = [event_log(out / EVENTS), *trackers(recipe.training.track, out)]
-
-    def write(event: dict[str, Any]) -> None:
-        for sink in sinks:
-            sink(event)
-
-    return write

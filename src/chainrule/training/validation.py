@@ -14,7 +14,7 @@ import torch
 from chainrule.core.recipe import Recipe
 from chainrule.core.task import Predictions
 from chainrule.data.encode import Encoded
-from chainrule.inference.predict import predict_encoded
+from chainrule.inference.predict import said_of
 from chainrule.kernels.adamw import catch_up
 from chainrule.models.adapters import has_adapters, without_adapters
 from chainrule.training.averaging import averages_in_place
@@ -43,7 +43,7 @@ def validate(job: Job, recipe: Recipe, step: int) -> tuple[Predictions, dict[str
     Raises:
         DivergenceError: a loss is not a finite number.
     """
-    predictions = predict_encoded(forward_for(job, recipe), job.validation, job.task.read)
+    predictions = said_of(forward_for(job, recipe), job.validation, job.task)
     if predictions.losses is None or not np.isfinite(predictions.losses).all():
         raise DivergenceError(f"a validation loss that is not a number after step {step}", step)
     return predictions, job.task.measure(_targets(job.validation), predictions)
