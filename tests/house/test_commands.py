@@ -77,6 +77,12 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     write_json_lines(folder / "questions" / "train.jsonl", asked[::2] + asked[1::4])
     write_json_lines(folder / "questions" / "validation.jsonl", asked[3::4])
+    told = [
+        {"dialogue": f"A: How was the {thing}? B: It was {word}.", "summary": f"B found the {thing} {word}."}
+        for thing, word in zip(THINGS, itertools.cycle(GOOD + BAD), strict=False)
+    ]
+    write_json_lines(folder / "dialogues" / "train.jsonl", told[:6])
+    write_json_lines(folder / "dialogues" / "validation.jsonl", told[6:])
     write_csv(
         folder / "new.csv", ("id", "review"), [("a", "The soup was excellent."), ("b", "What a dreadful film, again.")]
     )
