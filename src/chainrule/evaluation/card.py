@@ -21,7 +21,15 @@ from chainrule.core.artifact import FOLDS, Manifest
 from chainrule.core.recipe import Structure
 from chainrule.core.report import EvaluationReport
 from chainrule.evaluation.languages import named
-from chainrule.evaluation.plain_use import ANSWERS, ENCODER_DECODER, ENTITIES, GENERATION, WRITTEN, plain_use
+from chainrule.evaluation.plain_use import (
+    ANSWERS,
+    ENCODER_DECODER,
+    ENTITIES,
+    GENERATION,
+    PLAIN_TEXT,
+    WRITTEN,
+    plain_use,
+)
 from chainrule.evaluation.quantities import SHARES, count_text, metric_text
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
@@ -53,7 +61,8 @@ def model_card(manifest: Manifest, evaluation: EvaluationReport | None) -> str:
         strategy=_strategy(manifest),
         structure=_structure(manifest),
         made=_made(manifest),
-        generates=manifest.task == GENERATION,
+        generates=manifest.task == GENERATION and PLAIN_TEXT not in manifest.fields,
+        continues=PLAIN_TEXT in manifest.fields,
         writes=manifest.task == WRITTEN,
         entities=manifest.task == ENTITIES,
         answers=manifest.task == ANSWERS,
@@ -110,7 +119,7 @@ def _options(manifest: Manifest) -> dict[str, Any]:
 def _code(manifest: Manifest) -> str:
     """Python for the card; a base model's name is the user's text, so it stands there as a Python string."""
     base = json.dumps(_base_name(manifest), ensure_ascii=True)
-    code = plain_use(manifest.task, manifest.loads_in, '"FOLDER"', base, _options(manifest))
+    code = plain_use(manifest.task, manifest.loads_in, '"FOLDER"', base, _options(manifest), manifest.fields)
     return code.replace("`", "\\x60")
 
 

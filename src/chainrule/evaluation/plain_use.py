@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 GENERATION, ENTITIES, ANSWERS = "text-generation", "token-classification", "question-answering"
-WRITTEN, ENCODER_DECODER = "seq2seq", "encoder-decoder"
+WRITTEN, ENCODER_DECODER, PLAIN_TEXT = "seq2seq", "encoder-decoder", "plain_text"
 _AUTO = {
     GENERATION: "AutoModelForCausalLM",
     WRITTEN: "AutoModelForCausalLM",
@@ -61,20 +61,23 @@ no_answer = threshold is not None and beaten_by >= threshold
 print("no answer" if no_answer else context[places[first][0] : places[last][1]])"""
 
 
-def plain_use(task: str, loads_in: Sequence[str], folder: str, base: str, options: Mapping[str, Any]) -> str:
+def plain_use(
+    task: str, loads_in: Sequence[str], folder: str, base: str, options: Mapping[str, Any], fields: Collection[str]
+) -> str:
     """Python that loads the artifact with plain libraries; empty where none does.
 
     Args:
         folder: the artifact's folder, as it should stand in the code.
         base: the model under adapters.
         options: the task's, as they were resolved.
+        fields: of the rows that it was trained on.
     """
     apart, told = options.get("form") == ENCODER_DECODER, options.get("instruction")
     auto = _AUTO.get(ENCODER_DECODER if apart else task, "AutoModelForSequenceClassification")
     content = json.dumps(
         f"{told}{' ' if apart else chr(10) * 2}…" if isinstance(told, str) else "…", ensure_ascii=False
     )
-    reply = (_TEXT if apart else _REPLY).format(content=content)
+    reply = (_TEXT if apart or PLAIN_TEXT in fields else _REPLY).format(content=content)
     use = {GENERATION: reply, WRITTEN: reply, ANSWERS: _ANSWER}.get(task, "")
     if "transformers" in loads_in:
         return _WHOLE.format(auto=auto, folder=folder) + use
