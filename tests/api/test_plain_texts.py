@@ -71,6 +71,9 @@ def test_it_is_judged_by_loss_alone_and_goes_on_writing(run: Run) -> None:
     assert set(report.metrics) == {"token_accuracy", "loss", "perplexity"}
     [row] = chainrule.predict(run, text="the film was good and", max_new_tokens=2)  # type: ignore[misc]
     assert row["predicted_text"] == "very cold"
+    card = (run.artifact.path / "README.md").read_text(encoding="utf-8")
+    assert "Trained on plain texts, every token of them, in blocks of 12." in card
+    assert "apply_chat_template" not in card
 
 
 def test_a_chat_model_writes_when_it_is_judged(model: Path, tmp_path: Path) -> None:

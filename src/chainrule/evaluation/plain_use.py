@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 GENERATION, ENTITIES, ANSWERS = "text-generation", "token-classification", "question-answering"
 IMAGES = "image-classification"
-WRITTEN, ENCODER_DECODER = "seq2seq", "encoder-decoder"
+WRITTEN, ENCODER_DECODER, PLAIN_TEXT = "seq2seq", "encoder-decoder", "plain_text"
 VECTORS = ("embedding", "sentence-similarity")
 _AUTO = {
     GENERATION: "AutoModelForCausalLM",
@@ -77,13 +77,16 @@ model = SentenceTransformer({folder})
 vectors = model.encode(["…"])"""
 
 
-def plain_use(task: str, loads_in: Sequence[str], folder: str, base: str, options: Mapping[str, Any]) -> str:
+def plain_use(
+    task: str, loads_in: Sequence[str], folder: str, base: str, options: Mapping[str, Any], fields: Collection[str]
+) -> str:
     """Python that loads the artifact with plain libraries; empty where none does.
 
     Args:
         folder: the artifact's folder, as it should stand in the code.
         base: the model under adapters.
         options: the task's, as they were resolved.
+        fields: of the rows that it was trained on.
     """
     if "sentence-transformers" in loads_in:
         return _VECTORS.format(folder=folder)
@@ -94,7 +97,7 @@ def plain_use(task: str, loads_in: Sequence[str], folder: str, base: str, option
     content = json.dumps(
         f"{told}{' ' if apart else chr(10) * 2}…" if isinstance(told, str) else "…", ensure_ascii=False
     )
-    reply = (_TEXT if apart else _REPLY).format(content=content)
+    reply = (_TEXT if apart or PLAIN_TEXT in fields else _REPLY).format(content=content)
     use = {GENERATION: reply, WRITTEN: reply, ANSWERS: _ANSWER}.get(task, "")
     if "transformers" in loads_in:
         return _WHOLE.format(auto=auto, folder=folder) + use

@@ -191,7 +191,7 @@ def usage(record: Record) -> list[tuple[Words, str]]:
     folder, base = repr(record.name.rstrip("/") + "/artifact"), repr(str(record.manifest.get("base_model", "")))
     options = mapping(mapping(record.resolved.get("task")).get("options"))
     loads_in = listed(record.manifest.get("loads_in") or ["transformers"])
-    plain = plain_use(record.task, loads_in, folder, base, options)
+    plain = plain_use(record.task, loads_in, folder, base, options, mapping(record.manifest.get("fields")))
     return [*found, (say("use.plain"), plain)] if plain else found
 
 
