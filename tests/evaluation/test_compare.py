@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from chainrule.core.task import Predictions, Task
-from chainrule.evaluation.compare import judge
+from chainrule.evaluation.compare import judge, judge_texts
 from chainrule.evaluation.verdicts import verdict_text
+from chainrule.metrics import written
 from chainrule.tasks import multi_label_classification, regression, text_classification
 
 pytestmark = pytest.mark.unit
@@ -167,3 +168,23 @@ def test_the_verdict_in_chinese() -> None:
     few = numbers | {"rows": 12, "low": None, "high": None, "better": False}
     assert "太少" in verdict_text(few, "zh")
     assert verdict_text(numbers | {"baseline": None}, "zh") == "没有结论：没有可比较的基线。"
+
+
+def test_texts_are_judged_by_what_is_written() -> None:
+    right = [[f"the {word} film was seen in the town of {word}"] for word in WORDS_OF_ROWS]
+    exact = written.tally(right, written.Written([row[0] for row in right], np.full(len(right), 10)))
+    half = written.tally(right, written.Written([row[0][:20] for row in right], np.full(len(right), 5)))
+    metrics, others, verdict, numbers = judge_texts(exact, {"copy": half}, "rougeL", chosen="copy", replicates=500)
+    assert metrics["rougeL"].value == metrics["bleu"].value == 1.0
+    assert metrics["rougeL"].low < 1.0, "that all of some rows are right does not prove it of all rows"
+    assert others["copy"]["rougeL"].low <= others["copy"]["rougeL"].value <= others["copy"]["rougeL"].high
+    assert verdict.better
+    assert verdict.difference == pytest.approx(1.0 - others["copy"]["rougeL"].value)
+    assert numbers["rows"] == len(right)
+    _, _, same, _ = judge_texts(half, {"copy": half}, "rougeL", chosen="copy", replicates=500)
+    assert (same.better, same.difference) == (False, 0.0)
+    _, _, alone, _ = judge_texts(half, {}, "rougeL", chosen=None, replicates=500)
+    assert alone.baseline is None
+
+
+WORDS_OF_ROWS = [f"{first}{second}" for first in ("red", "old", "new", "odd", "big", "dim") for second in "abcdefg"]

@@ -84,6 +84,12 @@ def test_a_tokenizer_that_ends_nothing_gets_its_targets_ended(loaded: tuple[Any,
     assert rows.ids[rows.trained].tolist() == with_end
 
 
+def test_an_end_in_the_middle_of_a_text_is_none(loaded: tuple[Any, Any]) -> None:
+    _, tokenizer = loaded
+    rows = Paired(None)(tokenizer, {"source": ["film"]}, Texts.of([as_target(["good [SEP] book"])]), 64)
+    assert rows.ids[rows.offsets[1] :].tolist() == tokenizer("good book")["input_ids"]
+
+
 def test_targets_that_are_too_long_do_not_end(loaded: tuple[Any, Any]) -> None:
     _, tokenizer = loaded
     rows = encoded(tokenizer, 4)

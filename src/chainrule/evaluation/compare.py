@@ -25,9 +25,8 @@ MIN_ROWS = 30  # fewer rows than this get no verdict
 _SHARES = frozenset({"accuracy", "exact_match"})
 _COUNTED = _SHARES | {"reward_accuracy", "stop_rate"}
 _CORRELATIONS = frozenset({"pearson", "spearman"})
-_PERFECT = frozenset(
-    {"macro_f1", "micro_f1", "f1", *written.ROUGE, "bleu", "chrf"}
-)  # 1 means that all rows are right, and no resample can differ
+# 1 means that all rows are right, and no resample can differ
+_PERFECT = frozenset({"macro_f1", "micro_f1", "f1", *written.ROUGE, "bleu", "chrf"})
 _BY_TOKEN = ("reply", "written")  # kinds of targets whose loss is a mean over tokens
 _TEXTS = "texts"  # what was written, judged as it is read
 _MODEL = ""  # the model's key among the predictors

@@ -89,11 +89,10 @@ class Paired:
 
 def _ended(ids: list[int], end: int) -> list[int]:
     """A target with the token that ends it once, where the tokenizer puts it, or else at its end."""
-    first = ids.index(end) if end in ids[1:] else None
-    if first is None:
-        return [*ids, end]
     places = [place for place, token in enumerate(ids) if token == end and place > 0]
-    return [token for place, token in enumerate(ids) if place not in places[1:]]
+    if not places:
+        return [*ids, end]
+    return [token for place, token in enumerate(ids) if place not in places[:-1]]  # others were in the text
 
 
 def prepare_tokenizer(tokenizer: Any) -> None:
