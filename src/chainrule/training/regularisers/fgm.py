@@ -10,7 +10,9 @@ from pydantic import Field
 
 from chainrule.core.recipe import Section
 from chainrule.core.task import Objective
+from chainrule.errors import Problem, RecipeError, Where
 from chainrule.models.adapters import plain_model
+from chainrule.tasks.vectors import VectorObjective
 
 
 class Options(Section):
@@ -27,6 +29,14 @@ class FGM:
     """
 
     def __init__(self, options: Options, inner: Objective, model: Any, trained: Collection[str]) -> None:
+        if isinstance(inner, VectorObjective):
+            problem = Problem(
+                where=Where(field="regularisers.fgm"),
+                expected="a task whose rows have losses of their own",
+                got="vectors that are learned from each other",
+                todo="Leave fgm out.",
+            )
+            raise RecipeError("FGM cannot be used here.", [problem])
         self.inner, self.epsilon = inner, options.epsilon
 
     def accumulate(self, model: Any, batch: Any) -> tuple[torch.Tensor, int]:
