@@ -58,6 +58,12 @@ def test_columns_that_say_too_much_or_too_little() -> None:
     }
 
 
+def test_of_both_forms_that_is_taken_which_was_trained_on() -> None:
+    columns, recorded = ["text", "label", "question", "answer"], {"anchor": "question", "positive": "answer"}
+    assert find_fields(columns, TASK, named={}, recorded=recorded) == recorded
+    assert find_fields(["text", "label"], TASK, named={}, recorded=recorded) == {"text": "text", "label": "label"}
+
+
 def test_the_column_that_becomes_vectors() -> None:
     def column(columns: list[str], task: Any = TASK, **known: dict[str, str]) -> str:
         return find_fields(columns, task, with_target=False, **({"named": {}} | known))["text"]  # type: ignore[arg-type]

@@ -212,12 +212,12 @@ def test_tfidf_is_that_of_scikit_learn() -> None:
     weights = plain.toarray() / (idf + 1) * idf  # there every weight has one more
     weights = weights / np.linalg.norm(weights, axis=1, keepdims=True)
     scored = replace(encoded, targets=np.arange(7.0))
-    found = compare_by_words(scored)["tfidf"].values
+    found = compare_by_words(scored)["tfidf-cosine"].values
     np.testing.assert_allclose(found, (weights[::2] * weights[1::2]).sum(1), rtol=1e-10)
     as_vectors = Predictions(weights.reshape(7, 2, -1), np.ones(7))
     np.testing.assert_allclose(compare(scored, as_vectors).values, found, rtol=1e-10)
     assert np.array_equal(encoded.ids, rows().ids)
-    by_words, by_vectors = find_by_words(encoded)["tfidf"].losses, find(encoded, as_vectors).losses
+    by_words, by_vectors = find_by_words(encoded)["tfidf-cosine"].losses, find(encoded, as_vectors).losses
     assert by_words is not None
     assert by_vectors is not None
     np.testing.assert_allclose(by_words, by_vectors, rtol=1e-10)

@@ -222,7 +222,7 @@ class Task:
         best_by_loss: keep the weights with the lowest validation loss instead of the best primary metric. A
             correlation does not see a wrong level or scale, so it cannot choose the weights of a regression.
         baseline: what the verdict compares with: cheap models fitted on the same rows, the untuned model itself, or
-            what `free` says of encoded rows without learning anything.
+            what `free` says of encoded rows without learning anything, which also stands beside the untuned model.
         reference: reads of the model before step one what `Encoded.references` is to hold; None where it is not asked.
         micro_batch_tokens: padded tokens of a micro-batch, where the recipe does not say; None for no such limit.
         packs: whether this model gives the same for rows side by side as for each alone; None where rows need padding.

@@ -48,7 +48,7 @@ def find_fields(
     if task.embeds and not with_target:
         return _one_text(task, found, named, recorded or {}, (columns, file))
     if task.target.kind == "relation":
-        return _relation(found, named or recorded or {}, (columns, file))
+        return _relation(found, named, recorded or {}, (columns, file))
     if task.converses:
         if _is_plain(task, found, named, with_target or PLAIN in (recorded or {})):
             return {PLAIN: str(found[PLAIN])}
@@ -111,16 +111,20 @@ def _conversation(
 
 
 def _relation(
-    found: Mapping[str, str | None], known: Mapping[str, str], place: tuple[Sequence[str], str | None]
+    found: Mapping[str, str | None],
+    named: Mapping[str, str],
+    recorded: Mapping[str, str],
+    place: tuple[Sequence[str], str | None],
 ) -> dict[str, str]:
     """An anchor with its positive, and perhaps a negative; or a text with its label.
 
-    Args:
-        known: field -> column, as named or else as recorded; they decide where both are there.
+    Where both are there, what was named decides, else what was trained on.
     """
     columns, file = place
-    asked = [form for form in FORMS if any(name in known for name in form)] or FORMS
+    asked = [form for form in FORMS if any(name in named for name in form)] or [*FORMS]
     complete = [form for form in asked if all(found[name] is not None for name in form)]
+    if len(complete) > 1:
+        complete = [form for form in complete if all(name in recorded for name in form)] or complete
     if len(complete) != 1:
         expected = " or ".join(f"columns for {' and '.join(form)}" for form in asked)
         got = f"both, among {_list(columns)}" if complete else _list(columns)

@@ -54,7 +54,8 @@ def evaluate_artifact(
     findings = list(rows.findings)
     part = rows.split if limit is None else rows.split.take(np.arange(min(limit, len(rows.split))))
     shown = None if rows.name == "all" else rows.name
-    part = replace(part, inputs={name: part.inputs[name] for name in artifact.manifest.inputs})
+    if not predictor.task.embeds:  # what was trained on pairs can be judged on labelled texts, too
+        part = replace(part, inputs={name: part.inputs[name] for name in artifact.manifest.inputs})
     done = encode_split(predictor.task, predictor.tokenizer, part, artifact.manifest.max_length, shown, spec.on_bad_row)
     require_usable(done)
     findings += done.findings

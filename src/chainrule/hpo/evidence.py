@@ -62,7 +62,7 @@ def probe_scores(job: Job, rows: np.ndarray) -> tuple[str | None, dict[str, floa
     """
     kind, targets = job.task.target.kind, job.train.targets
     without = ("spans", "answers", "reply", "preference", "written")
-    if job.task.embeds or kind in without or targets is None or len(rows) < FOLDS:
+    if kind in without or targets is None or len(rows) < FOLDS:
         return None, {}
     wanted = np.asarray(targets[rows], dtype=np.float64)
     classes = np.unique(targets[rows]) if kind == "class" else np.zeros(0)

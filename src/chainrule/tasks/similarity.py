@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from chainrule.core.recipe import Section
 from chainrule.core.shelf import Entry
+from chainrule.errors import Problem, RecipeError, Where
 
 SCALE = 20.0
 
@@ -103,9 +104,9 @@ def examples_of(vectors: torch.Tensor, known: torch.Tensor) -> Examples:
 def _ranking(options: RankingOptions) -> VectorLoss:
     """−log of the share of exp(scale · cosine) that the positive has beside all negatives, in the batch's own.
 
-    Henderson et al. (2017), Efficient Natural Language Response Suggestion, section 4.4; van den Oord et al. (2018),
-    equation 4. Of several positives the mean. The symmetric form is the mean with the loss of the positives that look
-    for their anchors: Radford et al. (2021), CLIP, figure 3.
+    Henderson et al. (2017), Efficient Natural Language Response Suggestion for Smart Reply; van den Oord et al. (2018),
+    Representation Learning with Contrastive Predictive Coding, equation 4. Of several positives the mean. The symmetric
+    form is the mean with the loss of the positives that look for their anchors: Radford et al. (2021), CLIP, figure 3.
     """
 
     def one_way(vectors: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
@@ -124,7 +125,7 @@ def _ranking(options: RankingOptions) -> VectorLoss:
 
 
 def _triplet(options: TripletOptions) -> VectorLoss:
-    """max(0, margin + distance to the positive − distance to the negative): Schroff et al. (2015), FaceNet, equation 3.
+    """max(0, margin + distance to the positive − distance to the negative): Schroff et al. (2015), FaceNet.
 
     The negative is the nearest of the row's own where it has some, else of the batch; of several positives the farthest
     counts, as in Hermans et al. (2017), In Defense of the Triplet Loss, equation 5. A row that lacks one of the two
@@ -188,7 +189,7 @@ def row_losses(units: torch.Tensor, labels: torch.Tensor, temperature: float) ->
 def _cosent(options: ScaleOptions) -> VectorLoss:
     """log(1 + Σ exp(scale · (cosine of j − cosine of i))) over the pairs of rows of which i has the higher score.
 
-    Su (2022), CoSENT, equation 8. It is one number for a batch, which each of its rows is told to have.
+    Su (2022), CoSENT. It is one number for a batch, which each of its rows is told to have.
     """
 
     def loss(vectors: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -215,6 +216,11 @@ def nested(loss: VectorLoss, dimensions: tuple[int, ...] | None) -> VectorLoss:
         return loss
 
     def of_parts(vectors: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+        if max(dimensions) > vectors.shape[-1] or min(dimensions) < 1:
+            got, todo = ", ".join(map(str, dimensions)), "Correct them."
+            where = Where(field="loss.options.dimensions")
+            problem = Problem(f"dimensions from 1 to {vectors.shape[-1]}", got, todo, where)
+            raise RecipeError("The model's vectors have not so many numbers.", [problem])
         parts = [loss(functional.normalize(vectors[..., :size], dim=-1), known) for size in dimensions]
         return torch.stack(parts).mean(0)
 

@@ -22,7 +22,7 @@ from chainrule.system.seed import torch_generators
 from chainrule.tasks.objectives import backward, take_loss
 from chainrule.tasks.similarity import RELATION_LOSSES, SCORE_LOSSES, VectorLoss, nested
 
-TFIDF = "tfidf"
+TFIDF = "tfidf-cosine"
 
 
 class Options(Section):
@@ -31,7 +31,7 @@ class Options(Section):
     Attributes:
         hard_negatives: of each pair, how many texts most like its anchor become its negatives; 0 for none.
         below: the most that the cosine of a negative may have, as a share of the positive's: what is more like the
-            anchor may well be right, too (Moreira et al., 2024, NV-Retriever, section 3.2, TopK-PercPos).
+            anchor may well be right, too (TopK-PercPos of Moreira et al., 2024, NV-Retriever).
     """
 
     hard_negatives: int = Field(default=0, ge=0, le=64)
@@ -45,7 +45,7 @@ class VectorObjective:
     What is too large for memory is embedded in pieces whose graphs are not kept; the loss gives each vector its
     gradient; then each piece is embedded again, with the same dropout, and that gradient goes back through it. The
     gradient is that of the whole batch: Gao et al. (2021), Scaling Deep Contrastive Learning Batch Size under Memory
-    Limited Setup (GradCache), section 3.2.
+    Limited Setup (GradCache).
     """
 
     loss: VectorLoss

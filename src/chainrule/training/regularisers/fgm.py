@@ -12,6 +12,7 @@ from chainrule.core.recipe import Section
 from chainrule.core.task import Objective
 from chainrule.errors import Problem, RecipeError, Where
 from chainrule.models.adapters import plain_model
+from chainrule.tasks.vectors import VectorObjective
 
 
 class Options(Section):
@@ -31,6 +32,14 @@ class FGM:
         if plain_model(model).main_input_name == "pixel_values":
             problem = Problem("a task of texts", "images", "Leave fgm out.", Where(field="regularisers.fgm"))
             raise RecipeError("FGM moves the embeddings of words.", [problem])
+        if isinstance(inner, VectorObjective):
+            problem = Problem(
+                where=Where(field="regularisers.fgm"),
+                expected="a task whose rows have losses of their own",
+                got="vectors that are learned from each other",
+                todo="Leave fgm out.",
+            )
+            raise RecipeError("FGM cannot be used here.", [problem])
         self.inner, self.epsilon = inner, options.epsilon
 
     def accumulate(self, model: Any, batch: Any) -> tuple[torch.Tensor, int]:
