@@ -14,7 +14,20 @@ from chainrule.core.spans import as_arrays, from_arrays, together
 from chainrule.errors import Problem, RecipeError, Where
 
 FieldKind = Literal[
-    "text", "words", "messages", "class", "classes", "number", "spans", "answers", "reply", "preference"
+    "text",
+    "words",
+    "messages",
+    "class",
+    "classes",
+    "number",
+    "spans",
+    "answers",
+    "reply",
+    "preference",
+    "relevances",
+    "user",
+    "key",
+    "time",
 ]
 Head = Literal["classifier", "token-classifier", "answer-finder", "language-model"]
 
@@ -30,7 +43,8 @@ class FieldSpec:
         kind: "text"; "words" (a text as a list of words); "messages" (a conversation); "class" (one label); "classes"
             (several labels, joined by "|" or a JSON list); "number"; "spans" (pieces of the text, each with a label);
             "answers" (pieces of the context, each as right as the others, or none); "reply" (a text that is to be
-            written); "preference" (one of two such texts).
+            written); "preference" (one of two such texts); "relevances" (a number for each candidate of a list, of
+            which a file has one a row); "user" and "key" (which user and which item it is); "time".
         aliases: column names that are taken for this field when none is named, best first.
         required: whether every row must have it.
     """
@@ -42,7 +56,7 @@ class FieldSpec:
 
     @property
     def is_input(self) -> bool:
-        return self.kind in ("text", "words", "messages")
+        return self.kind in ("text", "words", "messages", "user")
 
 
 @dataclass(frozen=True)
@@ -51,8 +65,8 @@ class Predictions:
 
     Attributes:
         values: what is scored: class indexes (n,), a 0/1 matrix (n, labels), numbers (n,), `Spans` of n rows (of
-            answers, the best of each row), or of each reply the number of tokens that were the model's first choice
-            (n,).
+            answers, the best of each row), `Lists` of scores, or of each reply the number of tokens that were the
+            model's first choice (n,).
         scores: the model's confidence in each value: (n,), or (n, labels) for several labels.
         losses: the loss of each row (of a reply, words or windows: their mean), or None where the targets are unknown.
     """
@@ -114,7 +128,7 @@ class Read(Protocol):
 
 
 class MakeObjective(Protocol):
-    """The base objective from the recipe's loss Spec and the training targets (arrays, `Spans` or `Answers`)."""
+    """The base objective from the recipe's loss Spec and the training targets (arrays, `Spans`, …)."""
 
     def __call__(self, loss: Spec, targets: Any) -> Objective: ...
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from chainrule.core.lists import Lists
 from chainrule.data.encode import Encoded
 
 # Batches are sorted by length inside windows of this many batches: nearly all padding goes, much of the shuffle stays.
@@ -23,8 +24,8 @@ class Batch:
         inputs: input_ids (s, t) int64 of all sequences of the rows, and attention_mask and token_type_ids (s, t) where
             the model needs them; or inputs_embeds (s, t or 1, hidden) and attention_mask for a model that starts above
             its frozen layers; or input_ids and position_ids (1, t) of rows side by side.
-        targets: (b,) or (b, labels); or (s, t) what is learned of each token (its id, or a class), IGNORED where
-            nothing is; or None.
+        targets: (b,) or (b, labels); (b, longest list) of relevances, IGNORED after a list's end; or (s, t)
+            what is learned of each token (its id, or a class), IGNORED where nothing is; or None.
         rows: (b,) int64 positions in the Encoded they came from; s = b where a row is one sequence.
         tokens: real tokens, without padding.
         references: (b, …) float32, what the model before step one says of the rows, or None.
@@ -112,7 +113,10 @@ def collate(encoded: Encoded, rows: np.ndarray, *, pad_id: int, left: bool, devi
         known = None if encoded.references is None else torch.from_numpy(encoded.references[rows]).to(device)
         learned = _token_targets(encoded, taken, width, left).to(device)
         return Batch(inputs, learned, rows, int(lengths.sum()), known)
-    targets = None if encoded.targets is None else torch.from_numpy(np.ascontiguousarray(encoded.targets[rows]))
+    chosen = None if encoded.targets is None else encoded.targets[rows]
+    if isinstance(chosen, Lists):
+        chosen = chosen.padded(IGNORED)
+    targets = None if chosen is None else torch.from_numpy(np.ascontiguousarray(chosen))
     if targets is not None:
         targets = targets.to(device, torch.float32 if targets.is_floating_point() else torch.int64)
     return Batch(inputs, targets, rows, int(lengths.sum()))

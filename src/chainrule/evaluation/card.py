@@ -21,7 +21,7 @@ from chainrule.core.artifact import FOLDS, Manifest
 from chainrule.core.recipe import Structure
 from chainrule.core.report import EvaluationReport
 from chainrule.evaluation.languages import named
-from chainrule.evaluation.plain_use import ANSWERS, ENTITIES, GENERATION, plain_use
+from chainrule.evaluation.plain_use import ANSWERS, ENTITIES, GENERATION, RANKING, plain_use
 from chainrule.evaluation.quantities import SHARES, count_text, metric_text
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
@@ -56,6 +56,7 @@ def model_card(manifest: Manifest, evaluation: EvaluationReport | None) -> str:
         generates=manifest.task == GENERATION,
         entities=manifest.task == ENTITIES,
         answers=manifest.task == ANSWERS,
+        ranks=manifest.task == RANKING,
         plain=Markup(_code(manifest)),
     )
     return card
@@ -94,6 +95,8 @@ def _front_matter(manifest: Manifest, evaluation: EvaluationReport | None) -> di
 
 
 def _pipeline(manifest: Manifest) -> str:
+    if manifest.task == RANKING:
+        return "text-ranking"
     return manifest.task if manifest.task in (GENERATION, ENTITIES, ANSWERS) else "text-classification"
 
 

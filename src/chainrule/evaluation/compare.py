@@ -18,14 +18,16 @@ from chainrule.core.report import Estimate, Verdict
 from chainrule.core.task import LOWER_IS_BETTER, Predictions, Task
 from chainrule.evaluation import significance
 from chainrule.evaluation.verdicts import verdict_text
-from chainrule.metrics import answers, classification, entities, preferences, regression, tokens
+from chainrule.metrics import answers, classification, entities, preferences, ranking, regression, tokens
 
 Scores = dict[str, np.ndarray]
 MIN_ROWS = 30  # fewer rows than this get no verdict
 _SHARES = frozenset({"accuracy", "exact_match"})
 _COUNTED = _SHARES | {"reward_accuracy"}
 _CORRELATIONS = frozenset({"pearson", "spearman"})
-_PERFECT = frozenset({"macro_f1", "micro_f1", "f1"})  # 1 means that all rows are right, and no resample can differ
+_PERFECT = frozenset(
+    {"macro_f1", "micro_f1", "f1", *ranking.MEANS}
+)  # 1 means that all rows are right, and no resample can differ
 _MODEL = ""  # the model's key among the predictors
 
 _WEIGHTED: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], Scores]] = {
@@ -34,10 +36,15 @@ _WEIGHTED: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], Scores]] = {
     "number": regression.weighted,
     "spans": entities.weighted,
     "answers": answers.weighted,
+    "relevances": ranking.weighted,
     "reply": tokens.weighted,
     "preference": preferences.weighted,
 }
-_TALLIES: dict[str, Callable[[Any, Any, int], np.ndarray]] = {"spans": entities.tally, "answers": answers.tally}
+_TALLIES: dict[str, Callable[[Any, Any, int], np.ndarray]] = {
+    "spans": entities.tally,
+    "answers": answers.tally,
+    "relevances": ranking.tally,
+}
 
 
 def judge(
@@ -54,8 +61,8 @@ def judge(
 
     Args:
         task: names the kind of target, the primary metric, and `measure` and `detail`.
-        targets: what is true of each row: class indexes (n,), a 0/1 matrix (n, labels), numbers (n,), `Spans` or
-            `Answers`; n ≥ 1.
+        targets: what is true of each row: class indexes (n,), a 0/1 matrix (n, labels), numbers (n,), `Spans`,
+            `Answers` or `Lists`; n ≥ 1.
         model: the model's predictions of the same rows.
         baselines: name -> predictions of the same rows.
         chosen: the baseline that was better on validation, which the verdict compares with; None for none.
@@ -152,7 +159,7 @@ def _loss_replicates(
 
 def _cells(kind: str, targets: np.ndarray, values: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """One row index for each distinct row of (targets, values …), and how many rows are like it."""
-    if kind in ("number", "spans", "answers", "reply", "preference"):
+    if kind not in ("class", "classes"):
         return np.arange(len(targets)), np.ones(len(targets), dtype=np.int64)
     columns = [np.asarray(column).reshape(len(targets), -1) for column in (targets, *values)]
     if kind == "classes":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 GENERATION, ENTITIES, ANSWERS = "text-generation", "token-classification", "question-answering"
+RANKING = "ranking"
 _AUTO = {
     GENERATION: "AutoModelForCausalLM",
     ENTITIES: "AutoModelForTokenClassification",
@@ -49,6 +50,12 @@ threshold = model.config.null_score_diff_threshold  # None: there always is an a
 no_answer = threshold is not None and beaten_by >= threshold
 print("no answer" if no_answer else context[places[first][0] : places[last][1]])"""
 
+_SCORES = """
+
+query, items = "…", ["…", "…"]
+inputs = tokenizer([query] * len(items), items, truncation=True, padding=True, return_tensors="pt")
+print(model(**inputs).logits[:, 0].tolist())"""
+
 
 def plain_use(task: str, loads_in: Sequence[str], folder: str, base: str) -> str:
     """Python that loads the artifact with plain libraries; empty where none does.
@@ -58,7 +65,7 @@ def plain_use(task: str, loads_in: Sequence[str], folder: str, base: str) -> str
         base: the model under adapters.
     """
     auto = _AUTO.get(task, "AutoModelForSequenceClassification")
-    use = {GENERATION: _REPLY, ANSWERS: _ANSWER}.get(task, "")
+    use = {GENERATION: _REPLY, ANSWERS: _ANSWER, RANKING: _SCORES}.get(task, "")
     if "transformers" in loads_in:
         return _WHOLE.format(auto=auto, folder=folder) + use
     if "peft" in loads_in:

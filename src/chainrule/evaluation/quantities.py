@@ -13,6 +13,7 @@ SHARES = frozenset(
     {
         *("accuracy", "macro_f1", "micro_f1", "f1", "exact_match", "precision", "recall"),
         *("token_accuracy", "reward_accuracy"),
+        *("recall@10", "hit_rate@10", "coverage@10"),
         *("HasAns_exact_match", "HasAns_f1", "NoAns_exact_match", "NoAns_f1"),
     }
 )

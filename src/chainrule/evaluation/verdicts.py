@@ -16,6 +16,9 @@ _NAMES: dict[str, dict[Language, str]] = {
     "word-tags": {"en": "the most frequent tag of each word", "zh": "逐词最常见标签基线"},
     "longer": {"en": "the longer reply", "zh": "“选更长的回复”基线"},
     "sentence-overlap": {"en": "the sentence most like the question", "zh": "最像问题的句子基线"},
+    "tfidf-cosine": {"en": "the TF-IDF cosine", "zh": "TF-IDF 余弦基线"},
+    "popularity": {"en": "popularity", "zh": "流行度基线"},
+    "matrix-factorisation": {"en": "matrix factorisation", "zh": "矩阵分解基线"},
     "no-answer": {"en": "always saying that there is no answer", "zh": "一律回答“无答案”基线"},
     "untuned": {"en": "the untuned model", "zh": "未微调的模型"},
 }

@@ -19,22 +19,23 @@ from chainrule.data.chat import MESSAGES, prompt_of
 from chainrule.data.clean import clean_text
 from chainrule.data.entities import TOKENS, as_input, is_words, tag_names, tags_of, units_of
 from chainrule.data.flaws import MAX_PROBLEMS
+from chainrule.data.lists import ITEM, QUERY
 from chainrule.data.stream import Inputs, load_inputs
 from chainrule.data.table import text_of
 from chainrule.errors import DataError, OutputError, Problem, Where
 from chainrule.inference.generate import Writing, write_replies
 from chainrule.inference.predict import Predictor
+from chainrule.inference.ranks import RANK, SCORE, Row, best_items, ranked_chunks, ranks_of, scores_of
 from chainrule.system.files import atomic_path, refuse_existing
 from chainrule.system.progress import Display
 
 CHUNK_ROWS = 2048
 CHUNK_REPLIES = 64  # a reply takes a second or so; this many are written before the file grows again
-LABEL, SCORE = "predicted_label", "predicted_score"
+LABEL = "predicted_label"
 ENTITIES, TAGS = "predicted_entities", "predicted_tags"
 ANSWER, BEGIN = "predicted_answer", "predicted_start"
 REPLY, FINISHED = "predicted_text", "predicted_finished"
 
-Row = dict[str, Any]
 # kinds of targets whose input is one text, whatever was trained on: the field it goes by, and how it is written there
 _ONE_TEXT: dict[str, tuple[str, Callable[[str], str]]] = {
     "reply": (MESSAGES, prompt_of),
@@ -44,12 +45,14 @@ _ONE_TEXT: dict[str, tuple[str, Callable[[str], str]]] = {
 _INPUTS: dict[tuple[str, ...], str] = {
     ("text_a", "text_b"): "pairs of texts",
     ("question", "context"): "questions with their contexts",
+    ("query", "item"): "queries with items",
 }
 _COLUMNS = {
     "reply": (REPLY, FINISHED),
     "preference": (REPLY, FINISHED),
     "spans": (ENTITIES, TAGS),
     "answers": (ANSWER, BEGIN, SCORE),
+    "relevances": (SCORE, RANK),
 }
 Writer = Callable[[Sequence[str], Sequence[Row]], None]
 
@@ -69,6 +72,7 @@ def predict_texts(
     """
     kind = predictor.task.target.kind
     wanted = predictor.artifact.manifest.inputs if kind not in _ONE_TEXT else ("text",)
+    wanted = (QUERY, ITEM) if kind == "relevances" else wanted
     if set(inputs) != set(wanted):
         problem = Problem(
             expected=f"the input {' and '.join(wanted)}",
@@ -93,6 +97,10 @@ def predict_texts(
         problems = [Problem("at least one text", "none", "Give a text to predict.")]
     if problems:
         raise DataError("The texts cannot be predicted.", problems)
+    if kind == "relevances":
+        scores, _ = scores_of(predictor, cleaned[QUERY], cleaned[ITEM])
+        pairs = zip(scores.tolist(), ranks_of(cleaned[QUERY], scores).tolist(), strict=True)
+        return [{SCORE: round(score, 6), RANK: rank} for score, rank in pairs]
     if kind in _ONE_TEXT:
         field, written = _ONE_TEXT[kind]
         cleaned = {field: [written(text) for text in cleaned["text"]]}
@@ -144,6 +152,25 @@ def predict_file(
     return len(inputs)
 
 
+def recommend_file(
+    predictor: Predictor, source: Any, out: Path, top: int, fields: Mapping[str, str], display: Display
+) -> int:
+    """Write the best items for each user that a file names, a row an item, as `predict_file` writes.
+
+    Returns:
+        The number of rows.
+    """
+    refuse_existing(out)
+    written = 0
+    users, found = best_items(predictor, source, top, fields)
+    with display.bar("recommending", users) as bar, atomic_path(out) as temporary, _opened(temporary, out) as write:
+        for names, rows in found:
+            write(names, rows)
+            bar.advance(1)
+            written += len(rows)
+    return written
+
+
 def open_rows(predictor: Predictor, source: Any, fields: Mapping[str, str]) -> Inputs:
     """The rows of a source, checked once.
 
@@ -178,6 +205,9 @@ def predicted_chunks(
     Args:
         cut: takes the numbers of the rows (1-based) that were longer than the model reads.
     """
+    if predictor.task.target.kind == "relevances":
+        yield from ranked_chunks(predictor, inputs, cut)
+        return
     for table, texts in inputs:
         predicted, longer = _answers(predictor, texts, writing, table.rows)
         if cut is not None:

@@ -10,6 +10,7 @@ from chainrule.tasks import (
     multi_label_classification,
     preference,
     question_answering,
+    ranking,
     regression,
     text_classification,
     text_generation,
@@ -24,6 +25,7 @@ TASKS: dict[str, Task] = {
         regression.TASK,
         token_classification.TASK,
         question_answering.TASK,
+        ranking.TASK,
         text_generation.TASK,
         preference.TASK,
     )

@@ -18,7 +18,7 @@ from typing import Any
 import chainrule
 from chainrule.core.artifact import FOLDS
 from chainrule.system.assets import cache_folder
-from chainrule.testing.data import entities, sentences, write_csv, write_json_lines
+from chainrule.testing.data import entities, searches, sentences, write_csv, write_json_lines
 from chainrule.testing.models import tiny_chat_model, tiny_model
 
 ALWAYS = {
@@ -31,6 +31,7 @@ ALWAYS = {
 GROUPS = [{"layers": "0", "method": "lora", "start": 0.3}, {"layers": "1", "method": "full", "start": 0.6}]
 
 CLASSES, ENTITIES, REPLIES, PAIRS = "text-classification", "token-classification", "text-generation", "preference"
+LISTS = "ranking"
 Inputs = dict[str, tuple[Path, Path]]  # task -> data and model
 
 
@@ -101,6 +102,8 @@ CASES = {
         Case("entities", {"training.epochs": 2}, task=ENTITIES),
         Case("entities-crf-folds", {"loss": "crf", "training.folds": 2, "training.steps": 4}, task=ENTITIES),
         Case("lora-chat", {"strategy": "lora", "training.steps": 9, "training.batch_size": 8}, task=REPLIES),
+        Case("lists", {"training.steps": 9, "training.batch_size": 8}, task=LISTS),
+        Case("lists-folds", {"loss": "ranknet", "training.folds": 2, "training.steps": 4}, task=LISTS),
         Case("preferences", {"strategy": "lora", "training.steps": 9, "training.batch_size": 8}, task=PAIRS),
     )
 }
@@ -118,6 +121,7 @@ def make_inputs(folder: Path) -> Inputs:
     return {
         CLASSES: (write_csv(folder / "reviews.csv", sentences(120)), bert),
         ENTITIES: (write_json_lines(folder / "entities.jsonl", entities(120)), bert),
+        LISTS: (write_json_lines(folder / "searches.jsonl", searches(60)), bert),
         REPLIES: (write_json_lines(folder / "talks.jsonl", rows), llama),
         PAIRS: (write_json_lines(folder / "preferences.jsonl", preferred), llama),
     }
