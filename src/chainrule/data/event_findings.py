@@ -103,9 +103,11 @@ def _cold(name: str, events: Events, train: Events, lists: Sequence[CandidateLis
     silent = sum(not each.history for each in lists)
     found = []
     if new_users or of_items:
+        users = count_rows(len(new_users), None, "user")
+        items = count_rows(len({item.id for item in of_items}), None, "liked item")
         message = (
-            f"{len(new_users):,} users and {len({item.id for item in of_items}):,} liked items of {name} have no row "
-            f"in train (cold start). They are scored with the others, and apart from them in the report."
+            f"Cold start: {users} and {items} of {name} without a row in train. They are scored with the others, and "
+            "apart from them in the report."
         )
         found.append(finding("cold-start", "info", message, split=name, file=events.table.file))
     if silent:

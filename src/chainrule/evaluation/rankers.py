@@ -30,7 +30,7 @@ from chainrule.evaluation.baseline_files import ARRAYS, FORMAT_VERSION, TEXT
 from chainrule.system.files import atomic_path, read_json, write_json
 
 TFIDF, POPULARITY, FACTORS = "tfidf-cosine", "popularity", "matrix-factorisation"
-SIZES = (8, 16, 32, 64)  # numbers of factors that are tried
+SIZES = (4, 8, 16, 32, 64)  # numbers of factors that are tried
 _CHUNK = 1024  # lists whose candidates are looked at together
 _FACTORS = ("of_users", "of_items")
 _NAMES = ("words", "characters", "users", "items")
