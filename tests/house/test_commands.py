@@ -16,7 +16,7 @@ import pytest
 
 from chainrule.errors import AssetError
 from chainrule.models.catalog import model_folder
-from chainrule.testing.data import write_json_lines
+from chainrule.testing.data import tastes, write_json_lines
 
 pytestmark = pytest.mark.docs
 
@@ -77,6 +77,18 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     write_json_lines(folder / "questions" / "train.jsonl", asked[::2] + asked[1::4])
     write_json_lines(folder / "questions" / "validation.jsonl", asked[3::4])
+    searched = [
+        {
+            "query": f"Where was {guest}'s {thing} in {place}?",
+            "item": f"The {other} was {GOOD[0]}.",
+            "relevance": number,
+        }
+        for thing, place, guest in itertools.product(THINGS[:3], PLACES, ("Ann", "Bo"))
+        for other, number in ((thing, 1), *((other, 0) for other in THINGS[:3] if other != thing))
+    ]
+    write_json_lines(folder / "searches" / "train.jsonl", searched[:48])
+    write_json_lines(folder / "searches" / "validation.jsonl", searched[48:])
+    tastes(folder / "films", users=16)
     write_csv(
         folder / "new.csv", ("id", "review"), [("a", "The soup was excellent."), ("b", "What a dreadful film, again.")]
     )
