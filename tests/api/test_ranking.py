@@ -109,7 +109,8 @@ def test_texts_on_the_command_line(tuned: Run, capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit, match=r"^0$"):
         main(["predict", str(tuned.path), "--query", "it is", "--item", "a good room"])
     score, rank = capsys.readouterr().out.split()
-    assert (float(score), rank) == (pytest.approx(found[1]["predicted_score"], abs=1e-4), "1")
+    assert float(score) == pytest.approx(found[1]["predicted_score"], abs=1e-4)
+    assert rank == "1"
     with pytest.raises(DataError, match="do not fit this model") as caught:
         chainrule.predict(tuned, text="it is")
     assert caught.value.problems[0].todo == "This model was trained on queries with items."
@@ -141,7 +142,7 @@ def test_other_families(family: str, data: Path, tmp_path: Path) -> None:
     assert run.summary["metrics"]["ndcg@10"] > 0.6
 
 
-@pytest.mark.parametrize("strategy", ["lora", "partial", "head"])
+@pytest.mark.parametrize("strategy", ["lora", "partial", "prompt"])
 def test_other_strategies_keep_what_was_trained(strategy: str, tiny_bert: Path, data: Path, tmp_path: Path) -> None:
     run = train(tiny_bert, data, tmp_path / "run", **{"strategy": strategy, "training.epochs": 1})
     again = chainrule.evaluate(run, str(data), split="validation")
@@ -212,12 +213,16 @@ def test_recommending_says_what_is_missing(recommends: Run, users: Path, tmp_pat
     assert "row 2, line 3" in str(caught.value.problems[0])
 
 
-def test_what_does_not_go_together_is_refused(tiny_bert: Path, data: Path, users: Path, tmp_path: Path) -> None:
+def test_what_does_not_go_together_is_refused(
+    tiny_bert: Path, recommends: Run, data: Path, users: Path, tmp_path: Path
+) -> None:
     with pytest.raises(RecipeError, match="'contrastive' does not go together with ranking"):
         train(tiny_bert, data, tmp_path / "a", strategy="contrastive")
     with pytest.raises(RecipeError, match="R-Drop cannot be used here"):
         train(tiny_bert, data, tmp_path / "b", regularisers=["r-drop"])
     with pytest.raises(RecipeError, match="The options of task 'ranking' are wrong"):
         train(tiny_bert, data, tmp_path / "c", **{"task.options.negatives": 0})
+    with pytest.raises(DataError, match="The rows are not such as the model was trained on"):
+        chainrule.evaluate(recommends, str(data))
     with pytest.raises(DataError, match="cannot be dealt out to folds"):
         train(tiny_bert, users, tmp_path / "d", **{"training.folds": 2})

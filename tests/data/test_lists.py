@@ -99,6 +99,9 @@ def test_queries_are_cut_whole_and_their_texts_are_cleaned(tmp_path: Path) -> No
     assert sum(map(len, queries)) == len(set.union(*queries)) == 40
     assert "<b>" not in dataset.splits["train"].inputs["item"][0]
     assert "cleaned" in {found.kind for found in dataset.report.findings}
+    source = folder(tmp_path / "films", train=[("u", "i1", 5, 1), ("u", "i2", 5, 2)], validation=[("u", "i3", 5, 3)])
+    write_csv(source / "items.csv", [row | {"title": f"<i>{row['title']}</i>"} for row in ITEMS])
+    assert list(read(source, clean=Clean(html=True)).splits["validation"].inputs["query"]) == ["T2; T1"]
 
 
 def test_candidates_that_are_all_relevant_teach_nothing(tmp_path: Path) -> None:

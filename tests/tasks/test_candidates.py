@@ -95,7 +95,8 @@ def test_a_row_is_a_list_whatever_else_is_in_the_batch(tiny_bert: Path) -> None:
             found = read(model, batch, encoded)
         assert found.losses is not None
         assert len(found.losses) == len(rows)
-        return found.values.numbers
+        numbers: np.ndarray = found.values.numbers
+        return numbers
 
     together = scores([0, 1])
     np.testing.assert_allclose(together, np.concatenate([scores([0]), scores([1])]), rtol=1e-4, atol=1e-6)

@@ -9,6 +9,9 @@ from datetime import UTC, datetime
 
 import numpy as np
 
+from chainrule.core.recipe import Clean
+from chainrule.core.report import Finding
+from chainrule.data.clean import clean_texts
 from chainrule.data.flaws import Flaw, shorten, some
 from chainrule.data.split import TRAIN, hash_texts
 from chainrule.data.table import Table
@@ -92,8 +95,10 @@ class Events:
         return {user: np.array(rows, np.int64) for user, rows in found.items()}
 
 
-def read_catalogue(beside: Mapping[str, Table], file: str | None) -> tuple[Catalogue, dict[str, list[Flaw]]]:
-    """The items, and the attributes of users where there is a table of them; flaws by table.
+def read_catalogue(
+    beside: Mapping[str, Table], file: str | None, clean: Clean
+) -> tuple[Catalogue, dict[str, list[Flaw]], list[Finding]]:
+    """The items, and the attributes of users where there is a table of them; flaws by table; what was cleaned.
 
     Args:
         beside: tables under "items" and perhaps "users".
@@ -110,19 +115,21 @@ def read_catalogue(beside: Mapping[str, Table], file: str | None) -> tuple[Catal
     table = beside[ITEMS]
     text = _column(table, _TEXTS, "the texts of the items")
     title = next((name for name in table.names if name.casefold() in _TITLES), text)
-    ids, texts, titles = (table.texts(name) for name in (_column(table, _IDS[ITEMS], "the items' ids"), text, title))
+    ids = table.texts(_column(table, _IDS[ITEMS], "the items' ids"))
+    cleaned = clean_texts({name: table.texts(name) for name in (text, title)}, clean, table.places, None)
+    texts, titles = cleaned.inputs[text], cleaned.inputs[title]
     for place, (name, words, short) in enumerate(zip(ids, texts, titles, strict=True)):
         flaw = _entry_flaw(table, place, name, found.numbers, words or "", "text")
         if flaw is not None:
             flaws[ITEMS].append(flaw)
-        if flaw is None or flaw.problem is None:
-            found.numbers[name] = len(found.ids)
-            found.ids.append(name)
-            found.texts.append(words)
-            found.titles.append(short or words)
+            continue
+        found.numbers[name] = len(found.ids)
+        found.ids.append(name)
+        found.texts.append(words)
+        found.titles.append(short or words)
     if USERS in beside:
         _read_attributes(beside[USERS], found.attributes, flaws[USERS])
-    return found, flaws
+    return found, flaws, cleaned.findings
 
 
 def _read_attributes(table: Table, attributes: dict[str, str], flaws: list[Flaw]) -> None:

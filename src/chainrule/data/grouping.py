@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from chainrule.core.recipe import Data, Section
+from chainrule.core.recipe import Clean, Data, Section
 from chainrule.core.task import Task
 from chainrule.data.events import BESIDE, read_catalogue, read_events
 from chainrule.data.fields import find_fields
@@ -50,11 +50,11 @@ def grouped(
     return Reading(lists.tables, problems, (*reading.findings, *told), reading.fingerprint)
 
 
-def read_profiles(folder: Path, fields: Mapping[str, str], options: Sampling) -> Profiles:
+def read_profiles(folder: Path, fields: Mapping[str, str], options: Sampling, clean: Clean) -> Profiles:
     """What a folder's files tell of users: what they liked in train, and rated in any split that has the same columns.
 
     Args:
-        fields: field -> column, as recorded when the model was trained.
+        fields, clean: field -> column, and the changes to texts, as when the model was trained.
 
     Raises:
         DataError: there is no train split, or no table of items.
@@ -67,7 +67,7 @@ def read_profiles(folder: Path, fields: Mapping[str, str], options: Sampling) ->
         raise DataError("What users liked is not known.", [Problem(expected, "none", todo, Where(str(folder)))])
     others = {name: reading.tables[name] for name in BESIDE if name in reading.tables}
     tables = {name: table for name, table in tables.items() if name not in BESIDE}
-    catalogue, _ = read_catalogue(others, tables[TRAIN].file)
+    catalogue, _, _ = read_catalogue(others, tables[TRAIN].file, clean)
     positive = positive_of(tables, fields, options)
     events = {name: read_events(table, fields, catalogue, positive)[0] for name, table in tables.items()}
     return Profiles.of(events, catalogue, options.history)

@@ -16,7 +16,7 @@ import numpy as np
 from chainrule.core.lists import NEW_ITEM, NEW_USER
 from chainrule.core.recipe import Data
 from chainrule.data.event_findings import tell
-from chainrule.data.events import Catalogue, Events, cut_events, lowest_positive, read_catalogue, read_events
+from chainrule.data.events import Events, cut_events, lowest_positive, read_catalogue, read_events
 from chainrule.data.flaws import Flaw, shorten
 from chainrule.data.lists import Candidate, CandidateList, Grouped, list_table
 from chainrule.data.profiles import Profiles, Sampling
@@ -27,10 +27,9 @@ from chainrule.errors import DataError, Problem, Where
 
 
 def lists_of(
-    name: str, splits: Mapping[str, Events], catalogue: Catalogue, options: Sampling
+    name: str, events: Events, profiles: Profiles, options: Sampling
 ) -> tuple[list[CandidateList], list[Flaw]]:
     """The lists of a split, and the flaws of users who liked nothing in it or have rated everything."""
-    profiles, events = Profiles.of(splits, catalogue, options.history), splits[name]
     found: list[CandidateList] = []
     flaws: list[Flaw] = []
     for user, places in events.by_user().items():
@@ -39,11 +38,11 @@ def lists_of(
         if flaw is not None:
             flaws.append(flaw)
             continue
-        draw = np.random.default_rng([options.seed, _number(f"{name}\0{user}")])
+        draw = np.random.default_rng([options.seed, _hash(f"{name}\0{user}")])
         groups = np.split(liked, len(liked)) if name == TRAIN else [liked]
         count = options.negatives if name == TRAIN else options.candidates
         for group in groups:
-            drawn = _drawn(draw, profiles.rated[user], len(catalogue), count)
+            drawn = _drawn(draw, profiles.rated[user], len(profiles.catalogue), count)
             found.append(_list(events, user, group, drawn, profiles))
     return sorted(found, key=lambda each: each.place), flaws
 
@@ -103,7 +102,7 @@ def _sated(events: Events, user: str, liked: np.ndarray, profiles: Profiles) -> 
     return Flaw("no-negative", int(events.table.rows[place]), problem)
 
 
-def _number(text: str) -> int:
+def _hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
@@ -128,7 +127,8 @@ def group_interactions(
             "a train split, which tells what users liked before", ", ".join(tables), todo, Where(first.file)
         )
         raise DataError("What users did cannot be read without a train split.", [problem])
-    catalogue, of_files = read_catalogue(beside, first.file)
+    catalogue, of_files, cleaned = read_catalogue(beside, first.file, spec.clean)
+    grouped.findings += cleaned
     for name, flaws in of_files.items():
         grouped.note(flaws, beside[name], None, spec.on_bad_row)
     positive = positive_of(tables, fields, options)
@@ -137,8 +137,9 @@ def group_interactions(
         splits[name], flaws = read_events(table, fields, catalogue, positive)
         grouped.note(flaws, table, None if name == "all" else name, spec.on_bad_row)
     cut = _with_cut(splits, spec)
+    profiles = Profiles.of(cut, catalogue, options.history)
     for name, events in cut.items():
-        lists, flaws = lists_of(name, cut, catalogue, options)
+        lists, flaws = lists_of(name, events, profiles, options)
         grouped.tables[name] = list_table(events.table, lists)
         grouped.note(flaws, events.table, name, spec.on_bad_row)
         grouped.findings += tell(name, cut, lists, options.candidates, made="all" in splits)

@@ -44,6 +44,9 @@ def evaluate_artifact(
     findings = list(rows.findings)
     part = rows.split if limit is None else rows.split.take(np.arange(min(limit, len(rows.split))))
     shown = None if rows.name == "all" else rows.name
+    if lacking := [name for name in artifact.manifest.inputs if name not in part.inputs]:
+        problem = Problem("the fields that the model was trained on", f"no {', '.join(lacking)}", "Give such rows.")
+        raise DataError("The rows are not such as the model was trained on.", [problem])
     part = replace(part, inputs={name: part.inputs[name] for name in artifact.manifest.inputs})
     done = encode_split(predictor.task, predictor.tokenizer, part, artifact.manifest.max_length, shown, spec.on_bad_row)
     require_usable(done)

@@ -135,7 +135,7 @@ def _profiles(predictor: Predictor, source: Any) -> Profiles:
     manifest = predictor.artifact.manifest
     asked = Spec(name=manifest.task, options=manifest.recipe.get("task", {}).get("options", {}))
     options = parse_options(Sampling, asked, "task")
-    return read_profiles(Path(source).parent, manifest.fields, options)
+    return read_profiles(Path(source).parent, manifest.fields, options, predictor.artifact.clean)
 
 
 def _users(predictor: Predictor, source: Any, fields: Mapping[str, str]) -> tuple[str, list[str]]:
