@@ -187,7 +187,7 @@ def test_a_single_file_is_cut_by_time(tmp_path: Path) -> None:
     folder(tmp_path, ratings=[rows[n] for n in np.random.default_rng(0).permutation(20)])
     dataset = read(tmp_path / "ratings.csv", skip=True)
     assert message(dataset.report, "cut") == (
-        "The rows were cut by time, the latest rows for test: 16 train, 2 validation, 2 test."
+        "The rows were cut by time, the latest rows held out: 16 train, 2 validation, 2 test."
     )
     assert dataset.cut is None
     assert list(dataset.splits) == ["train", "validation", "test"]
@@ -265,6 +265,10 @@ def test_without_ratings_and_times_everything_counts(tmp_path: Path) -> None:
     assert dataset.fields == {"user": "userid", "item_id": "itemid"}
     assert "cut by hashes of user and item" in message(dataset.report, "cut")
     assert "every row counts as liked" in message(dataset.report, "positives", "train")
+    (source / "items.jsonl").write_text("{}", encoding="utf-8")
+    with pytest.raises(DataError, match="Cannot read the data") as caught:
+        read(source / "clicks.csv")
+    assert "one file called items" in str(caught.value.problems[0])
     query, ids, _ = lists_of(dataset, "train")[0]
     assert f"T{ids[0][1:]}" not in query.split("; ")  # never what the list asks for
     assert query

@@ -21,7 +21,7 @@ def tell(
 
     Args:
         candidates: how many items were to be drawn for each list; None for all.
-        made: whether the splits were cut from a single table.
+        made: whether splits were cut here.
     """
     events, train = splits[name], splits[TRAIN]
     found = [_liked(name, events, lists)]
@@ -57,7 +57,7 @@ def _candidates(name: str, events: Events, lists: Sequence[CandidateList], asked
 
 def _cut(splits: Mapping[str, Events]) -> Finding:
     rows = ", ".join(f"{len(events):,} {name}" for name, events in splits.items())
-    by = "by hashes of user and item" if np.isnan(splits[TRAIN].times).all() else "by time, the latest rows for test"
+    by = "by hashes of user and item" if np.isnan(splits[TRAIN].times).all() else "by time, the latest rows held out"
     return finding("cut", "info", f"The rows were cut {by}: {rows}.", file=splits[TRAIN].table.file)
 
 

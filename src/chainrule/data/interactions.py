@@ -142,7 +142,7 @@ def group_interactions(
         lists, flaws = lists_of(name, events, profiles, options)
         grouped.tables[name] = list_table(events.table, lists)
         grouped.note(flaws, events.table, name, spec.on_bad_row)
-        grouped.findings += tell(name, cut, lists, options.candidates, made="all" in splits)
+        grouped.findings += tell(name, cut, lists, options.candidates, made=cut.keys() != splits.keys())
     return grouped
 
 

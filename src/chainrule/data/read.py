@@ -92,11 +92,7 @@ def read(source: Any, *, on_bad_row: str = "stop", beside: Sequence[str] = ()) -
         return Reading(result.tables, result.problems, (*result.findings, *others), result.fingerprint)
     if not path.exists() and not _file_ending(path) and looks_like_hub_name(shown):
         return _merge(_named(read_hub(shown)), on_bad_row)
-    tables = {"all": _read_file(path, shown)}
-    for file in sorted(path.parent.iterdir()) if beside else ():
-        if file.stem.lower() in beside and _file_ending(file) in ENDINGS and file != path:
-            tables[file.stem.lower()] = _read_file(file, str(file))
-    return _reading(tables, on_bad_row)
+    return _reading({"all": _read_file(path, shown), **_neighbours(path, beside)}, on_bad_row)
 
 
 def located(source: str | os.PathLike[str]) -> Path:
@@ -199,6 +195,20 @@ def _read_file(path: Path, shown: str) -> _Piece:
         got = f"only a header ({some(table.names)})" if table.names else "no rows"
         raise _failure(shown, "at least one row", got, "Check that the file was written completely.")
     return table, flaws, sha256(path)
+
+
+def _neighbours(path: Path, names: Sequence[str]) -> dict[str, _Piece]:
+    """The files of these names in the folder of another."""
+    found: dict[str, Path] = {}
+    for file in sorted(path.parent.iterdir()) if names else ():
+        name = file.stem.lower()
+        if name in names and _file_ending(file) in ENDINGS and file.is_file() and file != path:
+            if name in found:
+                raise _failure(
+                    str(file), f"one file called {name}", f"{found[name].name} as well", "Leave one of them."
+                )
+            found[name] = file
+    return {name: _read_file(file, str(file)) for name, file in found.items()}
 
 
 def _read_shards(files: Sequence[str]) -> _Piece:

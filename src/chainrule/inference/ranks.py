@@ -35,7 +35,8 @@ def scores_of(predictor: Predictor, queries: Sequence[str], items: Sequence[str]
 
 def ranks_of(queries: Sequence[str], scores: np.ndarray) -> np.ndarray:
     """(n,) the place of each row among those of its query, 1 for the highest score; equal scores share the first."""
-    codes = np.unique(np.array(queries, dtype=object).astype(str), return_inverse=True)[1]
+    known: dict[str, int] = {}
+    codes = np.array([known.setdefault(query, len(known)) for query in queries])
     order = np.lexsort((-scores, codes))
     group, value = codes[order], scores[order]
     new_group = np.append(True, group[1:] != group[:-1])

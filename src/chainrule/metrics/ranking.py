@@ -218,17 +218,15 @@ def detail(targets: Lists, predictions: Predictions, labels: Sequence[str]) -> d
         new items are ranked among the candidates that are not relevant.
     """
     rows = max(len(targets), 1)
-    apart = {}
-    if targets.cold is not None and (targets.cold > 0).any():
-        new = np.bincount(targets.rows, targets.cold & NEW_USER, len(targets)) > 0
-        of_items = (targets.numbers == 0) | (targets.cold & NEW_ITEM > 0)
-        everything = np.ones(len(of_items), bool)
-        groups = {
-            "known_users": (~new, everything),
-            "new_users": (new, everything),
-            "new_items": (~new | new, of_items),
-        }
-        apart = {name: _scores_of(targets, predictions.values, *chosen) for name, chosen in groups.items()}
+    groups: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    cold = np.zeros(len(targets.numbers), np.uint8) if targets.cold is None else targets.cold
+    every, relevant = np.ones(len(cold), bool), targets.numbers > 0
+    if (cold & NEW_USER).any():
+        new = np.bincount(targets.rows, cold & NEW_USER, len(targets)) > 0
+        groups |= {"known_users": (~new, every), "new_users": (new, every)}
+    if (relevant & (cold & NEW_ITEM > 0)).any():
+        groups["new_items"] = np.ones(len(targets), bool), ~relevant | (cold & NEW_ITEM > 0)
+    apart = {name: _scores_of(targets, predictions.values, *chosen) for name, chosen in groups.items()}
     return {
         "kind": "lists",
         "rows": len(targets),
