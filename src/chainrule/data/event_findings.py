@@ -79,8 +79,7 @@ def _later(name: str, events: Events, train: Events) -> list[Finding]:
         f"({users:,} of {len(first):,} users): what is fitted on train knows of the future."
     )
     todo = "Cut by time: give a single file with timestamps, or splits that follow each other in time."
-    rows = train.table.rows[train.places[later]]
-    return [finding("time-leak", "warning", message, todo=todo, split=TRAIN, file=train.table.file, rows=rows)]
+    return [finding("time-leak", "warning", message, todo=todo, split=name, file=train.table.file)]
 
 
 def _again(name: str, events: Events, train: Events) -> list[Finding]:
