@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -89,10 +90,14 @@ def test_kept_and_read_again(fitted: Rankers, splits: dict[str, Split], tmp_path
     inputs = splits["validation"].inputs
     for name, said in fitted.predict(inputs).items():
         assert np.array_equal(said.values.numbers, again.predict(inputs)[name].values.numbers)
-    assert (again.best, again.scores) == (fitted.best, fitted.scores)
+    assert (again.best, again.scores, again.sample) == (fitted.best, fitted.scores, None)
+    sampled = replace(fitted, sample=(3, 5))
+    sampled.save(tmp_path)
+    (told,) = Rankers.load(tmp_path).findings()
+    assert told.message == "TF-IDF has the n-grams of 3 of the 5 training texts, drawn at random."
 
 
-@pytest.mark.parametrize("damage", ["kind", "items", "scores", "of_users", "counts", "missing"])
+@pytest.mark.parametrize("damage", ["kind", "items", "scores", "sample", "of_users", "counts", "missing"])
 def test_damaged_files_are_refused(damage: str, fitted: Rankers, tmp_path: Path) -> None:
     fitted.save(tmp_path)
     file, arrays = tmp_path / "baselines.json", load_file(tmp_path / "baselines.safetensors")
@@ -103,7 +108,7 @@ def test_damaged_files_are_refused(damage: str, fitted: Rankers, tmp_path: Path)
     elif damage == "missing":
         (tmp_path / "baselines.safetensors").unlink()
     else:
-        text[damage] = {"kind": "answers", "items": ["a", "a"], "scores": {"best": 1.0}}[damage]
+        text[damage] = {"kind": "answers", "items": ["a", "a"], "scores": {"best": 1.0}, "sample": [1]}[damage]
         file.write_text(json.dumps(text), encoding="utf-8")
     with pytest.raises(ModelError, match="Cannot read the baselines"):
         Rankers.load(tmp_path)

@@ -9,7 +9,7 @@ matrix-factorisation  the truncated singular value decomposition of who liked wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,12 @@ from sklearn.decomposition import TruncatedSVD
 from chainrule.core.lists import Lists, starts_of
 from chainrule.core.report import Finding
 from chainrule.core.task import Predictions, Task
+from chainrule.data.flaws import finding
 from chainrule.data.lists import ITEM, QUERY, USER, candidates_of
 from chainrule.errors import ModelError, Problem, Where
 from chainrule.evaluation import ngrams
 from chainrule.evaluation.baseline_files import ARRAYS, FORMAT_VERSION, TEXT
+from chainrule.evaluation.baselines import MOST_CHARACTERS
 from chainrule.system.files import atomic_path, read_json, write_json
 
 TFIDF, POPULARITY, FACTORS = "tfidf-cosine", "popularity", "matrix-factorisation"
@@ -47,6 +49,7 @@ class Rankers:
         counts: (items,) float32 users who liked it.
         factors: of users (users, f) and of items (items, f), float32; None where there are too few to find any.
         scores: the primary metric of each on validation; empty where there was no validation.
+        sample: of how many of how many training texts the n-grams are; None for all.
     """
 
     grams: ngrams.NGrams
@@ -55,6 +58,7 @@ class Rankers:
     counts: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     factors: tuple[np.ndarray, np.ndarray] | None = None
     scores: dict[str, float] = field(default_factory=dict)
+    sample: tuple[int, int] | None = None
 
     @property
     def best(self) -> str:
@@ -63,30 +67,39 @@ class Rankers:
 
     @classmethod
     def fit(cls, task: Task, train: tuple[Inputs, Lists], validation: tuple[Inputs, Lists], seed: int) -> Rankers:
-        """Fit on training lists, choose the number of factors on validation, and score all there."""
+        """Fit on training lists, choose the number of factors on validation, and score all there.
+
+        Of texts with more than MOST_CHARACTERS in all, the n-grams are those of texts drawn at random.
+        """
         inputs, targets = train
         texts = dict.fromkeys(inputs[QUERY])
         for cell in inputs[ITEM]:
             texts |= dict.fromkeys(candidates_of(cell)[1])
-        made = cls(ngrams.fit([list(texts)], 1)[0])
+        some = _some(list(texts), seed)
+        made = cls(ngrams.fit([some], 1)[0], sample=(len(some), len(texts)) if len(some) < len(texts) else None)
 
-        def score(found: Rankers) -> dict[str, float]:
+        def score(found: Rankers, *names: str) -> dict[str, float]:
             if not len(validation[1]):
                 return {}
-            said = found.predict(validation[0])
+            said = found._said(validation[0], names)
             return {name: task.measure(validation[1], each)[task.primary_metric] for name, each in said.items()}
 
         if USER not in inputs:
-            return replace(made, scores=score(made))
+            return replace(made, scores=score(made, TFIDF))
         users, items, liked = _liked(inputs, targets)
         made = replace(made, users=users, items=items, counts=np.asarray(liked.sum(axis=0), np.float32).ravel())
         tried = [replace(made, factors=_factors(liked, size, seed)) for size in SIZES if size < min(liked.shape)]
-        judged = [replace(each, scores=score(each)) for each in tried or [made]]
-        return max(judged, key=lambda each: each.scores.get(FACTORS, 0.0))
+        judged = [replace(each, scores=score(each, FACTORS)) for each in tried] or [made]
+        best = max(judged, key=lambda each: each.scores.get(FACTORS, 0.0))
+        return replace(best, scores=score(best, TFIDF, POPULARITY) | best.scores)
 
     def predict(self, inputs: Inputs) -> dict[str, Predictions]:
         """The score of each candidate, by the baseline's name."""
-        found: dict[str, list[np.ndarray]] = {}
+        by_user = (POPULARITY,) if self.factors is None else (POPULARITY, FACTORS)
+        return self._said(inputs, (TFIDF, *by_user) if self.users else (TFIDF,))
+
+    def _said(self, inputs: Inputs, names: Sequence[str]) -> dict[str, Predictions]:
+        found: dict[str, list[np.ndarray]] = {name: [np.zeros(0)] for name in names}
         counts: list[int] = []
         for start in range(0, len(inputs[QUERY]), _CHUNK):
             few = {name: list(inputs[name][start : start + _CHUNK]) for name in (QUERY, ITEM, USER) if name in inputs}
@@ -94,17 +107,15 @@ class Rankers:
             own = [len(ids) for ids, _ in candidates]
             counts += own
             rows = np.repeat(np.arange(len(own)), own)
-            found.setdefault(TFIDF, []).append(
-                self._cosines(few[QUERY], rows, [t for _, texts in candidates for t in texts])
-            )
-            if self.users:
-                for name, scores in self._by_user(few[USER], rows, [i for ids, _ in candidates for i in ids]):
-                    found.setdefault(name, []).append(scores)
+            ids, texts = ([each for pair in candidates for each in pair[place]] for place in (0, 1))
+            for name in names:
+                scores = (
+                    self._cosines(few[QUERY], rows, texts) if name == TFIDF else self._of(name, few[USER], rows, ids)
+                )
+                found[name].append(scores)
         offsets, sure = starts_of(np.array(counts, np.int64)), np.ones(len(counts))
-        return {
-            name: Predictions(Lists(offsets, np.concatenate(scores).astype(np.float32)), sure)
-            for name, scores in found.items()
-        }
+        joined = {name: np.concatenate(scores).astype(np.float32) for name, scores in found.items()}
+        return {name: Predictions(Lists(offsets, scores), sure) for name, scores in joined.items()}
 
     def _cosines(self, queries: list[str], rows: np.ndarray, texts: list[str]) -> np.ndarray:
         places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
@@ -112,21 +123,25 @@ class Rankers:
         one, two = (ngrams.transform(self.grams, [each]) for each in (queries, list(places)))
         return np.asarray(one[rows].multiply(two[columns]).sum(axis=1), np.float64).ravel()
 
-    def _by_user(self, users: list[str], rows: np.ndarray, ids: list[str]) -> Iterator[tuple[str, np.ndarray]]:
-        known = {name: place for place, name in enumerate(self.users)}
-        items = {name: place for place, name in enumerate(self.items)}
-        columns = np.array([items.get(name, -1) for name in ids], np.int64)
+    def _of(self, name: str, users: list[str], rows: np.ndarray, ids: list[str]) -> np.ndarray:
+        """What popularity, or the factors, say of a user's items; 0 of users and items that train lacks."""
+        items = {item: place for place, item in enumerate(self.items)}
+        columns = np.array([items.get(item, -1) for item in ids], np.int64)
+        if name == POPULARITY or self.factors is None:
+            return np.append(self.counts, np.float32(0))[columns]
+        known = {user: place for place, user in enumerate(self.users)}
         of_users = np.array([known.get(user, -1) for user in users], np.int64)[rows]
-        there = np.append(self.counts, np.float32(0))
-        yield POPULARITY, there[columns]
-        if self.factors is None:
-            return
         first, second = (np.concatenate([each, np.zeros((1, each.shape[1]), np.float32)]) for each in self.factors)
-        yield FACTORS, np.einsum("nf,nf->n", first[of_users], second[columns])
+        scores: np.ndarray = np.einsum("nf,nf->n", first[of_users], second[columns])
+        return scores
 
     def findings(self) -> tuple[Finding, ...]:
-        """What a reader of the comparison should know: nothing."""
-        return ()
+        """What a reader of the comparison should know of the baselines."""
+        if self.sample is None:
+            return ()
+        some, every = self.sample
+        message = f"TF-IDF has the n-grams of {some:,} of the {every:,} training texts, drawn at random."
+        return (finding("baseline-sample", "info", message, split="train"),)
 
     def save(self, folder: Path) -> None:
         """Write `baselines.json` and `baselines.safetensors` into `folder`, which is made if need be."""
@@ -139,7 +154,7 @@ class Rankers:
             "users": self.users,
             "items": self.items,
         }
-        document = {name: list(each) for name, each in names.items()} | {"scores": self.scores}
+        document = {name: list(each) for name, each in names.items()} | {"scores": self.scores, "sample": self.sample}
         write_json(folder / TEXT, {"format_version": FORMAT_VERSION, "kind": "relevances", **document})
 
     def _arrays(self) -> dict[str, np.ndarray]:
@@ -157,6 +172,7 @@ class Rankers:
         text = read_json(folder / TEXT)
         good = (text.get("format_version"), text.get("kind")) == (FORMAT_VERSION, "relevances")
         good = good and all(_is_names(text.get(name)) for name in _NAMES) and _is_scores(text.get("scores"))
+        good = good and _is_sample(text.get("sample"))
         if not good:
             raise _broken(folder / TEXT, "names and scores of rankers", "something else")
         try:
@@ -175,7 +191,15 @@ class Rankers:
         if factors is not None and factors[0].shape[1] != factors[1].shape[1]:
             raise _broken(folder / ARRAYS, "as many factors of users as of items", "another number")
         grams = ngrams.NGrams(words, characters, arrays["word_idf"], arrays["character_idf"])
-        return cls(grams, users, items, arrays["counts"], factors, dict(text["scores"]))
+        return cls(
+            grams,
+            users,
+            items,
+            arrays["counts"],
+            factors,
+            dict(text["scores"]),
+            text["sample"] and tuple(text["sample"]),
+        )
 
 
 def _liked(inputs: Inputs, targets: Lists) -> tuple[tuple[str, ...], tuple[str, ...], sparse.csr_matrix]:
@@ -198,6 +222,18 @@ def _factors(liked: sparse.csr_matrix, size: int, seed: int) -> tuple[np.ndarray
     model = TruncatedSVD(size, random_state=seed)
     of_users = model.fit_transform(liked)
     return of_users.astype(np.float32), np.ascontiguousarray(model.components_.T, np.float32)
+
+
+def _some(texts: list[str], seed: int) -> list[str]:
+    """All texts, or as many drawn at random as fit into MOST_CHARACTERS."""
+    sizes = np.fromiter(map(len, texts), np.int64, len(texts))
+    order = np.random.default_rng(seed).permutation(len(texts))
+    fit = max(1, int((np.cumsum(sizes[order]) <= MOST_CHARACTERS).sum()))
+    return [texts[place] for place in np.sort(order[:fit]).tolist()]
+
+
+def _is_sample(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and len(value) == 2 and all(type(item) is int for item in value))
 
 
 def _is_names(value: Any) -> bool:
