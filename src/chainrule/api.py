@@ -10,7 +10,7 @@ from typing import Any, Literal, Unpack
 
 from chainrule.core.artifact import Artifact, Run
 from chainrule.core.parsing import merge
-from chainrule.core.recipe import Data, Recipe, parse_recipe, read_recipe
+from chainrule.core.recipe import Data, Recipe, parse_options, parse_recipe, read_recipe
 from chainrule.core.report import CheckReport, EvaluationReport, GradientReport, RateReport, Reproduction
 from chainrule.core.request import Flags, WritingFlags, asked_recipe, field_changes
 from chainrule.errors import ModelError, OutputError, Problem, RecipeError, Where
@@ -59,7 +59,7 @@ def check(
         **(settings or {}),
     }
     recipe = parse_recipe(merge({}, changes))
-    dataset = load(source, recipe.data, known)
+    dataset = load(source, recipe.data, known, options=parse_options(known.options, recipe.task, "task"))
     if model is None and max_length is None and (known.prepare_tokenizer is None or not dataset.report.ok):
         return dataset.report
     from chainrule.tasks.prepare import with_tokens
@@ -237,19 +237,22 @@ def predict(
     text: str | Sequence[str] | Mapping[str, Sequence[str]] | None = None,
     out: str | Path | None = None,
     fields: Mapping[str, str] | None = None,
+    top: int | None = None,
     display: Display | None = None,
     **writing: Unpack[WritingFlags],
 ) -> list[dict[str, Any]] | int:
-    """Label new rows, or write replies to them.
+    """Label new rows, rank them, or write replies to them.
 
     Args:
         source: a file; its columns are kept and predicted_label and predicted_score put beside them; for entities
             predicted_entities (and predicted_tags of words); for questions predicted_answer, predicted_start and
-            predicted_score; for replies predicted_text and predicted_finished (ended by `max_new_tokens`); for vectors
-            predicted_vector.
-        text: instead of a file one text, several, or columns: {"text_a": […], "text_b": […]}, and for questions
-            {"question": […], "context": […]}.
+            predicted_score; for items of queries or users predicted_score and predicted_rank; for replies
+            predicted_text and predicted_finished (ended by `max_new_tokens`); for vectors predicted_vector.
+        text: instead of a file one text, several, or columns: {"text_a": […], "text_b": […]}, for questions
+            {"question": […], "context": […]}, and to be ranked {"query": […], "item": […]}.
         out: where to write; the file appears whole or not at all. Vectors alone go into .npy or .safetensors.
+        top: of a model that ranks items for users: so many of the best for each user that the file names, chosen from
+            all items that lie beside it.
         writing: `max_new_tokens` (default 256), `beams` (default 1), `temperature` (default 0: the most likely token
             each time), `top_p` (default 1) and `seed`.
 
@@ -261,7 +264,8 @@ def predict(
     """
     _set_environment()
     from chainrule.inference.predict import load_predictor
-    from chainrule.inference.rows import open_rows, predict_file, predict_texts, predicted_chunks
+    from chainrule.inference.ranks import best_items
+    from chainrule.inference.rows import open_rows, predict_file, predict_texts, predicted_chunks, recommend_file
 
     if (source is None) == (text is None):
         problem = Problem(expected="a file or a text", got="neither or both", todo="Give one of the two.")
@@ -269,9 +273,16 @@ def predict(
     if text is not None and out is not None:
         problem = Problem(expected="a file to write the predictions of", got="a text", todo="Leave out `out`.")
         raise RecipeError("Only the predictions of a file are written to a file.", [problem])
+    if text is not None and top is not None:
+        problem = Problem(expected="a file of users", got="a text", todo="Leave out `top`.")
+        raise RecipeError("The best items are chosen for the users of a file.", [problem])
     artifact = _artifact(model)
     how = _writing(artifact, writing)
     predictor = load_predictor(artifact)
+    if top is not None and out is not None:
+        return recommend_file(predictor, source, Path(out), top, fields or {}, display or Quiet())
+    if top is not None:
+        return [row for _, rows in best_items(predictor, source, top, fields or {})[1] for row in rows]
     if text is not None:
         texts = [text] if isinstance(text, str) else text
         return predict_texts(predictor, texts if isinstance(texts, Mapping) else {"text": list(texts)}, how)

@@ -17,7 +17,7 @@ import pytest
 
 from chainrule.errors import AssetError
 from chainrule.models.catalog import model_folder
-from chainrule.testing.data import stripes, write_json_lines
+from chainrule.testing.data import stripes, tastes, write_json_lines
 
 pytestmark = pytest.mark.docs
 
@@ -98,6 +98,18 @@ def make_workspace(folder: Path) -> Path:
     ]
     write_json_lines(folder / "dialogues" / "train.jsonl", told[:6])
     write_json_lines(folder / "dialogues" / "validation.jsonl", told[6:])
+    searched = [
+        {
+            "query": f"Where was {guest}'s {thing} in {place}?",
+            "item": f"The {other} was {GOOD[0]}.",
+            "relevance": number,
+        }
+        for thing, place, guest in itertools.product(THINGS[:3], PLACES, ("Ann", "Bo"))
+        for other, number in ((thing, 1), *((other, 0) for other in THINGS[:3] if other != thing))
+    ]
+    write_json_lines(folder / "searches" / "train.jsonl", searched[:48])
+    write_json_lines(folder / "searches" / "validation.jsonl", searched[48:])
+    tastes(folder / "films", users=16)
     write_csv(
         folder / "new.csv", ("id", "review"), [("a", "The soup was excellent."), ("b", "What a dreadful film, again.")]
     )

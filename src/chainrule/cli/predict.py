@@ -24,6 +24,9 @@ def predict(
     text_b: Annotated[str | None, typer.Option(help="The second text of a pair, instead of a file.")] = None,
     question: Annotated[str | None, typer.Option(help="A question about --context, instead of a file.")] = None,
     context: Annotated[str | None, typer.Option(help="The text that has the answer to --question.")] = None,
+    query: Annotated[str | None, typer.Option(help="What --item is to be relevant to, instead of a file.")] = None,
+    item: Annotated[str | None, typer.Option(help="The text whose relevance to --query is asked.")] = None,
+    top: Annotated[int | None, typer.Option(help="The best items for each user of the file, so many.")] = None,
     column: Annotated[
         list[str] | None, typer.Option(metavar="FIELD=COLUMN", help="The column that holds a field, e.g. text=review.")
     ] = None,
@@ -38,13 +41,14 @@ def predict(
 ) -> None:
     """Label new rows, or write replies to them: the file's columns with the predictions beside them."""
     texts: Any = text or None
-    for pair in ({"text_a": text_a, "text_b": text_b}, {"question": question, "context": context}):
+    pairs = ({"text_a": text_a, "text_b": text_b}, {"question": question, "context": context})
+    for pair in (*pairs, {"query": query, "item": item}):
         texts = _paired(pair, texts)
     fields = dict(_field(pair) for pair in column or [])
     how = {"beams": beams, "temperature": temperature, "top_p": top_p}
     flags = {"max_new_tokens": max_new_tokens, **how, "seed": seed}
     writing: Any = {name: value for name, value in flags.items() if value is not None}
-    result = api.predict(model, source, text=texts, out=out, fields=fields, display=display(), **writing)
+    result = api.predict(model, source, text=texts, out=out, fields=fields, top=top, display=display(), **writing)
     if isinstance(result, int):
         if as_json:
             print_json({"rows": result, "out": str(out)})

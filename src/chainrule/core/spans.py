@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from chainrule.core.lists import PARTS as LIST_PARTS
+from chainrule.core.lists import Lists, pick, starts_of
+
 Span = tuple[int, int, int]  # start, end (exclusive), kind
 # Chinese and Japanese characters, each a word by itself, as the inside of a regular expression's brackets
 ALONE = "\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"
@@ -51,16 +54,14 @@ class Spans:
         """The rows of all parts, one after the other."""
         counts = np.concatenate([np.diff(part.offsets) for part in parts])
         bounds, scores = (np.concatenate([getattr(part, name) for part in parts]) for name in ("bounds", "scores"))
-        return cls(_offsets(counts), bounds, scores)
+        return cls(starts_of(counts), bounds, scores)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     def __getitem__(self, rows: np.ndarray) -> Spans:
         """The rows at these positions, in that order."""
-        counts = np.diff(self.offsets)[rows]
-        offsets = _offsets(counts)
-        chosen = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][rows] - offsets[:-1], counts)
+        offsets, chosen = pick(self.offsets, rows)
         return Spans(offsets, self.bounds[chosen], self.scores[chosen])
 
     @property
@@ -115,17 +116,20 @@ class Answers:
 
 
 def together(parts: Sequence[Any]) -> Any:
-    """The rows of all parts of the same kind (arrays, `Spans` or `Answers`), one after the other."""
+    """The rows of all parts of the same kind (arrays, `Spans`, `Answers` or `Lists`), one after the other."""
     first = parts[0]
     if len(parts) == 1:
         return first
-    return first.joined(parts) if isinstance(first, Spans | Answers) else np.concatenate(parts)
+    return first.joined(parts) if isinstance(first, Spans | Answers | Lists) else np.concatenate(parts)
 
 
-def as_arrays(name: str, rows: np.ndarray | Spans | Answers) -> dict[str, np.ndarray]:
+def as_arrays(name: str, rows: np.ndarray | Spans | Answers | Lists) -> dict[str, np.ndarray]:
     """Rows as named arrays, to be stored; `from_arrays` reads them. Contexts are left out."""
     if isinstance(rows, Answers):
         return as_arrays(name, rows.spans)
+    if isinstance(rows, Lists):
+        found = {part: getattr(rows, part) for part in LIST_PARTS}
+        return {f"{name}.{part}": array for part, array in found.items() if array is not None}
     if not isinstance(rows, Spans):
         return {name: np.ascontiguousarray(rows)}
     return {f"{name}.{part}": getattr(rows, part) for part in _PARTS}
@@ -137,8 +141,6 @@ def from_arrays(name: str, arrays: Mapping[str, np.ndarray]) -> Any:
     Raises:
         KeyError: there are none of that name.
     """
+    if f"{name}.numbers" in arrays:
+        return Lists(*(arrays.get(f"{name}.{part}") for part in LIST_PARTS))  # type: ignore[arg-type]
     return arrays[name] if name in arrays else Spans(*(arrays[f"{name}.{part}"] for part in _PARTS))
-
-
-def _offsets(counts: np.ndarray) -> np.ndarray:
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])

@@ -27,6 +27,10 @@ FieldKind = Literal[
     "written",
     "image",
     "relation",
+    "relevances",
+    "user",
+    "key",
+    "time",
 ]
 Head = Literal[
     "classifier",
@@ -52,7 +56,8 @@ class FieldSpec:
             "answers" (pieces of the context, each as right as the others, or none); "reply" (a text that is to be
             written); "preference" (one of two such texts); "written" (a text that is to be written of another, or
             several of which each is right); "image" (a path, or a data URI); "relation" (which texts belong
-            together).
+            together); "relevances" (a number for each candidate of a list, of which a file has one a row); "user" and
+            "key" (which user and which item it is); "time".
         aliases: column names that are taken for this field when none is named, best first.
         required: whether every row must have it.
     """
@@ -64,7 +69,7 @@ class FieldSpec:
 
     @property
     def is_input(self) -> bool:
-        return self.kind in ("text", "words", "messages", "image")
+        return self.kind in ("text", "words", "messages", "image", "user")
 
 
 @dataclass(frozen=True)
@@ -73,8 +78,8 @@ class Predictions:
 
     Attributes:
         values: what is scored: class indexes (n,), a 0/1 matrix (n, labels), numbers (n,), `Spans` of n rows (of
-            answers, the best of each row), or of each reply the number of tokens that were the model's first choice
-            (n,).
+            answers, the best of each row), `Lists` of scores, or of each reply the number of tokens that were the
+            model's first choice (n,).
         scores: the model's confidence in each value: (n,), or (n, labels) for several labels.
         losses: the loss of each row (of a reply, words or windows: their mean), or None where the targets are unknown.
     """
@@ -136,7 +141,7 @@ class Read(Protocol):
 
 
 class MakeObjective(Protocol):
-    """The base objective from the recipe's loss Spec and the training targets (arrays, `Spans` or `Answers`)."""
+    """The base objective from the recipe's loss Spec and the training targets (arrays, `Spans`, …)."""
 
     def __call__(self, loss: Spec, targets: Any) -> Objective: ...
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from chainrule.core.lists import Lists
 from chainrule.data.encode import Encoded
 
 # Batches are sorted by length inside windows of this many batches: nearly all padding goes, much of the shuffle stays.
@@ -24,8 +25,8 @@ class Batch:
             the model needs them; or inputs_embeds (s, t or 1, hidden) and attention_mask for a model that starts above
             its frozen layers; or input_ids and position_ids (1, t) of rows side by side; or pixel_values (b, channels,
             height, width).
-        targets: (b,) or (b, labels); or (s, t) what is learned of each token (its id, or a class), IGNORED where
-            nothing is; or None.
+        targets: (b,) or (b, labels); (b, longest list) of relevances, IGNORED after a list's end; or (s, t) what is
+            learned of each token (its id, or a class), IGNORED where nothing is; or None.
         rows: (b,) int64 positions in the Encoded they came from; s = b where a row is one sequence.
         tokens: real tokens, without padding.
         references: (b, …) float32, what the model before step one says of the rows, or None.
@@ -128,7 +129,10 @@ def _row_targets(encoded: Encoded, rows: np.ndarray, device: torch.device) -> to
     """(b,) or (b, labels): one target a row as a whole."""
     if encoded.targets is None:
         return None
-    targets = torch.from_numpy(np.ascontiguousarray(encoded.targets[rows]))
+    chosen = encoded.targets[rows]
+    if isinstance(chosen, Lists):
+        chosen = chosen.padded(IGNORED)
+    targets = torch.from_numpy(np.ascontiguousarray(chosen))
     return targets.to(device, torch.float32 if targets.is_floating_point() else torch.int64)
 
 

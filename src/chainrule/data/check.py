@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from chainrule.core.lists import Lists
 from chainrule.core.report import Finding, SplitSummary
 from chainrule.core.spans import Answers
 from chainrule.core.task import Task
@@ -146,6 +147,8 @@ def noun_of(rows: Rows) -> str:
         return "prompt"
     if IMAGE in rows.inputs:
         return "image"
+    if isinstance(rows.values, Lists):
+        return "query"
     return "text" if len(rows.inputs) == 1 else "pair of texts"
 
 
@@ -211,6 +214,10 @@ def _one_class(train: Rows, labels: Sequence[str], task: Task) -> tuple[list[Fin
     elif isinstance(train.values, Answers) and not train.values.answered.any():
         message = f"None of the {len(train):,} rows of train has an answer."
         kind, expected, got, todo = "one-class", "rows with an answer", "none", "Check the column of the answers."
+    elif isinstance(train.values, Lists) and (train.values.numbers > 0).all():
+        message = f"All candidates of the {len(train):,} lists of train are relevant: there is nothing to tell apart."
+        todo = "Add rows with relevance 0, such as other texts that were found and do not answer the query."
+        kind, expected, got = "one-class", "candidates that are not relevant", "none"
     elif (task.has_labels or isinstance(train.values, Labels)) and len(labels) < (
         2 if task.target.kind in ("class", "relation") else 1
     ):

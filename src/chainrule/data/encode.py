@@ -62,7 +62,7 @@ class Encoded:
         offsets: (s + 1,) int64; sequence i is ids[offsets[i]:offsets[i + 1]].
         types: (tokens,) uint8 segment numbers, or None where the tokenizer makes none.
         full_lengths: (n,) int64 tokens of each row without the limit: of its longest sequence, or of all its windows.
-        targets: (n,), (n, labels), `Spans` or `Answers` of n rows, or None.
+        targets: (n,), (n, labels), `Spans`, `Answers` or `Lists` of n rows, or None.
         trained: (tokens,) bool, the tokens of which something is learned, or None where a row has one target as a
             whole.
         classes: (tokens,) int32, what is learned of each of these; None where it is the token itself.

@@ -53,6 +53,8 @@ def find_fields(
         if _is_plain(task, found, named, with_target or PLAIN in (recorded or {})):
             return {PLAIN: str(found[PLAIN])}
         return _conversation(task, found, named, (columns, file), with_target)
+    if task.target.kind == "relevances":
+        return _lists(task, found, named, (columns, file), with_target)
     inputs, problems = _inputs(task, found, named, recorded, (columns, file))
     if with_target and found[task.target.name] is None:
         problems.append(_missing([task.target], columns, file))
@@ -155,6 +157,32 @@ def _one_text(
     if column is None:
         raise _unfit([_missing([task.inputs[0]], *place)], with_target=False)
     return {"text": column}
+
+
+def _lists(
+    task: Task,
+    found: Mapping[str, str | None],
+    named: Mapping[str, str],
+    place: tuple[Sequence[str], str | None],
+    with_target: bool,
+) -> dict[str, str]:
+    """Queries with texts where the rows have both, else users with items."""
+    columns, file = place
+    specs = {spec.name: spec for spec in task.fields}
+    texts, users = ("query", "item"), ("user", "item_id")
+    whole = {form: all(found[name] is not None for name in form) for form in (texts, users)}
+    by_user = whole[users] and (not whole[texts] or any(name in named for name in users))
+    if not any(whole.values()):
+        got = sum(found[name] is not None for name in users) > sum(found[name] is not None for name in texts)
+        missing = [specs[name] for name in (users if got else texts) if found[name] is None]
+        raise _unfit([_missing([spec], columns, file) for spec in missing], with_target)
+    if by_user:
+        chosen = [*users, *(name for name in ("rating", "timestamp") if with_target and found[name] is not None)]
+    else:
+        chosen = [*texts, *([task.target.name] if with_target else [])]
+    if any(found[name] is None for name in chosen):
+        raise _unfit([_missing([task.target], columns, file)], with_target)
+    return {name: str(found[name]) for name in chosen}
 
 
 def check_columns(columns: Sequence[str], fields: Mapping[str, str], file: str | None) -> list[Problem]:

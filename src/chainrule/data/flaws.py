@@ -89,6 +89,32 @@ KINDS: dict[str, tuple[str, str, str]] = {
         "have the same text as positive and as negative",
         "Correct or remove these rows.",
     ),
+    "negative-relevance": ("error", "have a relevance below 0", "Count relevance from 0 (not relevant) up."),
+    "no-relevant": (
+        "error",
+        "begin a list without any relevant candidate",
+        "Add a relevant one, remove the rows of the query, or pass --on-bad-row skip.",
+    ),
+    "no-positive": (
+        "error",
+        "begin the rows of a user who liked nothing",
+        "Lower task.options.positive, remove these users, or pass --on-bad-row skip.",
+    ),
+    "no-negative": ("error", "begin the rows of a user who has rated every item", "Add items, or remove these users."),
+    "missing-key": ("error", "have no id", "Fill in or remove these rows, or pass --on-bad-row skip."),
+    "repeated-key": ("error", "have the id of an earlier row", "Leave one of the rows."),
+    "unknown-item": (
+        "error",
+        "name an item that the table of items has not",
+        "Add the items with their texts, or pass --on-bad-row skip.",
+    ),
+    "not-a-time": ("error", "have a time that cannot be read", "Write seconds as numbers, or ISO dates."),
+    "repeated-candidate": ("warning", "repeat a query with the same item; the first one counts", "Leave one of them."),
+    "repeated-interaction": (
+        "warning",
+        "have a user with an item that a later row repeats; the later one counts",
+        "Leave one of them.",
+    ),
     "inside-without-begin": (
         "warning",
         "have an I- tag that continues nothing; it was read as the beginning of an entity",

@@ -9,6 +9,7 @@ import numpy as np
 
 from chainrule.core.task import FieldKind
 from chainrule.data.flaws import shorten
+from chainrule.data.lists import USER
 from chainrule.data.load import Dataset, Split
 from chainrule.data.split import TRAIN, cut_folds, cut_labelled, strata_of
 from chainrule.data.targets import Values, decode_targets, labels_of
@@ -32,8 +33,14 @@ def fold_datasets(
         seed: of the order in which rows are dealt out.
 
     Raises:
-        DataError: there are too few rows, or too few of a label.
+        DataError: there are too few rows, or too few of a label; or what a user is told by are other rows.
     """
+    if USER in dataset.splits[TRAIN].inputs:
+        todo = "Leave --folds out: these rows are cut by time, or into the splits of the folder."
+        problem = Problem(
+            "rows that stand for themselves", "users with what they liked before", todo, Where(field=FIELD)
+        )
+        raise DataError("What users did cannot be dealt out to folds.", [problem])
     was_cut = dataset.cut is not None and "test" in dataset.cut.hashes
     pooled = Split.joined([part for name, part in dataset.splits.items() if name != "test" or was_cut])
     values = decode_targets(pooled.targets, kind, dataset.labels)

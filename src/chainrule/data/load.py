@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from chainrule.core.recipe import Data
+from chainrule.core.recipe import Data, Section
 from chainrule.core.report import CheckReport, Finding
 from chainrule.core.spans import together
 from chainrule.core.task import Task
 from chainrule.data.check import check_splits, noun_of, share, summary
+from chainrule.data.events import BESIDE
 from chainrule.data.fields import check_columns, find_fields
 from chainrule.data.flaws import MAX_PROBLEMS, agree, count_rows, finding, summarise
+from chainrule.data.grouping import beside, grouped, in_lists
 from chainrule.data.read import SPLITS, Reading, read
 from chainrule.data.rows import Rows, prepare
 from chainrule.data.split import TRAIN, Cut, cut_labelled
@@ -32,8 +34,8 @@ class Split:
     Attributes:
         places: where they stand in the file.
         inputs: field -> (n,) texts.
-        targets: int64 (n,) of label indexes, float32 (n, labels) of 0 and 1, float64 (n,), `Spans` or
-            `Answers` of n rows, or `Texts` (n,) of replies.
+        targets: int64 (n,) of label indexes, float32 (n, labels) of 0 and 1, float64 (n,), `Spans`,
+            `Answers` or `Lists` of n rows, or `Texts` (n,) of replies.
         hashes: (n,) uint64 of the inputs.
     """
 
@@ -104,18 +106,21 @@ class Labelled:
     fingerprint: dict[str, str]
 
 
-def load(source: Any, spec: Data, task: Task, *, recorded: Cut | None = None) -> Dataset:
+def load(
+    source: Any, spec: Data, task: Task, *, options: Section | None = None, recorded: Cut | None = None
+) -> Dataset:
     """Read, find the fields, clean, cut and check.
 
     Rows that cannot be used do not raise: they are in the report, and `Dataset.require_ok` raises.
 
     Args:
+        options: of the task; None for its defaults.
         recorded: a cut made before, used again where these are the same rows.
 
     Raises:
         DataError: nothing can be read, there is no train split, or a column cannot be found.
     """
-    reading = read(source, on_bad_row=spec.on_bad_row)
+    reading = read(source, on_bad_row=spec.on_bad_row, beside=beside(task))
     tables, notes = _known_splits(reading)
     first = next(iter(tables.values()))
     if reading.problems and not first.names:  # not one object could be read, so that there are no columns
@@ -123,6 +128,9 @@ def load(source: Any, spec: Data, task: Task, *, recorded: Cut | None = None) ->
     fields = find_fields(first.names, task, named=spec.fields, file=first.file)
     tables, unlabelled = _same_columns(tables, fields, task)
     findings, problems = [*reading.findings, *notes, *unlabelled], list(reading.problems)
+    if task.target.kind == "relevances":
+        lists = in_lists(tables, reading, fields, spec, options)
+        tables, findings, problems = lists.tables, [*findings, *lists.findings], [*problems, *lists.problems]
     rows: dict[str, Rows] = {}
     for name, table in tables.items():
         split = None if name == "all" else name
@@ -165,6 +173,7 @@ def load_labelled(  # noqa: PLR0913  (what an artifact knows about its training,
     labels: Sequence[str],
     recorded_cut: Cut | None,
     known_hashes: Mapping[str, np.ndarray],
+    options: Section | None = None,
 ) -> Labelled:
     """Rows with targets for evaluating an artifact.
 
@@ -177,20 +186,25 @@ def load_labelled(  # noqa: PLR0913  (what an artifact knows about its training,
         fields: field -> column as recorded at training.
         labels: label names of the artifact, in its order.
         known_hashes: split name -> input hashes of the rows used in training.
+        options: of the task; None for its defaults.
 
     Raises:
         DataError: nothing can be read, there is no such split, or rows cannot be used (with `on_bad_row` "stop").
     """
-    reading = read(source, on_bad_row=spec.on_bad_row)
+    reading = read(source, on_bad_row=spec.on_bad_row, beside=beside(task))
     findings, problems = list(reading.findings), list(reading.problems)
     wanted = split or "test"
+    if task.target.kind == "relevances":
+        reading = grouped(reading, wanted, spec, task, fields, options)
+        findings, problems = list(reading.findings), list(reading.problems)
     name = wanted if wanted in reading.tables else "all" if "all" in reading.tables else TRAIN
     if name not in reading.tables or (
         name == TRAIN != wanted and (recorded_cut is None or wanted not in recorded_cut.hashes)
     ):
         raise _no_split(wanted, reading)
     table = reading.tables[name]
-    mapping = find_fields(table.names, task, named=spec.fields, recorded=fields, file=table.file)
+    named = {} if task.target.kind == "relevances" else spec.fields
+    mapping = find_fields(table.names, task, named=named, recorded=fields, file=table.file)
     shown = None if name == "all" else name
     done = prepare(table, mapping, task, split=shown, clean=spec.clean, on_bad_row=spec.on_bad_row)
     findings += done.findings
@@ -264,7 +278,7 @@ def _known_splits(reading: Reading) -> tuple[dict[str, Table], list[Finding]]:
         problem = Problem("a train split", got, "Add a train file, or give a single file to be cut.", Where(file))
         raise DataError("There is nothing to train on.", [problem])
     tables = {name: reading.tables[name] for name in SPLITS if name in reading.tables}
-    others = [name for name in reading.tables if name not in SPLITS]
+    others = [name for name in reading.tables if name not in (*SPLITS, *BESIDE)]
     if not others:
         return tables, []
     return tables, [finding("ignored-split", "info", f"Splits that are not used: {', '.join(others)}.")]

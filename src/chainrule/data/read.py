@@ -60,11 +60,14 @@ class Reading:
     fingerprint: dict[str, str]
 
 
-def read(source: Any, *, on_bad_row: str = "stop") -> Reading:
+def read(source: Any, *, on_bad_row: str = "stop", beside: Sequence[str] = ()) -> Reading:
     """Read a file, a folder with split files, a frame, a dataset, a dict of those, or a catalog or hub name.
 
     Rows that cannot be read are left out of the tables and reported: as errors with `on_bad_row` "stop", as
     "skipped" warnings with "skip".
+
+    Args:
+        beside: names of files that are no splits, which are read as tables where they lie beside those that are.
 
     Raises:
         DataError: nothing can be read at all (no such file, no rows, no header, not UTF-8, …).
@@ -88,12 +91,12 @@ def read(source: Any, *, on_bad_row: str = "stop") -> Reading:
         has_data = any(_file_ending(each) in ENDINGS for each in path.iterdir())
         if not has_data and (images := image_splits(path, shown, _SPLIT_NAMES)):
             return _reading(images, on_bad_row)
-        files, others = split_files(path, shown)
+        files, others = split_files(path, shown, beside)
         result = _merge(files, on_bad_row)
         return Reading(result.tables, result.problems, (*result.findings, *others), result.fingerprint)
     if not path.exists() and not _file_ending(path) and looks_like_hub_name(shown):
         return _merge(_named(read_hub(shown)), on_bad_row)
-    return _reading({"all": _read_file(path, shown)}, on_bad_row)
+    return _reading({"all": _read_file(path, shown), **_neighbours(path, beside)}, on_bad_row)
 
 
 def located(source: str | os.PathLike[str]) -> Path:
@@ -128,8 +131,8 @@ def chunks(path: Path, shown: str, chunk_rows: int) -> Iterator[tuple[Table, lis
         raise _failure(shown, "a file you may read", "no permission to read it", "Change its permissions.") from None
 
 
-def split_files(folder: Path, shown: str) -> tuple[dict[str, list[str]], list[Finding]]:
-    """The files of each split in a folder, and what was left aside.
+def split_files(folder: Path, shown: str, beside: Sequence[str] = ()) -> tuple[dict[str, list[str]], list[Finding]]:
+    """The files of each split in a folder, those of other names that are wanted, and what was left aside.
 
     Raises:
         DataError: there are no split files, or two that claim to be the same split.
@@ -140,7 +143,8 @@ def split_files(folder: Path, shown: str) -> tuple[dict[str, list[str]], list[Fi
         ending = _file_ending(path)
         if not path.is_file() or ending not in ENDINGS:
             continue
-        split = _SPLIT_NAMES.get(_SHARD.sub("", path.stem.lower()))
+        name = _SHARD.sub("", path.stem.lower())
+        split = name if name in beside else _SPLIT_NAMES.get(name)
         if split is None:
             others += [path.name] if ending != ".json" else []  # such as meta.json, dataset_info.json
         else:
@@ -151,7 +155,7 @@ def split_files(folder: Path, shown: str) -> tuple[dict[str, list[str]], list[Fi
     if doubtful:
         names = [", ".join(Path(file).name for file in files) for files in doubtful]
         raise _failure(shown, "one file for each split", "; ".join(names), "Leave one of them in the folder.")
-    if not found:
+    if not found.keys() - set(beside):
         got = f"only {', '.join(others)}" if others else "no data files"
         todo = "Rename the files, or give the path of one file: it is cut into splits."
         raise _failure(shown, f"a folder with train, validation and test files ({', '.join(ENDINGS)})", got, todo)
@@ -159,7 +163,7 @@ def split_files(folder: Path, shown: str) -> tuple[dict[str, list[str]], list[Fi
     if others:
         message = f"Not read, because their names are not train, validation or test: {', '.join(others)}."
         notes.append(finding("ignored-file", "info", message, file=shown))
-    return {name: found[name] for name in SPLITS if name in found}, notes
+    return {name: found[name] for name in (*SPLITS, *beside) if name in found}, notes
 
 
 def frame_hash(table: Table) -> str:
@@ -195,6 +199,20 @@ def _read_file(path: Path, shown: str) -> _Piece:
         got = f"only a header ({some(table.names)})" if table.names else "no rows"
         raise _failure(shown, "at least one row", got, "Check that the file was written completely.")
     return table, flaws, sha256(path)
+
+
+def _neighbours(path: Path, names: Sequence[str]) -> dict[str, _Piece]:
+    """The files of these names in the folder of another."""
+    found: dict[str, Path] = {}
+    for file in sorted(path.parent.iterdir()) if names else ():
+        name = file.stem.lower()
+        if name in names and _file_ending(file) in ENDINGS and file.is_file() and file != path:
+            if name in found:
+                raise _failure(
+                    str(file), f"one file called {name}", f"{found[name].name} as well", "Leave one of them."
+                )
+            found[name] = file
+    return {name: _read_file(file, str(file)) for name, file in found.items()}
 
 
 def _read_shards(files: Sequence[str]) -> _Piece:

@@ -16,6 +16,7 @@ from chainrule.data.clean import clean_texts, exact_duplicates
 from chainrule.data.entities import TOKENS, read_marked
 from chainrule.data.flaws import Flaw, agree, count_rows, finding, summarise
 from chainrule.data.images import read_images
+from chainrule.data.lists import read_lists
 from chainrule.data.preferences import read_preferences
 from chainrule.data.relations import read_relations
 from chainrule.data.split import hash_texts
@@ -82,6 +83,8 @@ def prepare(
         else:
             found = read_conversations(table, fields, clean, with_reply=True)
         return _prepare_conversations(table, found, split=split, clean=clean, on_bad_row=on_bad_row)
+    if task.target.kind == "relevances":
+        return Prepared(_lists(table), [], [])
     if task.target.kind in ("spans", "answers"):
         _refuse_cleaning(clean)
     if task.target.kind == "spans":
@@ -107,6 +110,11 @@ def prepare(
     findings, problems = summarise(flaws, split=split, file=table.file, on_bad_row=on_bad_row)
     rows = _usable(table.places, cleaned.inputs, values, flaws)
     return _without_duplicates(rows, [*cleaned.findings, *findings], problems, split, clean)
+
+
+def _lists(table: Table) -> Rows:
+    inputs, values, keys = read_lists(table)
+    return Rows(table.places, inputs, values, hash_texts([keys]), hash_texts([keys, target_texts(values)]))
 
 
 def _prepare_conversations(

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from chainrule.core.lists import Lists
 from chainrule.core.spans import Answers, Spans
 from chainrule.core.task import FieldKind
 from chainrule.data.flaws import Flaw, shorten
@@ -97,8 +98,8 @@ class Entities:
         return Counter({name: count for name, count in zip(self.names, counts, strict=True) if count})
 
 
-# labels, entities, answers, numbers (n,) float64, those of a row's texts (n, s) int64, or replies
-Values = Labels | Entities | Answers | np.ndarray | Texts
+# labels, entities, answers, lists, numbers (n,) float64, those of a row's texts (n, s) int64, or replies
+Values = Labels | Entities | Answers | Lists | np.ndarray | Texts
 
 
 def labels_of(values: Values) -> Labels | None:
@@ -141,12 +142,15 @@ def label_names(labels: Labels) -> tuple[str, ...]:
     return tuple(sorted({name for names in labels.sets for name in names}, key=_order))
 
 
-def encode_targets(values: Values, kind: FieldKind, labels: Sequence[str]) -> np.ndarray | Texts | Spans | Answers:
+def encode_targets(
+    values: Values, kind: FieldKind, labels: Sequence[str]
+) -> np.ndarray | Texts | Spans | Answers | Lists:
     """Values as what the task works with.
 
     Returns:
         class: int64 (n,) of indexes into `labels`; classes: float32 (n, labels) of 0 and 1; number: float64 (n,);
-        spans: `Spans` of n rows whose kinds are indexes into `labels`; answers: as they are; reply: (n,) of texts;
+        spans: `Spans` of n rows whose kinds are indexes into `labels`; answers and relevances: as they are;
+        reply: (n,) of texts;
         relation: int64 (n,), the same for the same label whether it is among `labels` or not, or as they are.
     """
     index = {name: position for position, name in enumerate(labels)}
@@ -166,11 +170,11 @@ def encode_targets(values: Values, kind: FieldKind, labels: Sequence[str]) -> np
     return np.take(matrix, values.codes, axis=0)
 
 
-def decode_targets(targets: Any, kind: FieldKind, labels: Sequence[str]) -> Labels | Entities | Answers | np.ndarray:
+def decode_targets(targets: Any, kind: FieldKind, labels: Sequence[str]) -> Values:
     """The opposite of `encode_targets`, but for replies."""
     if isinstance(targets, Spans):
         return Entities(tuple(labels), targets)
-    if isinstance(targets, Answers):
+    if isinstance(targets, Answers | Lists):
         return targets
     if kind == "number":
         return np.asarray(targets)
@@ -211,6 +215,8 @@ def target_texts(values: Values) -> Iterator[str]:
         return (json.dumps(sorted(row)) for row in values.spans.each())
     if isinstance(values, np.ndarray) and values.ndim > 1:
         return repeat("", len(values))  # they follow from the inputs
+    if isinstance(values, Lists):
+        return (json.dumps(row.tolist()) for row in values.each())
     return (repr(float(value)) for value in values) if isinstance(values, np.ndarray) else iter(values)
 
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from chainrule.core.artifact import ROWS, Artifact
-from chainrule.core.recipe import Data
+from chainrule.core.recipe import Data, Spec, parse_options
 from chainrule.core.report import EvaluationReport, Finding
 from chainrule.core.task import Predictions
 from chainrule.data.flaws import finding
@@ -50,11 +50,14 @@ def evaluate_artifact(
         DataError: the rows are wrong, or there is no such split.
     """
     predictor = load_predictor(artifact)
-    rows = _read(artifact, predictor, source, spec.model_copy(update={"clean": artifact.clean}), split)
+    rows = _read(artifact, predictor, source, spec, split)
     findings = list(rows.findings)
     part = rows.split if limit is None else rows.split.take(np.arange(min(limit, len(rows.split))))
     shown = None if rows.name == "all" else rows.name
     if not predictor.task.embeds:  # what was trained on pairs can be judged on labelled texts, too
+        if lacking := [name for name in artifact.manifest.inputs if name not in part.inputs]:
+            problem = Problem("the fields that the model was trained on", f"no {', '.join(lacking)}", "Give such rows.")
+            raise DataError("The rows are not such as the model was trained on.", [problem])
         part = replace(part, inputs={name: part.inputs[name] for name in artifact.manifest.inputs})
     done = encode_split(predictor.task, predictor.tokenizer, part, artifact.manifest.max_length, shown, spec.on_bad_row)
     require_usable(done)
@@ -154,16 +157,20 @@ def recorded_rows(artifact: Artifact) -> tuple[Cut | None, dict[str, np.ndarray]
 
 def _read(artifact: Artifact, predictor: Predictor, source: Any, spec: Data, split: str | None) -> Labelled:
     cut, seen = recorded_rows(artifact)
-    manifest = artifact.manifest
+    manifest, recipe = artifact.manifest, artifact.manifest.recipe
+    trained = Data.model_validate(recipe.get("data", {}))
+    kept = {name: getattr(trained, name) for name in ("clean", "validation_fraction", "test_fraction")}
+    asked = Spec(name=manifest.task, options=recipe.get("task", {}).get("options", {}))
     return load_labelled(
         source,
         split,
-        spec,
+        spec.model_copy(update=kept),
         predictor.task,
         fields=manifest.fields,
         labels=manifest.labels,
         recorded_cut=cut,
         known_hashes=seen,
+        options=parse_options(predictor.task.options, asked, "task"),
     )
 
 

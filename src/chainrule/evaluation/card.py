@@ -28,6 +28,7 @@ from chainrule.evaluation.plain_use import (
     GENERATION,
     IMAGES,
     PLAIN_TEXT,
+    RANKING,
     VECTORS,
     WRITTEN,
     plain_use,
@@ -70,6 +71,7 @@ def model_card(manifest: Manifest, evaluation: EvaluationReport | None) -> str:
         answers=manifest.task == ANSWERS,
         images=manifest.task == IMAGES,
         vectors=manifest.task in VECTORS,
+        ranks=manifest.task == RANKING,
         plain=Markup(_code(manifest)),
     )
     return card
@@ -110,6 +112,8 @@ def _front_matter(manifest: Manifest, evaluation: EvaluationReport | None) -> di
 def _pipeline(manifest: Manifest) -> str:
     if manifest.task == WRITTEN:
         return "text2text-generation" if _options(manifest).get("form") == ENCODER_DECODER else GENERATION
+    if manifest.task == RANKING:
+        return "text-ranking"
     if manifest.task in VECTORS:
         return "sentence-similarity"
     return manifest.task if manifest.task in (GENERATION, ENTITIES, ANSWERS, IMAGES) else "text-classification"

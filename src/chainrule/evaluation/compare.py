@@ -18,7 +18,17 @@ from chainrule.core.report import Estimate, Verdict
 from chainrule.core.task import LOWER_IS_BETTER, Predictions, Task
 from chainrule.evaluation import significance
 from chainrule.evaluation.verdicts import verdict_text
-from chainrule.metrics import answers, classification, entities, preferences, regression, retrieval, tokens, written
+from chainrule.metrics import (
+    answers,
+    classification,
+    entities,
+    preferences,
+    ranking,
+    regression,
+    retrieval,
+    tokens,
+    written,
+)
 
 Scores = dict[str, np.ndarray]
 MIN_ROWS = 30  # fewer rows than this get no verdict
@@ -26,7 +36,7 @@ _SHARES = frozenset({"accuracy", "exact_match"})
 _COUNTED = _SHARES | {"reward_accuracy", "stop_rate"}
 _CORRELATIONS = frozenset({"pearson", "spearman"})
 # 1 means that all rows are right, and no resample can differ
-_PERFECT = frozenset({"macro_f1", "micro_f1", "f1", *written.ROUGE, "bleu", "chrf"})
+_PERFECT = frozenset({"macro_f1", "micro_f1", "f1", *ranking.MEANS, *written.ROUGE, "bleu", "chrf"})
 _BY_TOKEN = ("reply", "written")  # kinds of targets whose loss is a mean over tokens
 _TEXTS = "texts"  # what was written, judged as it is read
 _MODEL = ""  # the model's key among the predictors
@@ -37,13 +47,18 @@ _WEIGHTED: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], Scores]] = {
     "number": regression.weighted,
     "spans": entities.weighted,
     "answers": answers.weighted,
+    "relevances": ranking.weighted,
     "reply": tokens.weighted,
     "written": tokens.weighted,
     _TEXTS: written.weighted,
     "preference": preferences.weighted,
     "relation": retrieval.weighted,
 }
-_TALLIES: dict[str, Callable[[Any, Any, int], np.ndarray]] = {"spans": entities.tally, "answers": answers.tally}
+_TALLIES: dict[str, Callable[[Any, Any, int], np.ndarray]] = {
+    "spans": entities.tally,
+    "answers": answers.tally,
+    "relevances": ranking.tally,
+}
 
 
 def judge(
@@ -60,8 +75,8 @@ def judge(
 
     Args:
         task: names the kind of target, the primary metric, and `measure` and `detail`.
-        targets: what is true of each row: class indexes (n,), a 0/1 matrix (n, labels), numbers (n,), `Spans` or
-            `Answers`; n ≥ 1.
+        targets: what is true of each row: class indexes (n,), a 0/1 matrix (n, labels), numbers (n,), `Spans`,
+            `Answers` or `Lists`; n ≥ 1.
         model: the model's predictions of the same rows.
         baselines: name -> predictions of the same rows.
         chosen: the baseline that was better on validation, which the verdict compares with; None for none.
@@ -211,7 +226,7 @@ def _loss_replicates(
 
 def _cells(kind: str, targets: np.ndarray, values: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """One row index for each distinct row of (targets, values …), and how many rows are like it."""
-    if kind in ("number", "spans", "answers", "preference", "relation", _TEXTS, *_BY_TOKEN):
+    if kind not in ("class", "classes"):
         return np.arange(len(targets)), np.ones(len(targets), dtype=np.int64)
     columns = [np.asarray(column).reshape(len(targets), -1) for column in (targets, *values)]
     if kind == "classes":

@@ -13,6 +13,7 @@ from chainrule.core.task import Predictions, Task
 from chainrule.errors import ModelError, Problem, Where
 from chainrule.evaluation.baselines import Baselines, fit_baselines, outputs_of
 from chainrule.evaluation.pixels import PixelModel
+from chainrule.evaluation.rankers import Rankers
 from chainrule.evaluation.sentence_overlap import SentenceOverlap
 from chainrule.evaluation.word_tags import WordTags
 from chainrule.tasks import find_task
@@ -56,6 +57,8 @@ def fit(
     """
     if task.sees:
         return PixelModel.fit(task, len(labels), train, validation, seed)
+    if task.target.kind == "relevances":
+        return Rankers.fit(task, train, validation, seed)
     if task.target.kind not in ("spans", "answers"):
         return fit_baselines(task, labels, train, validation, seed=seed)
     found = WordTags.fit(labels, *train) if task.target.kind == "spans" else SentenceOverlap.fit(*train)
@@ -83,6 +86,8 @@ def read_fitted(folder: Path, manifest: Manifest) -> Fitted:
         return tags
     if kind == "answers":
         return SentenceOverlap.load(folder)
+    if kind == "relevances":
+        return Rankers.load(folder)
     baselines = Baselines.load(folder)
     outputs = outputs_of(kind, len(manifest.labels))
     found = baselines.kind, baselines.fields, len(baselines.linear.intercepts)

@@ -10,6 +10,7 @@ GENERATION, ENTITIES, ANSWERS = "text-generation", "token-classification", "ques
 IMAGES = "image-classification"
 WRITTEN, ENCODER_DECODER, PLAIN_TEXT = "seq2seq", "encoder-decoder", "plain_text"
 VECTORS = ("embedding", "sentence-similarity")
+RANKING = "ranking"
 _AUTO = {
     GENERATION: "AutoModelForCausalLM",
     WRITTEN: "AutoModelForCausalLM",
@@ -70,6 +71,12 @@ threshold = model.config.null_score_diff_threshold  # None: there always is an a
 no_answer = threshold is not None and beaten_by >= threshold
 print("no answer" if no_answer else context[places[first][0] : places[last][1]])"""
 
+_SCORES = """
+
+query, items = "…", ["…", "…"]
+inputs = tokenizer([query] * len(items), items, truncation=True, padding=True, return_tensors="pt")
+print(model(**inputs).logits[:, 0].tolist())"""
+
 
 _VECTORS = """from sentence_transformers import SentenceTransformer
 
@@ -98,7 +105,7 @@ def plain_use(
         f"{told}{' ' if apart else chr(10) * 2}…" if isinstance(told, str) else "…", ensure_ascii=False
     )
     reply = (_TEXT if apart or PLAIN_TEXT in fields else _REPLY).format(content=content)
-    use = {GENERATION: reply, WRITTEN: reply, ANSWERS: _ANSWER}.get(task, "")
+    use = {GENERATION: reply, WRITTEN: reply, ANSWERS: _ANSWER, RANKING: _SCORES}.get(task, "")
     if "transformers" in loads_in:
         return _WHOLE.format(auto=auto, folder=folder) + use
     if "peft" in loads_in:

@@ -15,6 +15,7 @@ SHARES = frozenset(
         *("token_accuracy", "reward_accuracy"),
         *("rouge1", "rouge2", "rougeL", "bleu", "chrf", "stop_rate"),
         *("ndcg@10", "mrr@10", "map", "recall@1", "recall@5", "recall@10"),
+        *("hit_rate@10", "coverage@10"),
         *("HasAns_exact_match", "HasAns_f1", "NoAns_exact_match", "NoAns_f1"),
     }
 )

@@ -8,7 +8,7 @@ from typing import Any
 from chainrule.evaluation.charts import bar, heat_map, scatter
 from chainrule.evaluation.judgement import quote, short_path
 from chainrule.evaluation.languages import Words, both, named, say
-from chainrule.evaluation.plain_use import ANSWERS, GENERATION, WRITTEN, plain_use
+from chainrule.evaluation.plain_use import ANSWERS, GENERATION, RANKING, WRITTEN, plain_use
 from chainrule.evaluation.quantities import count_text, finite, listed, mapping, metric_text
 from chainrule.evaluation.record import Record
 from chainrule.evaluation.verdicts import baseline_name
@@ -16,6 +16,8 @@ from chainrule.evaluation.verdicts import baseline_name
 MATRIX_CLASSES = 20
 TABLE_ROWS = 20
 PROBLEMS = 20
+_OF_LISTS = {"ndcg": "ndcg@10", "recall": "recall@10"}
+_APART = ("known_users", "new_users", "new_items")
 
 
 def errors(record: Record) -> dict[str, Any]:
@@ -52,6 +54,8 @@ def errors(record: Record) -> dict[str, Any]:
     if detail.get("kind") == "relation":
         keys = ("searches", "found_first", "found_in_ten")
         found["several"] = say("errors.relation", **{key: count_text(detail.get(key)) for key in keys})
+    if detail.get("kind") == "lists":
+        found["several"] = _lists(detail)
     found |= _regression(detail)
     per_row = mapping(detail.get("labels_per_row"))
     if per_row:
@@ -185,6 +189,8 @@ def usage(record: Record) -> list[tuple[Words, str]]:
     found = [(say(f"use.{use}"), f"chainrule predict {name} new.csv --out {out}.csv")]
     if record.task == ANSWERS:
         found.append((say("use.question"), f'chainrule predict {name} --question "…" --context "…"'))
+    elif record.task == RANKING:
+        found.append((say("use.pair"), f'chainrule predict {name} --query "…" --item "…"'))
     elif "text_b" not in mapping(record.check.get("fields")):
         found.append((say("use.text"), f'chainrule predict {name} --text "…"'))
     found.append((say("use.evaluate"), f"chainrule evaluate {name} other.csv"))
@@ -239,6 +245,18 @@ def _regression(detail: Mapping[str, Any]) -> dict[str, Any]:
     shown = count_text(len(pairs))
     note = say("chart.sample", shown=shown, rows=rows) if shown != rows else None
     return {"scatter": chart, "sample": note, "residuals": _residuals(mapping(detail.get("residuals")))}
+
+
+def _lists(detail: Mapping[str, Any]) -> Words:
+    """What was ranked, and how lists fare whose user or items training rows lack."""
+    values = {key: f"{finite(detail.get(key)) or 0.0:g}" for key in ("candidates", "relevant")}
+    told = [say("errors.lists", lists=count_text(detail.get("rows")), **values)]
+    for name, scores in mapping(detail.get("apart")).items():
+        own = mapping(scores)
+        metrics = {key: metric_text(metric, own.get(metric)) for key, metric in _OF_LISTS.items()}
+        if name in _APART:
+            told.append(say(f"errors.lists.{name}", lists=count_text(own.get("lists")), **metrics))
+    return Words(" ".join(words.en for words in told), "".join(words.zh for words in told))
 
 
 def _residuals(raw: Mapping[str, Any]) -> list[tuple[Words, Words]]:

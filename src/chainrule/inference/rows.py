@@ -1,4 +1,4 @@
-"""Predictions in words, one dictionary a row, and streams of them into files."""
+"""Predictions of texts and of files, one dictionary a row, and streams of them into files."""
 
 from __future__ import annotations
 
@@ -7,39 +7,36 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 
 from chainrule.core.spans import Spans
-from chainrule.core.task import Predictions
 from chainrule.data.chat import MESSAGES, PLAIN, beginning_of, prompt_of
 from chainrule.data.clean import clean_text
-from chainrule.data.entities import TOKENS, as_input, is_words, tag_names, tags_of, units_of
+from chainrule.data.entities import TOKENS, as_input
 from chainrule.data.flaws import MAX_PROBLEMS
 from chainrule.data.images import IMAGE
+from chainrule.data.lists import ITEM, QUERY
 from chainrule.data.stream import Inputs, load_inputs
 from chainrule.data.table import text_of
 from chainrule.errors import DataError, OutputError, Problem, Where
 from chainrule.inference.generate import Writing, write_texts
 from chainrule.inference.predict import Predictor
+from chainrule.inference.ranks import RANK, SCORE, Row, best_items, ranked_chunks, ranks_of, scores_of
+from chainrule.inference.words import ANSWER, BEGIN, ENTITIES, LABEL, TAGS, answers_found, entities_found, in_words
 from chainrule.system.files import atomic_path, refuse_existing
 from chainrule.system.images import UnreadableImageError, examine_image
 from chainrule.system.progress import Display
 
 CHUNK_ROWS = 2048
 CHUNK_REPLIES = 64  # a reply takes a second or so; this many are written before the file grows again
-LABEL, SCORE = "predicted_label", "predicted_score"
-ENTITIES, TAGS = "predicted_entities", "predicted_tags"
-ANSWER, BEGIN = "predicted_answer", "predicted_start"
 REPLY, FINISHED = "predicted_text", "predicted_finished"
 VECTOR = "predicted_vector"
 
 ARRAYS = (".npy", ".safetensors")
 
-Row = dict[str, Any]
 # kinds of targets whose input is one text, whatever was trained on: the field it goes by, and how it is written there
 _ONE_TEXT: dict[str, tuple[str, Callable[[str], str]]] = {
     "reply": (MESSAGES, prompt_of),
@@ -50,6 +47,7 @@ _ONE_TEXT: dict[str, tuple[str, Callable[[str], str]]] = {
 _INPUTS: dict[tuple[str, ...], str] = {
     ("text_a", "text_b"): "pairs of texts",
     ("question", "context"): "questions with their contexts",
+    ("query", "item"): "queries with items",
 }
 _COLUMNS = {
     "reply": (REPLY, FINISHED),
@@ -57,6 +55,7 @@ _COLUMNS = {
     "written": (REPLY, FINISHED),
     "spans": (ENTITIES, TAGS),
     "answers": (ANSWER, BEGIN, SCORE),
+    "relevances": (SCORE, RANK),
 }
 Writer = Callable[[Sequence[str], Sequence[Row]], None]
 
@@ -79,6 +78,7 @@ def predict_texts(
     kind = predictor.task.target.kind
     one_text = kind in _ONE_TEXT or predictor.task.embeds
     wanted = ("text",) if one_text else predictor.artifact.manifest.inputs
+    wanted = (QUERY, ITEM) if kind == "relevances" else wanted
     if set(inputs) != set(wanted):
         problem = Problem(
             expected=f"the input {' and '.join(wanted)}",
@@ -103,6 +103,10 @@ def predict_texts(
         problems = [Problem("at least one text", "none", "Give a text to predict.")]
     if problems:
         raise DataError("The texts cannot be predicted.", problems)
+    if kind == "relevances":
+        scores, _ = scores_of(predictor, cleaned[QUERY], cleaned[ITEM])
+        pairs = zip(scores.tolist(), ranks_of(cleaned[QUERY], scores).tolist(), strict=True)
+        return [{SCORE: round(score, 6), RANK: rank} for score, rank in pairs]
     if kind in _ONE_TEXT:
         field, written = _ONE_TEXT[kind]
         if PLAIN in predictor.artifact.manifest.fields:
@@ -170,6 +174,25 @@ def predict_file(
     return len(inputs)
 
 
+def recommend_file(
+    predictor: Predictor, source: Any, out: Path, top: int, fields: Mapping[str, str], display: Display
+) -> int:
+    """Write the best items for each user that a file names, a row an item, as `predict_file` writes.
+
+    Returns:
+        The number of rows.
+    """
+    refuse_existing(out)
+    written = 0
+    users, found = best_items(predictor, source, top, fields)
+    with display.bar("recommending", users) as bar, atomic_path(out) as temporary, _opened(temporary, out) as write:
+        for names, rows in found:
+            write(names, rows)
+            bar.advance(1)
+            written += len(rows)
+    return written
+
+
 def open_rows(predictor: Predictor, source: Any, fields: Mapping[str, str]) -> Inputs:
     """The rows of a source, checked once.
 
@@ -204,6 +227,9 @@ def predicted_chunks(
     Args:
         cut: takes the numbers of the rows (1-based) that were longer than the model reads.
     """
+    if predictor.task.target.kind == "relevances":
+        yield from ranked_chunks(predictor, inputs, cut)
+        return
     for table, texts in inputs:
         predicted, longer = _answers(predictor, texts, writing, table.rows)
         if cut is not None:
@@ -237,63 +263,12 @@ def _answers(
         raise DataError("There are questions that are too long to be answered.", found[:MAX_PROBLEMS])
     predictions = predictor.predict(encoded)
     if predictor.task.target.kind == "answers":
-        return _found(inputs["context"], predictions), np.zeros(len(encoded), bool)
+        return answers_found(inputs["context"], predictions), np.zeros(len(encoded), bool)
     if isinstance(predictions.values, Spans):
         cells = inputs[TOKENS]
-        return _entities(cells, predictions.values, predictor.artifact.manifest.labels), np.zeros(len(cells), bool)
-    return in_words(predictor, predictions), encoded.full_lengths > encoded.lengths
-
-
-def _found(contexts: Sequence[str], predictions: Predictions) -> list[Row]:
-    """Each row's answer, where it begins and how probable it is; an empty one and no place where there is none."""
-    rows: list[Row] = []
-    beats = dict(zip(predictions.values.rows.tolist(), predictions.values.scores.tolist(), strict=True))
-    for row, (context, spans) in enumerate(zip(contexts, predictions.values.each(), strict=True)):
-        if beats.get(row, 0.0) > 0:
-            ((start, end, _),) = spans
-            rows.append({ANSWER: context[start:end], BEGIN: start, SCORE: round(float(predictions.scores[row, 0]), 6)})
-        else:
-            rows.append({ANSWER: "", BEGIN: None, SCORE: round(float(predictions.scores[row, 1]), 6)})
-    return rows
-
-
-def _entities(cells: Sequence[str], found: Spans, labels: Sequence[str]) -> list[Row]:
-    """Each row's entities: of a text in characters; of words in words, and each word's tag beside them."""
-    scores = iter(found.scores.tolist())
-    rows: list[Row] = []
-    for cell, spans in zip(cells, found.each(), strict=True):
-        text, units = units_of(cell)
-        made = [
-            {"start": start, "end": end, "label": labels[kind], "text": text[start:end], "score": round(score, 6)}
-            for (start, end, kind), score in zip(spans, islice(scores, len(spans)), strict=True)
-        ]
-        if not is_words(cell):
-            rows.append({ENTITIES: made})
-            continue
-        begins, ends = (
-            {start: n for n, (start, _) in enumerate(units)},
-            {end: n + 1 for n, (_, end) in enumerate(units)},
-        )
-        made = [{**entity, "start": begins[entity["start"]], "end": ends[entity["end"]]} for entity in made]
-        names = tag_names(labels)
-        rows.append({ENTITIES: made, TAGS: [names[tag] for tag in tags_of(spans, units).tolist()]})
-    return rows
-
-
-def in_words(predictor: Predictor, predictions: Predictions) -> list[Row]:
-    """Label names and scores: one label, several joined by "|", or a number."""
-    kind, labels = predictor.task.target.kind, predictor.artifact.manifest.labels
-    if kind == "number":
-        return [{SCORE: float(value)} for value in predictions.values]
-    if kind == "class":
-        pairs = zip(predictions.values, predictions.scores, strict=True)
-        return [{LABEL: labels[int(value)], SCORE: round(float(score), 6)} for value, score in pairs]
-    rows = []
-    for chosen, scores in zip(predictions.values, predictions.scores, strict=True):
-        places = np.flatnonzero(chosen)
-        joined = "|".join(f"{float(scores[place]):.6f}" for place in places)
-        rows.append({LABEL: "|".join(labels[place] for place in places), SCORE: joined})
-    return rows
+        return entities_found(cells, predictions.values, predictor.artifact.manifest.labels), np.zeros(len(cells), bool)
+    labels = predictor.artifact.manifest.labels
+    return in_words(predictor.task.target.kind, labels, predictions), encoded.full_lengths > encoded.lengths
 
 
 @contextmanager

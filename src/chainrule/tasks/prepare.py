@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from chainrule.core.recipe import Recipe
+from chainrule.core.recipe import Recipe, parse_options
 from chainrule.core.report import CheckReport, Finding, Rendering
 from chainrule.core.spans import Answers
 from chainrule.core.task import Task
@@ -68,7 +68,7 @@ def prepare(
         DataError: the rows are wrong.
         ModelError: there is no such tokenizer, or it has no room for `model.max_length` tokens.
     """
-    dataset = load(source, recipe.data, task)
+    dataset = load(source, recipe.data, task, options=parse_options(task.options, recipe.task, "task"))
     dataset.require_ok()
     prepared = with_tokens(dataset, recipe, task, splits, reserved=reserved)
     replace(dataset, report=prepared.report).require_ok()

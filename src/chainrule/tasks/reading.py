@@ -46,8 +46,12 @@ def few_sequences(batch: Batch) -> Iterator[tuple[dict[str, torch.Tensor], torch
     """
     if batch.targets is None:
         raise ValueError("the tokens of these rows have targets")
-    width = next(iter(batch.inputs.values())).shape[1]
-    size = max(1, READ_TOKENS // max(1, width))
-    for start in range(0, len(batch.targets), size):
-        few = slice(start, start + size)
+    for few in few_at_once(batch):
         yield {name: values[few] for name, values in batch.inputs.items()}, batch.targets[few]
+
+
+def few_at_once(batch: Batch) -> Iterator[slice]:
+    """The sequences of a batch, of at most READ_TOKENS padded tokens at a time, or one."""
+    count, width = next(iter(batch.inputs.values())).shape[:2]
+    size = max(1, READ_TOKENS // max(1, width))
+    return (slice(start, start + size) for start in range(0, count, size))

@@ -6,6 +6,7 @@ import csv
 import json
 import random
 from collections.abc import Mapping, Sequence
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,48 @@ def stripes(folder: Path, rows: int, *, seed: int = 0, side: int = 16) -> Path:
         image.save(folder / f"{number}.png")
         made.append({"image": f"{number}.png", "label": label})
     return write_csv(folder / "labels.csv", made)
+
+
+def searches(lists: int, *, seed: int = 0, candidates: int = 4) -> list[dict[str, Any]]:
+    """Rows with `query`, `item` and `relevance`: of each query's candidates the one with good words is relevant."""
+    generator = random.Random(seed)
+    queries = list(permutations(PLAIN, 3))
+    made = []
+    for query in generator.sample(queries, lists):
+        best = generator.randrange(candidates)
+        for place in range(candidates):
+            telling = generator.choices(GOOD if place == best else BAD, k=2)
+            item = " ".join([*telling, *generator.sample(PLAIN, 4)])
+            made.append({"query": " ".join(query), "item": item, "relevance": int(place == best)})
+    return made
+
+
+def tastes(folder: Path, *, users: int = 40, items: int = 30, seed: int = 0) -> Path:
+    """A folder of interactions: half of the users like items with good words, the others those with bad ones.
+
+    Each user has rated ten items, the last two of them in test and the two before in validation.
+    """
+    generator = random.Random(seed)
+    texts = {f"i{n}": " ".join(generator.sample(GOOD if n % 2 else BAD, 3)) + f" {PLAIN[n % 16]}" for n in range(items)}
+    write_csv(folder / "items.csv", [{"item_id": name, "text": text} for name, text in texts.items()])
+    write_csv(folder / "users.csv", [{"user_id": f"u{n}", "likes": "very" if n % 2 else "the"} for n in range(users)])
+    splits: dict[str, list[dict[str, str]]] = {"train": [], "validation": [], "test": []}
+    for user in range(users):
+        own = [generator.sample([n for n in range(items) if n % 2 == side], 5) for side in (0, 1)]
+        order = [number for both in zip(*own, strict=True) for number in both]
+        for time, number in enumerate(order):
+            rating = "5" if number % 2 == user % 2 else "2"
+            split = "test" if time > 7 else "validation" if time > 5 else "train"
+            row = {
+                "user_id": f"u{user}",
+                "item_id": f"i{number}",
+                "rating": rating,
+                "timestamp": f"{100 * time + user}",
+            }
+            splits[split].append(row)
+    for name, rows in splits.items():
+        write_csv(folder / f"{name}.csv", rows)
+    return folder
 
 
 def write_json_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:

@@ -18,7 +18,7 @@ from typing import Any
 import chainrule
 from chainrule.core.artifact import FOLDS
 from chainrule.system.assets import cache_folder
-from chainrule.testing.data import entities, reversals, sentences, stripes, write_csv, write_json_lines
+from chainrule.testing.data import entities, reversals, searches, sentences, stripes, write_csv, write_json_lines
 from chainrule.testing.models import tiny_chat_model, tiny_encoder_decoder, tiny_model, tiny_vision_model
 
 ALWAYS = {
@@ -31,7 +31,7 @@ ALWAYS = {
 GROUPS = [{"layers": "0", "method": "lora", "start": 0.3}, {"layers": "1", "method": "full", "start": 0.6}]
 
 CLASSES, ENTITIES, REPLIES, PAIRS = "text-classification", "token-classification", "text-generation", "preference"
-IMAGES, WRITTEN, VECTORS = "image-classification", "seq2seq", "embedding"
+IMAGES, WRITTEN, VECTORS, LISTS = "image-classification", "seq2seq", "embedding", "ranking"
 Inputs = dict[str, tuple[Path, Path]]  # task -> data and model
 
 
@@ -104,6 +104,8 @@ CASES = {
         Case("lora-chat", {"strategy": "lora", "training.steps": 9, "training.batch_size": 8}, task=REPLIES),
         Case("images", {"training.epochs": 2}, task=IMAGES),
         Case("convnet-folds", {"model": "convnet", "training.folds": 2, "training.steps": 4}, task=IMAGES),
+        Case("lists", {"training.steps": 9, "training.batch_size": 8}, task=LISTS),
+        Case("lists-folds", {"loss": "ranknet", "training.folds": 2, "training.steps": 4}, task=LISTS),
         Case("preferences", {"strategy": "lora", "training.steps": 9, "training.batch_size": 8}, task=PAIRS),
         Case(
             "encoder-decoder", {"structure.dropout": 0.1, "training.steps": 9, "training.batch_size": 8}, task=WRITTEN
@@ -135,6 +137,7 @@ def make_inputs(folder: Path) -> Inputs:
         IMAGES: (stripes(folder / "stripes", 120), tiny_vision_model(folder / "vit")),
         CLASSES: (write_csv(folder / "reviews.csv", sentences(120)), bert),
         ENTITIES: (write_json_lines(folder / "entities.jsonl", entities(120)), bert),
+        LISTS: (write_json_lines(folder / "searches.jsonl", searches(60)), bert),
         REPLIES: (write_json_lines(folder / "talks.jsonl", rows), llama),
         WRITTEN: (write_json_lines(folder / "sources.jsonl", reversals(80)), tiny_encoder_decoder(folder / "t5")),
         VECTORS: (write_json_lines(folder / "texts.jsonl", rows), bert),

@@ -45,6 +45,7 @@ from chainrule.system.files import sha256
 from chainrule.tasks import TASKS, find_task
 from chainrule.testing.data import sentences
 from chainrule.testing.hostile import Target
+from chainrule.testing.lists import rankers
 from chainrule.testing.models import tiny_lstm, tiny_model
 from chainrule.training.checkpoint import Best, Keeper, Standing
 from chainrule.training.loop import Progress
@@ -65,15 +66,21 @@ def _readers(folder: Path) -> list[Target]:
     tagged = [{"text": f"t{n}", "labels": '["a", "b"]' if n % 2 else "a|b"} for n in range(8)]
     asked = [{"question": "who?", "context": "It was Ann.", "answers": {"text": ["Ann"], "answer_start": [7]}}] * 8
     flat = [{"question": "q", "context": "é 🙂 a", "answer": "a"[: n % 2], "answer_start": 4} for n in range(8)]
-    tables = (rows, several, chats, inner, told, tagged, named, spanned, preferred, asked, flat)
+    listed = [{"query": f"q{n // 4}", "item": f"i{n}", "relevance": n % 4 // 2} for n in range(16)]
+    seen = [{"user_id": f"u{n % 3}", "item_id": f"i{n % 5}", "rating": n % 6, "timestamp": n} for n in range(16)]
+    tables = (rows, several, chats, inner, told, tagged, named, spanned, preferred, asked, flat, listed, seen)
     seeds = {
-        "csv": [_delimited(table, ",") for table in (rows, inner, told, tagged, flat)],
+        "csv": [_delimited(table, ",") for table in (rows, inner, told, tagged, flat, listed, seen)],
         "tsv": [_delimited(table, "\t") for table in (rows, tagged)],
         "jsonl": [b"".join(json.dumps(row).encode() + b"\n" for row in table) for table in tables],
         "json": [json.dumps(table).encode() for table in tables],
         "parquet": [_parquet(table) for table in (rows, several, chats, named, asked)],
         "conll": [b"-DOCSTART- O\n\nAnn NN B-PER\nruns VB O\n\n" * 4, "李\tB-PER\r\n四\tI-PER\r\n".encode()],
     }
+
+    (folder / "items.csv").write_text(
+        "item_id,text\n" + "".join(f"i{n},film {n}\n" for n in range(6)), encoding="utf-8"
+    )
 
     def reader(ending: str) -> Callable[[bytes, random.Random], None]:
         return lambda data, choose: _read_rows(_put(folder / f"rows.{ending}", data), choose)
@@ -208,6 +215,7 @@ def _baselines(folder: Path) -> list[Target]:
         found.save(overlap)
 
     return [
+        *rankers(folder / "rankers"),
         Target("sentence-overlap", ((overlap / TEXT).read_bytes(),), sentence_overlap),
         Target("word-tags", ((words / TEXT).read_bytes(),), word_tags),
         Target("baselines", (files[TEXT],), baselines(TEXT), cost=3),

@@ -90,7 +90,8 @@ def _mlflow(run_folder: Path) -> Sink:
 
     def write(event: dict[str, Any]) -> None:
         for name, value in scalars(event).items():
-            client.log_metric(run.info.run_id, name, value, step=event["step"])
+            plain = name.replace("@", "_at_")  # MLflow takes no @ in names
+            client.log_metric(run.info.run_id, plain, value, step=event["step"])
         if event["event"] == "finish":
             client.set_terminated(run.info.run_id)
 

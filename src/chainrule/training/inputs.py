@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from chainrule.core.lists import Lists
 from chainrule.core.recipe import Recipe
 from chainrule.core.spans import Answers, Spans
 from chainrule.errors import DataError, Problem, Where
@@ -47,6 +48,7 @@ def _rows_hash(prepared: Prepared, name: str) -> str:
         encoded = prepared.encoded[name]
         targets = encoded.targets.spans if isinstance(encoded.targets, Answers) else encoded.targets
         of_targets = (targets.offsets, targets.bounds) if isinstance(targets, Spans) else (targets,)
+        of_targets = (targets.offsets, targets.numbers) if isinstance(targets, Lists) else of_targets
         pixels = None if encoded.pixels is None else encoded.pixels.values
         for array in (encoded.ids, encoded.offsets, pixels, *of_targets):
             if array is not None:
