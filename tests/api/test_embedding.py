@@ -144,9 +144,9 @@ def test_labelled_texts_and_their_pooling(bert: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "other").exists()
 
 
-@pytest.mark.parametrize("loss", ["supervised-contrastive", "triplet"])
-def test_other_losses_become_small(loss: str, bert: Path, pairs: Path, tmp_path: Path) -> None:
-    run = train(bert, pairs, tmp_path / "run", loss=loss, **{"training.epochs": 6, "optimizer.learning_rate": 2e-3})
+def test_another_loss_becomes_small(bert: Path, pairs: Path, tmp_path: Path) -> None:
+    more = {"loss": "supervised-contrastive", "training.epochs": 6, "optimizer.learning_rate": 2e-3}
+    run = train(bert, pairs, tmp_path / "run", **more)
     events = [json.loads(line) for line in (run.path / "events.jsonl").read_text().splitlines()]
     losses = [event["loss"] for event in events if event["event"] == "step"]
     assert np.mean(losses[-4:]) < 0.9 * np.mean(losses[:4])

@@ -129,7 +129,7 @@ def _triplet(options: TripletOptions) -> VectorLoss:
 
     The negative is the nearest of the row's own where it has some, else of the batch; of several positives the farthest
     counts, as in Hermans et al. (2017), In Defense of the Triplet Loss, equation 5. A row that lacks one of the two
-    gives 0.
+    gives 0. Where it stays at the margin, the vectors have become one: give own negatives, or take another loss.
     """
 
     def loss(vectors: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
