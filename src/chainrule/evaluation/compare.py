@@ -25,9 +25,8 @@ MIN_ROWS = 30  # fewer rows than this get no verdict
 _SHARES = frozenset({"accuracy", "exact_match"})
 _COUNTED = _SHARES | {"reward_accuracy"}
 _CORRELATIONS = frozenset({"pearson", "spearman"})
-_PERFECT = frozenset(
-    {"macro_f1", "micro_f1", "f1", *ranking.MEANS}
-)  # 1 means that all rows are right, and no resample can differ
+# 1 means that all rows are right, and no resample can differ
+_PERFECT = frozenset({"macro_f1", "micro_f1", "f1", *ranking.MEANS})
 _MODEL = ""  # the model's key among the predictors
 
 _WEIGHTED: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], Scores]] = {
