@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from chainrule.core.parsing import validation_problems
-from chainrule.core.recipe import Clean, Structure
+from chainrule.core.recipe import Clean, Spec, Structure
 from chainrule.errors import ModelError, Problem, Where
 from chainrule.system.files import read_json
 
@@ -101,6 +101,20 @@ class Artifact:
     def clean(self) -> Clean:
         """The changes that were made to the texts before training, and must be made to every other text."""
         return Clean.model_validate(self.manifest.recipe.get("data", {}).get("clean", {}))
+
+    @property
+    def fractions(self) -> dict[str, float]:
+        """The shares by which a single file was cut, under their names in a recipe."""
+        data = self.manifest.recipe.get("data", {})
+        names = ("validation_fraction", "test_fraction")
+        return {name: data[name] for name in names if isinstance(data.get(name), float)}
+
+    @property
+    def task(self) -> Spec:
+        """The task with the options that it was trained with."""
+        task = self.manifest.recipe.get("task")
+        options = task.get("options") if isinstance(task, dict) else None
+        return Spec(name=self.manifest.task, options=options if isinstance(options, dict) else {})
 
     @property
     def structure(self) -> Structure:

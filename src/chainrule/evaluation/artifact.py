@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from chainrule.core.artifact import ROWS, Artifact
-from chainrule.core.recipe import Data, Spec, parse_options
+from chainrule.core.recipe import Data, parse_options
 from chainrule.core.report import EvaluationReport, Finding
 from chainrule.core.task import Predictions
 from chainrule.data.flaws import finding
@@ -157,20 +157,17 @@ def recorded_rows(artifact: Artifact) -> tuple[Cut | None, dict[str, np.ndarray]
 
 def _read(artifact: Artifact, predictor: Predictor, source: Any, spec: Data, split: str | None) -> Labelled:
     cut, seen = recorded_rows(artifact)
-    manifest, recipe = artifact.manifest, artifact.manifest.recipe
-    trained = Data.model_validate(recipe.get("data", {}))
-    kept = {name: getattr(trained, name) for name in ("clean", "validation_fraction", "test_fraction")}
-    asked = Spec(name=manifest.task, options=recipe.get("task", {}).get("options", {}))
+    manifest = artifact.manifest
     return load_labelled(
         source,
         split,
-        spec.model_copy(update=kept),
+        spec.model_copy(update={"clean": artifact.clean, **artifact.fractions}),
         predictor.task,
         fields=manifest.fields,
         labels=manifest.labels,
         recorded_cut=cut,
         known_hashes=seen,
-        options=parse_options(predictor.task.options, asked, "task"),
+        options=parse_options(predictor.task.options, artifact.task, "task"),
     )
 
 

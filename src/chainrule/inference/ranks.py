@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from chainrule.core.recipe import Spec, parse_options
+from chainrule.core.recipe import parse_options
 from chainrule.data.flaws import MAX_PROBLEMS, shorten, some
 from chainrule.data.grouping import read_profiles
 from chainrule.data.lists import ITEM, QUERY, USER, cell_of
@@ -133,10 +133,9 @@ def _profiles(predictor: Predictor, source: Any) -> Profiles:
     if not isinstance(source, str | os.PathLike):
         todo = "Save the rows to a file beside train.csv and items.csv."
         raise DataError("What users liked is not known.", [Problem("a file", type(source).__name__, todo)])
-    manifest = predictor.artifact.manifest
-    asked = Spec(name=manifest.task, options=manifest.recipe.get("task", {}).get("options", {}))
-    options = parse_options(Sampling, asked, "task")
-    return read_profiles(Path(source).parent, manifest.fields, options, predictor.artifact.clean)
+    artifact = predictor.artifact
+    options = parse_options(Sampling, artifact.task, "task")
+    return read_profiles(Path(source).parent, artifact.manifest.fields, options, artifact.clean)
 
 
 def _users(predictor: Predictor, source: Any, fields: Mapping[str, str]) -> tuple[str, list[str]]:

@@ -62,7 +62,7 @@ def read(model: Any, batch: Batch, encoded: Encoded) -> Predictions:
     )
     losses = None
     if batch.targets is not None:
-        losses = list_losses(_softmax, scores.double(), batch.targets.double()).cpu().numpy()
+        losses = list_losses(_softmax, scores.cpu().double(), batch.targets.cpu().double()).numpy()
     offsets = offsets_of(np.diff(encoded.sequences)[batch.rows])
     return Predictions(Lists(offsets, scores.cpu().numpy()), np.ones(len(batch)), losses)
 
