@@ -28,6 +28,7 @@ class Batch:
         targets: (b,) or (b, labels); (b, longest list) of relevances, IGNORED after a list's end; or (s, t) what is
             learned of each token (its id, or a class), IGNORED where nothing is; or None.
         rows: (b,) int64 positions in the Encoded they came from; s = b where a row is one sequence.
+        counts: (b,) int64 sequences of each row, or None where each has one.
         tokens: real tokens, without padding.
         references: (b, …) float32, what the model before step one says of the rows, or None.
         at_once: padded tokens that a task which needs its batches whole may put through the model at once; None for
@@ -40,6 +41,7 @@ class Batch:
     tokens: int
     references: torch.Tensor | None = None
     at_once: int | None = None
+    counts: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -122,7 +124,8 @@ def collate(encoded: Encoded, rows: np.ndarray, *, pad_id: int, left: bool, devi
         known = None if encoded.references is None else torch.from_numpy(encoded.references[rows]).to(device)
         learned = _token_targets(encoded, taken, width, left).to(device)
         return Batch(inputs, learned, rows, int(lengths.sum()), known)
-    return Batch(inputs, _row_targets(encoded, rows, device), rows, int(lengths.sum()))
+    counts = None if encoded.sequences is None else np.diff(encoded.sequences)[rows]
+    return Batch(inputs, _row_targets(encoded, rows, device), rows, int(lengths.sum()), counts=counts)
 
 
 def _row_targets(encoded: Encoded, rows: np.ndarray, device: torch.device) -> torch.Tensor | None:

@@ -61,7 +61,8 @@ def probe_scores(job: Job, rows: np.ndarray) -> tuple[str | None, dict[str, floa
         where there is nothing to tell apart.
     """
     kind, targets = job.task.target.kind, job.train.targets
-    if kind not in ("class", "classes", "number") or targets is None or len(rows) < FOLDS:
+    whole = kind in ("class", "classes", "number") and job.train.sequences is None
+    if not whole or targets is None or len(rows) < FOLDS:
         return None, {}
     wanted = np.asarray(targets[rows], dtype=np.float64)
     classes = np.unique(targets[rows]) if kind == "class" else np.zeros(0)

@@ -18,10 +18,13 @@ from chainrule.models.pooling import mean
 from chainrule.strategies.base import Phase, decayed_groups
 from chainrule.tasks.objectives import backward
 from chainrule.tasks.similarity import contrastive_loss
+from chainrule.tasks.windows import Windowed
 
 
 def misfit(task: Task) -> str | None:
     """Why the targets of a task do not tell which rows are alike; None where they do."""
+    if isinstance(task.encode, Windowed):
+        return "a text that is read in windows has no one vector to compare"
     if task.target.kind == "class":
         return None
     return "it needs rows of exactly one class each, to draw those of a class together"

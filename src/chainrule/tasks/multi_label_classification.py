@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from scipy.special import expit
 
@@ -11,6 +13,7 @@ from chainrule.metrics import classification
 from chainrule.tasks.fields import TEXT_FIELDS
 from chainrule.tasks.objectives import LABEL_LOSSES, label_objective
 from chainrule.tasks.reading import from_logits
+from chainrule.tasks.windows import LongTexts, in_windows
 
 
 def _decode(logits: np.ndarray, targets: np.ndarray | None) -> Predictions:
@@ -21,7 +24,7 @@ def _decode(logits: np.ndarray, targets: np.ndarray | None) -> Predictions:
     return Predictions((logits > 0).astype(np.uint8), expit(logits), losses)
 
 
-TASK = Task(
+_CUT = Task(
     name="multi-label-classification",
     summary="any number of labels for a text or a pair of texts",
     fields=(*TEXT_FIELDS, FieldSpec("labels", "classes", ("labels", "label", "tags", "categories"))),
@@ -35,4 +38,6 @@ TASK = Task(
     read=from_logits(_decode),
     losses=LABEL_LOSSES,
     objective=label_objective,
+    options=LongTexts,
 )
+TASK = replace(_CUT, suited=in_windows(_CUT, _decode))

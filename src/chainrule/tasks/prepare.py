@@ -23,6 +23,7 @@ from chainrule.models.load import LONGEST, load_processor, load_tokenizer, token
 from chainrule.models.scratch import SCRATCH, options_of, refuse_misfit
 from chainrule.tasks.conversation import special_tokens
 from chainrule.tasks.pictures import height_of
+from chainrule.tasks.windows import LongTexts, Windowed
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,9 @@ def encode_split(
     found = _windowed(task, encoded, limit, name, split) or length_finding(
         encoded.full_lengths, limit, name, split.places
     )
+    if found is not None and found.kind == "too-long" and task.options is LongTexts and len(split.inputs) == 1:
+        todo = f"{found.todo} Or let them be read in windows: --set task.options.windows=true."
+        found = found.model_copy(update={"todo": todo})
     findings = [found] if found else []
     learned = encoded.learned
     if learned is None or encoded.targets is None:
@@ -192,7 +196,7 @@ def require_usable(done: EncodedSplit) -> None:
 def _windowed(task: Task, encoded: Encoded, limit: int, name: str | None, split: Split) -> Finding | None:
     """Rows that are read in several windows or blocks, so that nothing of them is cut off."""
     blocks = task.target.kind == "reply"
-    if encoded.sequences is None or (encoded.places is None and not blocks):
+    if encoded.sequences is None or not (encoded.places is not None or blocks or isinstance(task.encode, Windowed)):
         return None
     several = np.diff(encoded.sequences) > 1
     count = int(several.sum())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from chainrule.core.task import FieldSpec, Predictions, Task
@@ -11,6 +13,7 @@ from chainrule.models.heads import scale_output
 from chainrule.tasks.fields import TEXT_FIELDS
 from chainrule.tasks.objectives import NUMBER_LOSSES, number_objective
 from chainrule.tasks.reading import from_logits
+from chainrule.tasks.windows import LongTexts, in_windows
 
 
 def _decode(logits: np.ndarray, targets: np.ndarray | None) -> Predictions:
@@ -19,7 +22,7 @@ def _decode(logits: np.ndarray, targets: np.ndarray | None) -> Predictions:
     return Predictions(values, np.ones_like(values), losses)
 
 
-TASK = Task(
+_CUT = Task(
     name="regression",
     summary="a number for a text or a pair of texts",
     fields=(
@@ -38,4 +41,6 @@ TASK = Task(
     objective=number_objective,
     prepare_head=lambda model, targets, options: scale_output(model, targets),
     best_by_loss=True,
+    options=LongTexts,
 )
+TASK = replace(_CUT, suited=in_windows(_CUT, _decode))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from chainrule.core.task import FieldSpec, Task
 from chainrule.data.encode import encode
 from chainrule.metrics import classification
 from chainrule.tasks.fields import TEXT_FIELDS
 from chainrule.tasks.objectives import CLASS_LOSSES, class_objective
 from chainrule.tasks.reading import decode_classes, from_logits
+from chainrule.tasks.windows import LongTexts, in_windows
 
-TASK = Task(
+_CUT = Task(
     name="text-classification",
     summary="one class for a text or a pair of texts",
     fields=(
@@ -26,4 +29,6 @@ TASK = Task(
     read=from_logits(decode_classes),
     losses=CLASS_LOSSES,
     objective=class_objective,
+    options=LongTexts,
 )
+TASK = replace(_CUT, suited=in_windows(_CUT, decode_classes))
