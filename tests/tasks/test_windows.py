@@ -78,7 +78,7 @@ def test_a_batch_in_pieces_learns_what_the_whole_does(bert: Path) -> None:
             batch = collate(encoded, part, pad_id=0, left=False, device=torch.device("cpu"))
             objective.accumulate(model, batch)
         grads.append(model.classifier.weight.grad.clone())
-    assert torch.allclose(*grads, atol=1e-6)
+    assert torch.allclose(grads[0], grads[1], atol=1e-6)
     model.zero_grad()
     batch = collate(encoded, np.arange(6), pad_id=0, left=False, device=torch.device("cpu"))
     assert batch.counts is not None
