@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ def faster_precision(model: Any, objective: Objective, batch: Batch) -> tuple[st
     """
     seconds: dict[str, list[float]] = {"float32": [], "bfloat16": []}
     device = batch.device
-    with kept_generators():
+    with kept_generators(), kept_buffers(model):
         for repeat in range(REPEATS + 1):
             for precision, times in seconds.items():
                 began = _now(device)
@@ -39,6 +40,18 @@ def faster_precision(model: Any, objective: Objective, batch: Batch) -> tuple[st
                     times.append(_now(device) - began)
     shortest = {precision: min(times) for precision, times in seconds.items()}
     return min(shortest, key=lambda precision: shortest[precision]), shortest
+
+
+@contextmanager
+def kept_buffers(model: Any) -> Iterator[None]:
+    """Put what a model remembers of its batches, such as the means of batch normalisation, back as it was."""
+    before = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                buffer.copy_(before[name])
 
 
 def seconds_per_token(
@@ -55,7 +68,7 @@ def seconds_per_token(
     """
     times, tokens = [], []
     device = next(model.parameters()).device
-    with kept_generators():
+    with kept_generators(), kept_buffers(model):
         for number, rows in enumerate([batches[0], *batches]):
             model.zero_grad(set_to_none=True)
             began = _now(device)
