@@ -47,4 +47,5 @@ def test_what_a_model_remembers_of_batches_is_put_back() -> None:
     for name, buffer in model.named_buffers():
         assert torch.equal(buffer, before[name]), name
     model(batch_of(np.arange(8)).inputs["values"])
+    assert model.norm.num_batches_tracked is not None
     assert int(model.norm.num_batches_tracked) == 1  # it still remembers what it is trained on
