@@ -11,6 +11,7 @@ import torch
 from torch.distributions import Bernoulli, Categorical, Normal, kl_divergence
 from torch.nn import functional
 
+from chainrule.core.lists import Lists
 from chainrule.core.recipe import Spec, parse_recipe
 from chainrule.core.spans import Answers, Spans
 from chainrule.core.task import Predictions
@@ -170,12 +171,14 @@ def test_the_loss_of_another_task_is_refused(task: str, loss: Mapping[str, Any],
     assert "chainrule show losses" in str(caught.value.problems[0]) or "options" in problem
 
 
+RANKED = Lists(np.array([0, 2, 3]), np.array([1, 0, 1], np.float32), np.arange(3, dtype=np.int32))
 PREDICTED: dict[str, tuple[Any, Any]] = {
     "class": (np.array([0, 1]), np.array([0, 1])),
     "classes": (np.array([[0, 1]]), np.array([[0, 1]])),
     "number": (np.array([0.5, 1.0]), np.array([0.5, 2.0])),
     "spans": (Spans.of([[(0, 3, 0)], []]), Spans.of([[(0, 3, 0)], [(1, 2, 1)]])),
     "answers": (Answers(["yes no", "no"], Spans.of([[(0, 3, 0)], [(0, 2, 0)]])), Spans.of([[(0, 3, 0)], [(0, 1, 0)]])),
+    "relevances": (RANKED, RANKED.scored(np.array([0.5, 0.1, 0.3]))),
     "reply": (np.array([3, 4]), np.array([3, 2])),
     "written": (np.array([3, 4]), np.array([3, 2])),
     "preference": (np.array([[3, 4], [2, 2]]), np.array([1.5, -1.0])),
