@@ -336,12 +336,8 @@ def refusal(objective: Objective, name: str, model: Any) -> str:
 
 def test_what_cannot_be_used_is_refused(tiny_bert: Path, tokenizer: Any, rows: Encoded, model: Any) -> None:
     assert refusal(NextTokenObjective(), "r-drop", model) == (
-        "field 'regularisers.r-drop': expected a task with a few logits a row or a word, got a task that finds "
-<<<<<<< HEAD
-        "answers, makes vectors or writes text. Leave r-drop out."
-=======
-        "answers, ranks lists or writes text. Leave r-drop out."
->>>>>>> w-ranking
+        "field 'regularisers.r-drop': expected a task with a few logits a row or a word, got a task without these. "
+        "Leave r-drop out."
     )
     still = Structure(dropout=0.0, attention_dropout=0.0)
     plain = load_classifier(str(tiny_bert), tokenizer, ["a", "b"], "single_label_classification", still, seed=0)

@@ -33,7 +33,7 @@ class RDrop:
         if not isinstance(inner, LogitsObjective):
             raise _unusable(
                 "a task with a few logits a row or a word",
-                "a task that finds answers, ranks, reads windows, makes vectors, writes text or changes its images",
+                "a task without these",
                 "Leave r-drop out.",
             )
         if not any(_dropout_of(module) for module in model.modules()):
