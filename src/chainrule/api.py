@@ -12,7 +12,7 @@ from chainrule.core.artifact import Artifact, Run
 from chainrule.core.parsing import merge
 from chainrule.core.recipe import Data, Recipe, parse_options, parse_recipe, read_recipe
 from chainrule.core.report import CheckReport, EvaluationReport, GradientReport, RateReport, Reproduction
-from chainrule.core.request import Flags, WritingFlags, asked_recipe, field_changes
+from chainrule.core.request import Flags, WritingFlags, asked_recipe, field_changes, free_folder
 from chainrule.errors import ModelError, OutputError, Problem, RecipeError, Where
 from chainrule.system.files import free_path
 from chainrule.system.progress import Display, Quiet
@@ -100,7 +100,7 @@ def train(
     from chainrule.training.run import train_recipe
 
     rows = chosen.data.source if source is None else source
-    folder = Path(out) if out is not None else _free_folder(chosen)
+    folder = Path(out) if out is not None else free_folder(chosen)
     carry_out = train_recipe if chosen.training.folds is None else train_with_folds
     if chosen.strategy.name == auto.NAME:
         carry_out = auto.train_chosen
@@ -395,8 +395,3 @@ def _run_source(artifact: Artifact) -> str:
         problem = Problem(expected="labelled data", got="nothing", todo="Name it: chainrule evaluate MODEL DATA")
         raise RecipeError("This artifact does not lie in its run, so the data must be named.", [problem])
     return recipe.data.source
-
-
-def _free_folder(recipe: Recipe) -> Path:
-    names = (Path(name).stem for name in (recipe.model.name, recipe.data.source or "data"))
-    return free_path(Path("runs") / "-".join(names))

@@ -170,7 +170,7 @@ def test_a_pretrained_model_has_no_options() -> None:
         scratch.options_of(Model(name="minilm", options={"layers": 2}))
     assert str(caught.value) == (
         "A pretrained model is as it is.\n  - field 'model.options': expected no options, as this model is pretrained, "
-        "got layers. Leave them out; they are for the model 'lstm'."
+        "got layers. Leave them out; they are for the models 'lstm' and 'convnet'."
     )
 
 

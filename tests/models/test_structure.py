@@ -364,6 +364,6 @@ def test_families_that_nobody_has_looked_at_are_refused(tmp_path: Path) -> None:
     config = T5Config(d_model=32, d_ff=64, num_layers=2, num_heads=2, d_kv=16, decoder_start_token_id=0)
     folder = made(tmp_path / "t5", config)
     assert "or a decoder such as llama or qwen2, got t5." in refused(folder, pooling="mean")
-    assert "'structure.insert_blocks': expected layers like those of BERT" in refused(folder, insert_blocks=[0])
-    assert "expected layers that transformers would build like this" in refused(folder, keep_layers=[1])
+    for structure in ({"insert_blocks": [0]}, {"keep_layers": [1]}):
+        assert "expected a model with one stack of layers, got a t5, which has two" in refused(folder, **structure)
     assert "hidden_act, hidden_activation, activation" in refused(folder, activation="relu")

@@ -181,6 +181,7 @@ PREDICTED: dict[str, tuple[Any, Any]] = {
     "relevances": (RANKED, RANKED.scored(np.array([0.5, 0.1, 0.3]))),
     "reply": (np.array([3, 4]), np.array([3, 2])),
     "written": (np.array([3, 4]), np.array([3, 2])),
+    "relation": (np.zeros(2), np.array([[1.0] * 7, [0.0] * 7])),
     "preference": (np.array([[3, 4], [2, 2]]), np.array([1.5, -1.0])),
 }
 

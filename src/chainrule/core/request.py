@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 from chainrule.core.parsing import merge
 from chainrule.core.recipe import Recipe, parse_recipe, read_recipe
 from chainrule.errors import Problem, RecipeError, Where
+from chainrule.system.files import free_path
 
 
 class Flags(TypedDict, total=False):
@@ -100,3 +101,9 @@ def asked_recipe(
 def field_changes(fields: Mapping[str, str] | None) -> dict[str, str]:
     """Task field -> column, as dotted keys."""
     return {f"data.fields.{name}": column for name, column in (fields or {}).items()}
+
+
+def free_folder(recipe: Recipe) -> Path:
+    """A folder under runs/ that is not there yet, named after the model and the data."""
+    names = (Path(name).stem for name in (recipe.model.name, recipe.data.source or "data"))
+    return free_path(Path("runs") / "-".join(names))

@@ -21,6 +21,7 @@ class Scratch:
 
     Attributes:
         heads: what may stand on top of it.
+        tasks: what these heads are for, in words.
         structure: the keys of a recipe's `structure` that it has.
         reader: options and the training rows by field -> what brings rows to the model (a tokenizer, or an image
             processor), and the options with what the rows decide.
@@ -31,6 +32,7 @@ class Scratch:
 
     options: type[Section]
     heads: tuple[Head, ...]
+    tasks: str
     structure: tuple[str, ...]
     reader: Callable[[Any, Mapping[str, Sequence[str]]], tuple[Any, Any]]
     make: Callable[..., tuple[Any, str | None]]
@@ -43,6 +45,7 @@ SCRATCH: dict[str, Scratch] = {
     "lstm": Scratch(
         options=recurrent.Options,
         heads=("classifier", "token-classifier"),
+        tasks="a task with a few numbers a row or a word",
         structure=("dropout", "pooling", "head"),
         reader=recurrent.tokenizer_of,
         make=recurrent.make_classifier,
@@ -54,6 +57,7 @@ SCRATCH: dict[str, Scratch] = {
     "convnet": Scratch(
         options=convnet.Options,
         heads=("image-classifier",),
+        tasks="a task of images",
         structure=(),
         reader=convnet.processor_of,
         make=convnet.make_classifier,
@@ -73,7 +77,10 @@ def options_of(model: Model) -> Any:
     if model.name in SCRATCH:
         return parse_options(SCRATCH[model.name].options, Spec(name=model.name, options=model.options), "model")
     if model.options:
-        where, todo = Where(field="model.options"), f"Leave them out; they are for {' and '.join(SCRATCH)}."
+        where, todo = (
+            Where(field="model.options"),
+            f"Leave them out; they are for the models {' and '.join(map(repr, SCRATCH))}.",
+        )
         problem = Problem("no options, as this model is pretrained", ", ".join(model.options), todo, where)
         raise RecipeError("A pretrained model is as it is.", [problem])
     return None
@@ -92,8 +99,7 @@ def refuse_misfit(recipe: Recipe, task: Task) -> None:
         expected, todo = "full, as nothing of this model is pretrained", "Leave --strategy out."
         problems.append(Problem(expected, repr(recipe.strategy.name), todo, Where(field="strategy.name")))
     if task.head not in made.heads:
-        expected, todo = f"a task with the head {' or '.join(made.heads)}", "Choose another model."
-        problems.append(Problem(expected, task.name, todo, Where(field="task.name")))
+        problems.append(Problem(made.tasks, task.name, "Choose another model.", Where(field="task.name")))
     changed = recipe.structure.model_dump(mode="json", exclude_defaults=True)
     for key in changed.keys() - set(made.structure):
         kept = f"{', '.join(made.structure)} alone" if made.structure else "nothing"
