@@ -29,7 +29,7 @@ class Batch:
             learned of each token (its id, or a class), IGNORED where nothing is; or None.
         rows: (b,) int64 positions in the Encoded they came from; s = b where a row is one sequence.
         counts: (b,) int64 sequences of each row, or None where each has one.
-        tokens: real tokens, without padding.
+        tokens: real tokens, without padding; images have none.
         references: (b, …) float32, what the model before step one says of the rows, or None.
         at_once: padded tokens that a task which needs its batches whole may put through the model at once; None for
             all of them.
@@ -97,9 +97,7 @@ def collate(encoded: Encoded, rows: np.ndarray, *, pad_id: int, left: bool, devi
     """
     if encoded.pixels is not None:
         images = torch.from_numpy(encoded.pixels.read(rows)).to(device)
-        return Batch(
-            {"pixel_values": images}, _row_targets(encoded, rows, device), rows, int(encoded.lengths[rows].sum())
-        )
+        return Batch({"pixel_values": images}, _row_targets(encoded, rows, device), rows, tokens=0)
     taken = encoded.sequences_of(rows)
     starts, ends = encoded.offsets[taken], encoded.offsets[taken + 1]
     lengths = ends - starts

@@ -13,6 +13,7 @@ _NAMES: dict[str, dict[Language, str]] = {
     "majority": {"en": "the majority class", "zh": "多数类基线"},
     "mean": {"en": "the mean", "zh": "均值基线"},
     "tfidf": {"en": "TF-IDF", "zh": "TF-IDF 基线"},
+    "pixels": {"en": "logistic regression on pixels", "zh": "像素逻辑回归基线"},
     "word-tags": {"en": "the most frequent tag of each word", "zh": "逐词最常见标签基线"},
     "longer": {"en": "the longer reply", "zh": "“选更长的回复”基线"},
     "sentence-overlap": {"en": "the sentence most like the question", "zh": "最像问题的句子基线"},

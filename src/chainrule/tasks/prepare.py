@@ -117,7 +117,7 @@ def with_tokens(
         "findings": tuple(findings),
         "problems": tuple(problems[:MAX_PROBLEMS]),
         "splits": summaries,
-        "max_length": limit,
+        "max_length": None if task.sees else limit,
         "examples": tuple(examples),
     }
     report = dataset.report.model_copy(update=update)
