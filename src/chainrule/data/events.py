@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from chainrule.data.flaws import Flaw, shorten, some
 from chainrule.data.split import TRAIN, hash_texts
 from chainrule.data.table import Table
 from chainrule.data.targets import read_targets
+from chainrule.data.times import seconds_of
 from chainrule.errors import DataError, Problem, Where
 
 ITEMS, USERS = "items", "users"
@@ -227,23 +227,12 @@ def _times(table: Table, column: str) -> tuple[np.ndarray, list[Flaw]]:
     found, flaws = np.full(len(table), np.nan), []
     for place, cell in enumerate(table.texts(column)):
         try:
-            found[place] = _seconds(cell or "")
+            found[place] = seconds_of(cell or "")
         except (ValueError, OverflowError):
             todo = "Write seconds as a number, or a date such as 2026-11-22 or 2026-11-22T08:30:00."
             problem = Problem("a time", shorten(cell) if cell else "nothing", todo, table.where(place, "timestamp"))
             flaws.append(Flaw("not-a-time", int(table.rows[place]), problem))
     return found, flaws
-
-
-def _seconds(cell: str) -> float:
-    try:
-        value = float(cell)
-    except ValueError:
-        moment = datetime.fromisoformat(cell.strip())
-        value = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    if not math.isfinite(value):
-        raise ValueError(cell)
-    return value
 
 
 def lowest_positive(ratings: Iterator[float], asked: float | None, where: Where) -> float:

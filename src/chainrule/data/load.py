@@ -24,6 +24,7 @@ from chainrule.data.split import TRAIN, Cut, cut_labelled
 from chainrule.data.table import Places, Table
 from chainrule.data.targets import encode_targets, label_names, labels_of, unknown_labels
 from chainrule.data.texts import Texts
+from chainrule.data.times import time_leaks
 from chainrule.errors import DataError, Problem, Where
 
 
@@ -290,7 +291,7 @@ def _same_columns(
     """Refuse splits with other columns; a test split without labels is only set aside."""
     problems = []
     kept = dict(tables)
-    notes = []
+    notes = [] if task.target.kind == "relevances" else time_leaks(tables, fields.values())
     target = task.target.name
     for name, table in tables.items():
         missing = check_columns(table.names, fields, table.file)
