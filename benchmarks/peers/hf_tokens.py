@@ -97,6 +97,7 @@ def main() -> None:
     trainer.train()
     seconds = time.perf_counter() - started
     rows = Encoded(tokenizer, workload, test, names)
+    trainer.args.train_sampling_strategy = "random"  # grouped by length, predictions would come in another order
     said = np.asarray(trainer.predict(rows).predictions).argmax(-1)
     predicted = []
     for row, tags, labels in zip(test, said.tolist(), rows.labels, strict=True):
