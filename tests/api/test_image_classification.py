@@ -16,6 +16,7 @@ from chainrule.core.artifact import Run
 from chainrule.core.recipe import read_recipe
 from chainrule.errors import DataError, ModelError, RecipeError
 from chainrule.evaluation.pixels import PixelModel
+from chainrule.evaluation.plain_use import plain_use
 from chainrule.models import convnet
 from chainrule.models.convnet import Options, processor_of
 from chainrule.tasks.pictures import encode
@@ -113,6 +114,19 @@ def test_a_pretrained_vision_transformer_by_every_strategy(
     run = chainrule.train(str(labels), out=tmp_path / "run", settings=settings)
     report = chainrule.evaluate(run, split="validation")
     assert report.metrics["loss"].value == pytest.approx(run.summary["metrics"]["loss"], abs=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # what PEFT asks of transformers
+def test_adapters_kept_apart_load_by_the_lines_of_the_card(
+    vit: Path, labels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"task": TASK, "model": str(vit), "strategy": "lora", "strategy.options.merge": False}
+    run = chainrule.train(str(labels), out=tmp_path / "run", settings={**settings, "training.steps": 2})
+    assert run.artifact.manifest.loads_in == ("peft",)
+    code = plain_use(TASK, ("peft",), repr(str(run.artifact.path)), repr(str(vit)), {}, ())
+    exec(code.replace("…", str(labels.parent / "3.png")), {})
+    found = said(run, text=[str(labels.parent / "3.png")])
+    assert capsys.readouterr().out.strip() == found[0]["predicted_label"]
 
 
 def test_kernels_change_nothing(vit: Path, labels: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ _AUTO = {
     ENCODER_DECODER: "AutoModelForSeq2SeqLM",
     ENTITIES: "AutoModelForTokenClassification",
     ANSWERS: "AutoModelForQuestionAnswering",
+    IMAGES: "AutoModelForImageClassification",
 }
 
 _WHOLE = """from transformers import {auto}, AutoTokenizer
@@ -31,13 +32,12 @@ tokenizer = AutoTokenizer.from_pretrained({folder})
 base = {auto}.from_pretrained({base}, config=AutoConfig.from_pretrained({folder}))
 model = PeftModel.from_pretrained(base, {folder})"""
 
-_IMAGE = """from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+_IMAGE = """
 
-processor = AutoImageProcessor.from_pretrained({folder}, backend="pil")
-model = AutoModelForImageClassification.from_pretrained({folder}).eval()
+from PIL import Image
+
 inputs = processor(images=Image.open("…").convert("RGB"), return_tensors="pt")
-print(model.config.id2label[int(model(**inputs).logits.argmax())])"""
+print(model.config.id2label[int(model.eval()(**inputs).logits.argmax())])"""
 
 _REPLY = """
 
@@ -97,17 +97,18 @@ def plain_use(
     """
     if "sentence-transformers" in loads_in:
         return _VECTORS.format(folder=folder)
-    if task == IMAGES:
-        return _IMAGE.format(folder=folder) if "transformers" in loads_in else ""
     apart, told = options.get("form") == ENCODER_DECODER, options.get("instruction")
     auto = _AUTO.get(ENCODER_DECODER if apart else task, "AutoModelForSequenceClassification")
     content = json.dumps(
         f"{told}{' ' if apart else chr(10) * 2}…" if isinstance(told, str) else "…", ensure_ascii=False
     )
     reply = (_TEXT if apart or PLAIN_TEXT in fields else _REPLY).format(content=content)
-    use = {GENERATION: reply, WRITTEN: reply, ANSWERS: _ANSWER, RANKING: _SCORES}.get(task, "")
+    use = {GENERATION: reply, WRITTEN: reply, ANSWERS: _ANSWER, IMAGES: _IMAGE, RANKING: _SCORES}.get(task, "")
+    code = ""
     if "transformers" in loads_in:
-        return _WHOLE.format(auto=auto, folder=folder) + use
-    if "peft" in loads_in:
-        return _ADAPTERS.format(auto=auto, folder=folder, base=base) + use
-    return ""
+        code = _WHOLE.format(auto=auto, folder=folder) + use
+    elif "peft" in loads_in:
+        code = _ADAPTERS.format(auto=auto, folder=folder, base=base) + use
+    if task == IMAGES:
+        code = code.replace("AutoTokenizer", "AutoImageProcessor").replace("tokenizer = ", "processor = ")
+    return code
