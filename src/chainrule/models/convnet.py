@@ -21,6 +21,7 @@ from chainrule.core.recipe import Section, Structure
 from chainrule.core.task import Head
 from chainrule.system.images import image_size, open_image
 
+NAME = "convnet"  # in recipes
 # LOG.md, "Which small network for images?"
 LEARNING_RATE, EPOCHS = 3e-3, 20.0
 SMALLEST, LARGEST = 16, 64  # pixels of a side, where the recipe does not say

@@ -13,14 +13,14 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from chainrule.errors import ChainruleError, Problem, ShortageError, Where
+from chainrule.models import convnet, lstm
 from chainrule.models.catalog import MODELS, model_folder
 from chainrule.models.folder import CONFIG, INDEX, WEIGHTS, check_files, refused, shard_names
-from chainrule.models.lstm import MODEL_TYPE, LSTMConfig
 from chainrule.system.files import sha256
 from chainrule.system.hub import fetch, hub_error, unreachable
 from chainrule.system.memory import is_shortage
 
-FROM_SCRATCH = ("lstm", "convnet")  # names of models that are made from training rows
+FROM_SCRATCH = (lstm.NAME, convnet.NAME)  # models that are made from training rows
 
 
 def locate(name: str) -> str:
@@ -101,7 +101,7 @@ def read_config(place: Place) -> Any:
     """The config.json of a model, of whatever family."""
     with loading(place):
         family = PreTrainedConfig.get_config_dict(place.path, **place.options)[0].get("model_type")
-        kind = LSTMConfig if family == MODEL_TYPE else AutoConfig
+        kind = lstm.LSTMConfig if family == lstm.MODEL_TYPE else AutoConfig
         return kind.from_pretrained(place.path, **place.options)
 
 

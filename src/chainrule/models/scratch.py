@@ -10,7 +10,7 @@ from typing import Any
 from chainrule.core.recipe import Model, Recipe, Section, Spec, parse_options
 from chainrule.core.task import Head, Task
 from chainrule.errors import Problem, RecipeError, Where
-from chainrule.models import convnet, recurrent
+from chainrule.models import convnet, lstm, recurrent
 from chainrule.models.place import weights_hash
 from chainrule.system.files import sha256
 
@@ -42,7 +42,7 @@ class Scratch:
 
 
 SCRATCH: dict[str, Scratch] = {
-    "lstm": Scratch(
+    lstm.NAME: Scratch(
         options=recurrent.Options,
         heads=("classifier", "token-classifier"),
         tasks="a task with a few numbers a row or a word",
@@ -54,7 +54,7 @@ SCRATCH: dict[str, Scratch] = {
         purpose="an LSTM made from the training rows, of any language: classification, pairs, regression, entities; "
         "nothing is downloaded",
     ),
-    "convnet": Scratch(
+    convnet.NAME: Scratch(
         options=convnet.Options,
         heads=("image-classifier",),
         tasks="a task of images",
