@@ -1,0 +1,19 @@
+"""The verbs: each is one import and one call. Importing this package loads nothing heavy."""
+
+from chainrule.api.checking import check, check_gradients
+from chainrule.api.showing import SHOWN, show
+from chainrule.api.training import find_learning_rate, reproduce, resume, train
+from chainrule.api.using import evaluate, predict
+
+__all__ = [
+    "SHOWN",
+    "check",
+    "check_gradients",
+    "evaluate",
+    "find_learning_rate",
+    "predict",
+    "reproduce",
+    "resume",
+    "show",
+    "train",
+]
