@@ -9,6 +9,7 @@
     │   ├── ShortageError       not enough memory, whatever the size of the pieces
     │   ├── DivergedError       a loss that is no longer a number
     │   └── MissingExtraError   an optional package that is not installed
+    ├── GateError               exit code 3, a result that does not hold what it must; nothing was put in place
     ├── StoppedError            Ctrl-C or SIGTERM ended a training after a step; exit code 130 or 143
     └── AssetError              a download that failed or whose digest is wrong
 
@@ -107,6 +108,12 @@ class DivergedError(UserError):
 
 class ShortageError(UserError):
     """There is not enough memory for the smallest piece of the work."""
+
+
+class GateError(ChainruleError):
+    """What was made is not good enough to take the place of what it was made from."""
+
+    exit_code = 3
 
 
 class StoppedError(ChainruleError):

@@ -10,7 +10,10 @@ from chainrule.api.entry import set_environment
 from chainrule.core.artifact import Artifact, Run
 from chainrule.errors import ModelError, Problem, Where
 
-SHOWN = ("catalog", "tasks", "strategies", "optimizers", "schedules", "losses", "regularisers", "averages")
+SHOWN = (
+    *("catalog", "tasks", "strategies", "optimizers", "schedules", "losses", "regularisers", "averages"),
+    "exporters",
+)
 
 
 def show(what: str | Path, run: str | Path | Run | None = None) -> dict[str, Any]:
@@ -33,6 +36,11 @@ def show(what: str | Path, run: str | Path | Run | None = None) -> dict[str, Any
         from chainrule.models.scratch import describe
 
         return {"models": [*list_models(), *describe()], "data": list_datasets()}
+    if what == "exporters":
+        from chainrule.core.shelf import describe as rows_of_shelf
+        from chainrule.exporters import EXPORTERS
+
+        return {"exporters": rows_of_shelf(EXPORTERS)}
     if what in SHOWN:
         from chainrule.hpo.auto import description
         from chainrule.training.shelves import rows_of

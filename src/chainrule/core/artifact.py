@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -21,6 +21,48 @@ MANIFEST = "chainrule.json"
 EVENTS = "events.jsonl"
 FOLDS = "folds"  # in a run that was cross-validated: a folder for each fold
 ROWS = "rows.safetensors"  # hashes of the rows it was made with, and the recorded cut
+
+
+Runtime = Literal["torch", "onnx", "openvino", "none"]  # what runs the model here; none: only other programs do
+
+
+class Parity(BaseModel):
+    """How near a model is to the one it was made from, on the same rows, in float32 where both have that.
+
+    Attributes:
+        rows: how many were compared.
+        data: what they are rows of; None for tokens drawn by chance, which have no targets.
+        distance: the largest difference between any two outputs.
+        largest: the largest output of the model it was made from.
+        agreement: the share of rows of which both say the same; of numbers None.
+        metric: what both were scored by, with targets.
+        before, after: the scores.
+        difference, low, high: after less before, such that higher is better, with its 95 % interval, paired.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rows: int = Field(ge=1)
+    data: str | None = None
+    distance: float
+    largest: float
+    agreement: float | None = None
+    metric: str | None = None
+    before: float | None = None
+    after: float | None = None
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+class Step(BaseModel):
+    """What was done to a model after training: the command's words, the weights it was done to, what it cost."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    step: str
+    parent_sha256: str
+    parity: Parity
 
 
 class Manifest(BaseModel):
@@ -44,6 +86,8 @@ class Manifest(BaseModel):
     data: dict[str, Any]
     loads_in: tuple[str, ...] = Field(min_length=1)
     weights_sha256: str
+    runtime: Runtime = "torch"
+    lineage: tuple[Step, ...] = ()
 
     @field_validator("recipe")
     @classmethod

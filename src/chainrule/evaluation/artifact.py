@@ -50,21 +50,9 @@ def evaluate_artifact(
         DataError: the rows are wrong, or there is no such split.
     """
     predictor = load_predictor(artifact)
-    rows = _read(artifact, predictor, source, spec, split)
-    findings = list(rows.findings)
-    part = rows.split if limit is None else rows.split.take(np.arange(min(limit, len(rows.split))))
-    shown = None if rows.name == "all" else rows.name
-    if not predictor.task.embeds:  # what was trained on pairs can be judged on labelled texts, too
-        if lacking := [name for name in artifact.manifest.inputs if name not in part.inputs]:
-            problem = Problem("the fields that the model was trained on", f"no {', '.join(lacking)}", "Give such rows.")
-            raise DataError("The rows are not such as the model was trained on.", [problem])
-        part = replace(part, inputs={name: part.inputs[name] for name in artifact.manifest.inputs})
-    done = encode_split(predictor.task, predictor.tokenizer, part, artifact.manifest.max_length, shown, spec.on_bad_row)
-    require_usable(done)
-    findings += done.findings
+    name, done = labelled_rows(predictor, source, spec, split, limit)
+    findings = list(done.findings)
     encoded, targets = done.encoded, done.encoded.targets
-    if targets is None:
-        raise DataError("The rows to evaluate on have no labels.")
     if predictor.task.reference is not None:
         with untuned(predictor) as forward, display.bar("evaluating the model before training", len(encoded)) as bar:
             encoded = with_references(forward, encoded, predictor.task, bar)
@@ -79,7 +67,7 @@ def evaluate_artifact(
         artifact=artifact.path.name if artifact.run_folder is None else artifact.run_folder.name,
         task=predictor.task.name,
         data=spec.source or type(source).__name__,
-        split=rows.name,
+        split=name,
         metrics=metrics,
         primary_metric=predictor.task.primary_metric,
         baselines=baseline_metrics,
@@ -90,6 +78,36 @@ def evaluate_artifact(
         findings=tuple(findings),
     )
     return _with_texts(report, predictor, done.split, display)
+
+
+def labelled_rows(
+    predictor: Predictor, source: Any, spec: Data, split: str | None, limit: int | None
+) -> tuple[str, EncodedSplit]:
+    """Rows with targets as the model reads them, with all that was found in them.
+
+    Args:
+        split, limit: as in `evaluate_artifact`.
+
+    Returns:
+        The name of the split, "all" for a new single file; the rows.
+
+    Raises:
+        DataError: the rows are wrong, or there is no such split.
+    """
+    manifest = predictor.artifact.manifest
+    rows = _read(predictor.artifact, predictor, source, spec, split)
+    part = rows.split if limit is None else rows.split.take(np.arange(min(limit, len(rows.split))))
+    shown = None if rows.name == "all" else rows.name
+    if not predictor.task.embeds:  # what was trained on pairs can be judged on labelled texts, too
+        if lacking := [name for name in manifest.inputs if name not in part.inputs]:
+            problem = Problem("the fields that the model was trained on", f"no {', '.join(lacking)}", "Give such rows.")
+            raise DataError("The rows are not such as the model was trained on.", [problem])
+        part = replace(part, inputs={name: part.inputs[name] for name in manifest.inputs})
+    done = encode_split(predictor.task, predictor.tokenizer, part, manifest.max_length, shown, spec.on_bad_row)
+    require_usable(done)
+    if done.encoded.targets is None:
+        raise DataError("The rows to evaluate on have no labels.")
+    return rows.name, replace(done, findings=(*rows.findings, *done.findings))
 
 
 def _with_texts(report: EvaluationReport, predictor: Predictor, split: Split, display: Display) -> EvaluationReport:

@@ -41,6 +41,16 @@ _LIST_MARK = re.compile(r"^(\d+(?=[.)](?:\s|$))|(?=[-+=]))")
 _SPACE = re.compile(r"[\s\x00-\x1f\x7f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]+")
 
 
+_EXAMPLE = "Without Chainrule, `python FOLDER/example.py` runs it; that program needs {}, a tokenizer and NumPy alone."
+# for formats that transformers does not load
+_OTHERS = {
+    "onnxruntime": _EXAMPLE.format("ONNX Runtime"),
+    "openvino": _EXAMPLE.format("OpenVINO"),
+    "torch": "Without Chainrule, `torch.export.load('FOLDER/model.pt2').module()` is the model, for token ids.",
+    "llama.cpp": "llama.cpp and what builds on it load `FOLDER/model.gguf`; so does transformers, with `gguf_file`.",
+}
+
+
 def model_card(manifest: Manifest, evaluation: EvaluationReport | None) -> str:
     """The text of README.md for an artifact.
 
@@ -73,6 +83,7 @@ def model_card(manifest: Manifest, evaluation: EvaluationReport | None) -> str:
         vectors=manifest.task in VECTORS,
         ranks=manifest.task == RANKING,
         plain=Markup(_code(manifest)),
+        other=Markup(_OTHERS.get(manifest.loads_in[0], "")),
     )
     return card
 

@@ -16,6 +16,7 @@ from chainrule.core.task import Predictions, Read, Task
 from chainrule.data.batch import by_length, collate
 from chainrule.data.encode import Encoded
 from chainrule.errors import ModelError, Problem, Where
+from chainrule.inference.runtimes import load_graph
 from chainrule.kernels import native
 from chainrule.models.accelerate import accelerate
 from chainrule.models.adapters import has_adapters, plain_model, without_adapters
@@ -64,16 +65,31 @@ class Predictor:
         return said_of(self.forward, encoded, self.task, bar)
 
 
-def load_predictor(artifact: Artifact, *, device: str = "auto") -> Predictor:
-    """Load an artifact for prediction, in the number format it was trained in where this machine has it.
+def load_predictor(artifact: Artifact, *, device: str = "auto", precision: str | None = None) -> Predictor:
+    """Load an artifact for prediction.
+
+    Args:
+        precision: "float32" or "bfloat16"; None for the number format it was trained in where this machine has it.
 
     Raises:
         ModelError: a file of the artifact is damaged, or says something else than the others.
     """
+    runtime = artifact.manifest.runtime
+    if runtime == "none":
+        loads = f"one that loads in {', '.join(artifact.manifest.loads_in)} alone"
+        todo, where = "Use the artifact that it was made from.", Where(file=str(artifact.path))
+        raise ModelError("Chainrule does not run this model.", [Problem("a model that it runs", loads, todo, where)])
     task = task_of_artifact(artifact)
     _check_inputs(artifact, task)
     tokenizer = (load_processor if task.sees else load_tokenizer)(str(artifact.path))
-    place = choose_device(device)
+    place = choose_device(device if runtime == "torch" else "cpu")
+    wanted = precision or artifact.manifest.recipe.get("training", {}).get("precision", "float32")
+    precision = "bfloat16" if wanted == "bfloat16" and has_bfloat16(place) else "float32"
+    if runtime != "torch":
+        graph = load_graph(artifact.path, runtime, precision)
+        left = getattr(tokenizer, "padding_side", "right") == "left"
+        forward = Forward(graph, int(getattr(tokenizer, "pad_token_id", 0) or 0), left, place, "float32")
+        return Predictor(artifact, task, tokenizer, forward)
     held = artifact.manifest.recipe.get("strategy", {}).get("name") == "qlora"
     model = load_saved(artifact.path, task.head, base_name(artifact), held_on=place if held else None)
     if not (task.writes or task.embeds) and model.config.num_labels != len(task.outputs(artifact.manifest.labels)):
@@ -83,8 +99,6 @@ def load_predictor(artifact: Artifact, *, device: str = "auto") -> Predictor:
         _same_base(artifact)
     if not native.must_build():  # compiling takes longer than a few predictions
         accelerate(plain_model(model), place)
-    wanted = artifact.manifest.recipe.get("training", {}).get("precision", "float32")
-    precision = "bfloat16" if wanted == "bfloat16" and has_bfloat16(place) else "float32"
     return Predictor(artifact, task, tokenizer, forward_of(model, tokenizer, place, precision))
 
 

@@ -49,6 +49,18 @@ def save_model(folder: Path, model: Any, tokenizer: Any, *, max_length: int | No
     return ("peft",) if has_adapters(model) else ("transformers",)
 
 
+def save_reader(folder: Path, config: Any, tokenizer: Any, max_length: int | None) -> None:
+    """Write config.json and the tokenizer's files beside a model in another format than transformers'.
+
+    Args:
+        max_length: as in `save_model`.
+    """
+    if max_length is not None:
+        tokenizer.model_max_length = max_length
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 def weights_file(folder: Path) -> Path:
     """The file that holds an artifact's weights: the whole model's, or its adapters'."""
     adapters = folder / ADAPTER_WEIGHTS

@@ -11,6 +11,7 @@ SWITCHES = {
     "HF_HUB_DISABLE_UPDATE_CHECK": "1",  # huggingface_hub: looks for a newer version of itself
     "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # datasets: a request that only counts the download
     "DISABLE_SAFETENSORS_CONVERSION": "1",  # transformers: asks a third party to convert a hub model
+    "NNCF_CI": "1",  # NNCF
     "MLFLOW_DISABLE_TELEMETRY": "true",  # mlflow reads "true" only
 }
 
@@ -22,6 +23,8 @@ def turn_off_telemetry() -> None:
     Where huggingface_hub was imported earlier, its constant is set as well, since it reads the environment once.
     """
     os.environ.update(SWITCHES)
+    if "openvino_telemetry" not in sys.modules:  # OpenVINO and NNCF send through it, and without it do not
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
     constants = sys.modules.get("huggingface_hub.constants")
     if constants is not None:
         vars(constants)["HF_HUB_DISABLE_TELEMETRY"] = True

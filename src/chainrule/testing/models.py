@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -89,6 +89,29 @@ def tiny_chat_model(
     tokenizer.chat_template = template
     folder.mkdir(parents=True, exist_ok=True)
     tiny_language_model(len(tokenizer), tied=tied, positions=positions, seed=seed).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def tiny_byte_chat_model(folder: Path, *, positions: int = 64, seed: int = 0) -> Path:
+    """Write a random causal language model over byte pairs, as chat models have them, and return its folder."""
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    inner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    inner.train_from_iterator([" ".join(WORDS)] * 4, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, model_max_length=positions, eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    tiny_language_model(len(tokenizer), positions=positions, seed=seed).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -1,0 +1,94 @@
+"""Hand a fine-tuned model on: to other programs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from chainrule.api.entry import Rows, artifact_of, name_of, set_environment
+from chainrule.core.artifact import Artifact, Parity, Run
+from chainrule.core.recipe import Data, Spec
+from chainrule.errors import ChainruleError
+from chainrule.system.progress import Display, Quiet
+
+PARITY_ROWS = 256
+
+
+def export(
+    model: str | Path | Run | Artifact,
+    to: str,
+    out: str | Path,
+    *,
+    data: Rows | None = None,
+    limit: int = PARITY_ROWS,
+    options: Mapping[str, Any] | None = None,
+    display: Display | None = None,
+) -> tuple[Artifact, Parity]:
+    """Write a fine-tuned model in another format, and make sure that it is still the same model.
+
+    Both models read the same rows, and their outputs are compared in float32; a model that says something else is not
+    put in place.
+
+    Args:
+        model: a run folder or an artifact folder.
+        to: "hf", "onnx", "openvino", "gguf" or "torch-export".
+        out: the folder to make.
+        data: labelled rows to compare on; by default the test rows, or else the validation rows, of what it was trained
+            on; where they cannot be read, rows of tokens drawn by chance.
+        limit: so many rows at most.
+        options: of the format, e.g. {"numbers": "q8_0"} for GGUF.
+
+    Raises:
+        UserError: there is no such model or format, this model does not go into it, or `out` exists.
+        GateError: what was written says something else than the model; it was removed again.
+    """
+    set_environment()
+    from chainrule.core.shelf import take
+    from chainrule.evaluation.handover import hand_over
+    from chainrule.exporters import EXPORTERS
+    from chainrule.inference.predict import load_predictor
+    from chainrule.system.files import refuse_existing
+
+    told, folder = display or Quiet(), Path(out)
+    exporter = take(EXPORTERS, Spec(name=to, options=dict(options or {})), "export", ("--to", "--set"))()
+    refuse_existing(folder)
+    parent = load_predictor(artifact_of(model), device="cpu", precision="float32")
+    exporter.refuse(parent)
+    rows = rows_to_compare(parent, data, limit, told)
+    told.say(f"Writing {to} …")
+    step = f"export --to {to}"
+    manifest, parity = hand_over(parent, folder, step, lambda place: exporter.write(parent, place), rows)
+    return Artifact(folder, manifest), parity
+
+
+def rows_to_compare(predictor: Any, data: Rows | None, limit: int, display: Display) -> Any:
+    """Labelled rows for the comparison: those named, or else of what the model was trained on, or None."""
+    from chainrule.core.recipe import read_recipe
+    from chainrule.evaluation.artifact import labelled_rows
+    from chainrule.evaluation.parity import Rows as Compared
+
+    artifact, source = predictor.artifact, data
+    bad = artifact.manifest.recipe.get("data", {}).get("on_bad_row", "stop")
+    folder = artifact.run_folder
+    if source is None and folder is not None:
+        source = read_recipe(folder / "recipe.yaml").data.source
+    if source is None:
+        display.say("No rows are at hand: the models are compared on tokens drawn by chance (--data names real rows).")
+        return None
+    spec = Data(source=name_of(source), on_bad_row=bad)
+    tried = ("test", "validation")
+    for split in tried:
+        try:
+            name, done = labelled_rows(predictor, source, spec, split, limit)
+        except ChainruleError as error:
+            if data is not None and split == tried[-1]:
+                raise
+            if split == tried[-1]:
+                display.say(f"warning: the rows it was trained on cannot be read; tokens drawn by chance. {error}")
+            continue
+        shown = name_of(source) if name == "all" else f"{os.path.basename(name_of(source))}, {name}"  # noqa: PTH119
+        display.say(f"Comparing on {len(done.encoded):,} rows of {shown}.")
+        return Compared(shown, done.encoded)
+    return None
