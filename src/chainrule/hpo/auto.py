@@ -21,7 +21,9 @@ from chainrule.hpo.evidence import gather
 from chainrule.hpo.race import FEW, Candidate, Pace, Race, Result
 from chainrule.models import scratch
 from chainrule.models.adapters import has_peft
+from chainrule.models.load import width_of
 from chainrule.strategies import STRATEGIES, make_strategy, refuse_misfit, reserved_tokens
+from chainrule.strategies.base import usual_rate
 from chainrule.system.files import refuse_existing
 from chainrule.system.lock import only_one
 from chainrule.system.memory import PeakMemory, is_shortage
@@ -40,7 +42,7 @@ NAME = "auto"
 FOR_FEW_ROWS = ("contrastive", "gradual", "full")
 FOR_MANY_ROWS = ("full", "gradual", "partial")
 FOR_LANGUAGE_MODELS = ("lora", "full")
-FACTORS = (3.0, 1.0)
+FACTORS = (1.0, 1 / 3)
 CONTRASTIVE_FACTORS = (1.0, 0.5)
 WHOLE = Spec(name="full")
 LEAST_SECONDS = 60.0  # for choosing, where no time was named
@@ -257,7 +259,7 @@ def _rates(recipe: Recipe, spec: Spec) -> list[float]:
     """The learning rates that a strategy is tried at."""
     if recipe.optimizer.learning_rate is not None:
         return [recipe.optimizer.learning_rate]
-    own = learning_rate(recipe.optimizer, STRATEGIES[spec.name].make.default_learning_rate)
+    own = learning_rate(recipe.optimizer, usual_rate(STRATEGIES[spec.name].make, width_of(recipe.model.name)))
     return [float(f"{own * by:.3g}") for by in (CONTRASTIVE_FACTORS if spec.name == "contrastive" else FACTORS)]
 
 

@@ -207,6 +207,16 @@ def load_saved(folder: Path, head: Head, base: str, *, held_on: torch.device | N
     return add_saved(model, folder)
 
 
+def width_of(name: str) -> int:
+    """The numbers in a hidden state of a model, as its config.json says; 1 where it does not.
+
+    Raises:
+        ModelError: it cannot be found.
+    """
+    found = getattr(read_config(find(name)).get_text_config(), "hidden_size", 1)
+    return found if isinstance(found, int) and found > 0 else 1
+
+
 def is_encoder_decoder(name: str) -> bool:
     """Whether a model reads one text and writes another, as its config.json says.
 

@@ -11,6 +11,8 @@ from chainrule.core.task import Objective
 from chainrule.errors import Problem, Where
 from chainrule.models.inspect import depths_below_head
 
+MEASURED_WIDTH = 384
+
 
 @dataclass(frozen=True)
 class ParameterGroup:
@@ -45,13 +47,21 @@ class Phase:
 
 
 class Strategy(Protocol):
-    """A way to fine-tune."""
+    """A way to fine-tune.
+
+    Attributes:
+        default_learning_rate: for AdamW on a model of MEASURED_WIDTH hidden numbers or fewer.
+        width_exponent: how it falls in wider models, see `usual_rate`.
+    """
 
     @property
     def options(self) -> Section: ...
 
     @property
     def default_learning_rate(self) -> float: ...
+
+    @property
+    def width_exponent(self) -> float: ...
 
     def prepare(self, model: Any, tell: Callable[[str], None]) -> Any:
         """Called once on the loaded model, before the kernels go on: put in what is to be trained besides its weights.
@@ -74,6 +84,17 @@ class Strategy(Protocol):
     def finish(self, model: Any) -> Any:
         """Called once after training: merge, drop hooks. Returns the model to save."""
         ...
+
+
+def usual_rate(strategy: type[Strategy] | Strategy, width: int) -> float:
+    """The learning rate to begin with on a model of a width, for AdamW.
+
+    Yang et al. (2021), Tensor Programs V, table 8: with Adam the best rate of a matrix falls as 1 / width, that of a
+    vector does not. Adapters lie between: LOG.md, "Which learning rates do strategies begin with?"
+    """
+    narrower: float = min(1.0, MEASURED_WIDTH / width)
+    rate: float = strategy.default_learning_rate * narrower**strategy.width_exponent  # type: ignore[operator]
+    return float(f"{rate:.3g}")
 
 
 def decayed_groups(model: Any, names: Sequence[str], optimizer: Optimizer) -> tuple[ParameterGroup, ...]:

@@ -19,6 +19,7 @@ class BitFit:
     """Every bias is trained, those of norms included, and a classifier's head whole; all other weights stay."""
 
     default_learning_rate = 1e-3
+    width_exponent = 0.0
 
     def __init__(self, options: Options) -> None:
         self.options = options

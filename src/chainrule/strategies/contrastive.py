@@ -53,6 +53,7 @@ class Contrastive:
     """
 
     default_learning_rate = 2e-4
+    width_exponent = 1.0
 
     def __init__(self, options: Options) -> None:
         self.options = options

@@ -16,7 +16,8 @@ class Options(Section):
 class Full:
     """Every parameter is trained from the first step."""
 
-    default_learning_rate = 5e-5
+    default_learning_rate = 1.5e-4
+    width_exponent = 1.0
 
     def __init__(self, options: Options) -> None:
         self.options = options

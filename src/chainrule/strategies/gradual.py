@@ -35,7 +35,8 @@ class Options(Section):
 class Gradual:
     """The head is trained first, then with it one layer more after another, the embeddings last."""
 
-    default_learning_rate = 1e-4
+    default_learning_rate = 3e-4
+    width_exponent = 1.0
 
     def __init__(self, options: Options) -> None:
         self.options = options

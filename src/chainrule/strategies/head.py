@@ -27,7 +27,8 @@ class Options(Section):
 class Head:
     """Everything above the last layer (pooler and classifier) is trained; the encoder runs without dropout."""
 
-    default_learning_rate = 1e-3
+    default_learning_rate = 3e-3
+    width_exponent = 1.0
 
     def __init__(self, options: Options) -> None:
         self.options = options

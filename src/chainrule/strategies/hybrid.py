@@ -56,7 +56,8 @@ class Options(Section):
 class Hybrid:
     """Groups of layers, each trained in its own way. Adapters are merged in the end, so that the artifact is plain."""
 
-    default_learning_rate = 1e-4
+    default_learning_rate = 3e-4
+    width_exponent = 1.0
 
     def __init__(self, options: Options) -> None:
         self.options = options

@@ -37,6 +37,7 @@ class Ia3:
     """A vector per adapted layer is trained, and a classifier's head: a few thousand numbers in all."""
 
     default_learning_rate = 3e-3
+    width_exponent = 0.0
 
     def __init__(self, options: Options) -> None:
         self.options = options

@@ -14,7 +14,8 @@ from chainrule.strategies.base import Phase
 class Lora:
     """Adapters on the linear layers are trained, and a classifier's head with them."""
 
-    default_learning_rate = 2e-4
+    default_learning_rate = 6e-4
+    width_exponent = 0.5
 
     def __init__(self, options: LowRank) -> None:
         self.options = options

@@ -33,7 +33,8 @@ class Options(Section):
 class Partial:
     """The chosen layers and the head are trained; frozen layers at the bottom run without dropout and backward."""
 
-    default_learning_rate = 1e-4
+    default_learning_rate = 3e-4
+    width_exponent = 1.0
 
     def __init__(self, options: Options) -> None:
         self.options = options

@@ -40,6 +40,7 @@ class Prompt:
     """Virtual tokens are trained, and a classifier's head. They stay apart: no weight can take them in."""
 
     default_learning_rate = 3e-2
+    width_exponent = 0.0
 
     def __init__(self, options: Options) -> None:
         self.options = options

@@ -15,7 +15,8 @@ from chainrule.strategies.base import Phase
 class QLora:
     """As `lora`, with the frozen linear layers in a quarter (int8) or an eighth (nf4) of the memory of float32."""
 
-    default_learning_rate = 2e-4
+    default_learning_rate = 6e-4
+    width_exponent = 0.5
 
     def __init__(self, options: LowRank) -> None:
         self.options = options

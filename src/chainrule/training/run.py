@@ -24,10 +24,10 @@ from chainrule.models.adapters import plain_model
 from chainrule.models.classifier import PooledClassifier, form_of
 from chainrule.models.crf import CRF, Tagger, with_chain
 from chainrule.models.inspect import count_parameters, layer_stack
-from chainrule.models.load import load_classifier, load_language_model
+from chainrule.models.load import load_classifier, load_language_model, width_of
 from chainrule.models.lstm import LSTMTrunk
 from chainrule.strategies import make_strategy, refuse_misfit, reserved_tokens
-from chainrule.strategies.base import Strategy
+from chainrule.strategies.base import Strategy, usual_rate
 from chainrule.system.device import choose_device, has_bfloat16, use_threads
 from chainrule.system.files import (
     atomic_folder,
@@ -209,7 +209,7 @@ def prepare_rows(
     prepared = prepare(recipe, source, task, splits, reserved=reserved_tokens(strategy))
     _tell(prepared, display)
     made = scratch.SCRATCH.get(recipe.model.name)
-    rate = strategy.default_learning_rate if made is None else made.learning_rate
+    rate = usual_rate(strategy, width_of(recipe.model.name)) if made is None else made.learning_rate
     known = {
         "model.max_length": prepared.max_length,
         "model.options": prepared.model_options,
