@@ -3,6 +3,7 @@
 from chainrule.api import (
     check,
     check_gradients,
+    compress,
     evaluate,
     export,
     find_learning_rate,
@@ -25,6 +26,7 @@ __all__ = [
     "__version__",
     "check",
     "check_gradients",
+    "compress",
     "evaluate",
     "export",
     "find_learning_rate",

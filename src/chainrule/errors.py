@@ -3,6 +3,7 @@
     ChainruleError              exit code 1, our fault unless a subclass says otherwise
     ├── UserError               exit code 2, the input is wrong; carries every problem found
     │   ├── DataError           rows, columns, files
+    │   │   └── NoSplitError    the data is not cut as asked
     │   ├── RecipeError         keys and values of a recipe
     │   ├── ModelError          a model folder or name that cannot be used
     │   ├── OutputError         an output path that cannot be written
@@ -88,6 +89,10 @@ class UserError(ChainruleError):
 
 class DataError(UserError):
     """Rows, columns or files of the data are wrong."""
+
+
+class NoSplitError(DataError):
+    """The data has no split of that name."""
 
 
 class RecipeError(UserError):

@@ -55,14 +55,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 @pytest.mark.parametrize(("to", "task"), CASES)
 def test_what_is_written_is_the_same_model(to: str, task: str, runs: Runs, tmp_path: Path) -> None:
     run = runs(task)
-    artifact, parity = chainrule.export(run, to, tmp_path / "out", limit=40)
+    artifact, step = chainrule.export(run, to, tmp_path / "out", limit=40)
+    parity = step.parity
     assert parity.distance <= 1e-4 * max(parity.largest, 1)
     assert parity.data is not None
     assert parity.rows >= 3
     manifest = Artifact.read(tmp_path / "out").manifest
     assert manifest == artifact.manifest
     assert manifest.parent == run.artifact.manifest.weights_sha256
-    assert [step.step for step in manifest.lineage] == [f"export --to {to}"]
+    assert [done.step for done in manifest.lineage] == [f"export --to {to}"]
     assert manifest.lineage[0].parity == parity
     if parity.metric not in (None, "loss"):
         assert parity.before == parity.after
@@ -169,8 +170,8 @@ def test_adapters_are_merged(tmp_path: Path) -> None:
     )
     assert (run.path / "artifact" / "adapter_config.json").is_file()
     for to in ("hf", "openvino"):
-        _, parity = chainrule.export(run, to, tmp_path / to)
-        assert parity.distance <= 1e-4 * parity.largest
+        _, step = chainrule.export(run, to, tmp_path / to)
+        assert step.parity.distance <= 1e-4 * step.parity.largest
     assert not (tmp_path / "hf" / "adapter_config.json").exists()
     first, second = (chainrule.predict(model, text=["good", "a bad film"]) for model in (run, tmp_path / "hf"))
     assert [row["predicted_label"] for row in first] == [row["predicted_label"] for row in second]  # type: ignore[union-attr]
@@ -180,7 +181,8 @@ def test_adapters_are_merged(tmp_path: Path) -> None:
 def test_gguf_says_what_the_model_says(numbers: str, tmp_path: Path) -> None:
     chat = tiny_byte_chat_model(tmp_path / "chat")
     run = short_run("text-generation", tmp_path / "x", model=str(chat), strategy="lora")
-    _, parity = chainrule.export(run, "gguf", tmp_path / "out", options={"numbers": numbers})
+    _, step = chainrule.export(run, "gguf", tmp_path / "out", options={"numbers": numbers})
+    parity = step.parity
     assert parity.distance <= {"f32": 1e-5, "f16": 5e-3, "q8_0": 5e-2}[numbers] * parity.largest
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", gguf_file="model.gguf", dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out", gguf_file="model.gguf")
@@ -233,7 +235,8 @@ def test_a_graph_is_not_exported_again(runs: Runs, tmp_path: Path) -> None:
 
 def test_without_real_rows_tokens_are_drawn(runs: Runs, tmp_path: Path) -> None:
     chainrule.export(runs("text-classification"), "hf", tmp_path / "alone")
-    _, parity = chainrule.export(tmp_path / "alone", "onnx", tmp_path / "out")
+    _, step = chainrule.export(tmp_path / "alone", "onnx", tmp_path / "out")
+    parity = step.parity
     assert (parity.data, parity.rows, parity.metric) == (None, 16, None)
     assert parity.largest > 0
     chainrule.export(runs("seq2seq"), "hf", tmp_path / "writer")

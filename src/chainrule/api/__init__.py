@@ -1,16 +1,20 @@
 """The verbs: each is one import and one call. Importing this package loads nothing heavy."""
 
 from chainrule.api.checking import check, check_gradients
+from chainrule.api.compressing import LOSS, WORST, compress
 from chainrule.api.exporting import PARITY_ROWS, export
 from chainrule.api.showing import SHOWN, show
 from chainrule.api.training import find_learning_rate, reproduce, resume, train
 from chainrule.api.using import evaluate, predict
 
 __all__ = [
+    "LOSS",
     "PARITY_ROWS",
     "SHOWN",
+    "WORST",
     "check",
     "check_gradients",
+    "compress",
     "evaluate",
     "export",
     "find_learning_rate",

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from chainrule.api.entry import Rows, artifact_of, name_of, set_environment
-from chainrule.core.artifact import Artifact, Parity, Run
+from chainrule.core.artifact import Artifact, Run, Step
 from chainrule.core.recipe import Data, Spec
-from chainrule.errors import ChainruleError
+from chainrule.errors import ChainruleError, NoSplitError
 from chainrule.system.progress import Display, Quiet
 
 PARITY_ROWS = 256
@@ -25,7 +25,7 @@ def export(
     limit: int = PARITY_ROWS,
     options: Mapping[str, Any] | None = None,
     display: Display | None = None,
-) -> tuple[Artifact, Parity]:
+) -> tuple[Artifact, Step]:
     """Write a fine-tuned model in another format, and make sure that it is still the same model.
 
     Both models read the same rows, and their outputs are compared in float32; a model that says something else is not
@@ -59,36 +59,50 @@ def export(
     rows = rows_to_compare(parent, data, limit, told)
     told.say(f"Writing {to} …")
     step = f"export --to {to}"
-    manifest, parity = hand_over(parent, folder, step, lambda place: exporter.write(parent, place), rows)
-    return Artifact(folder, manifest), parity
+    manifest, done = hand_over(parent, folder, step, lambda place: exporter.write(parent, place), rows)
+    return Artifact(folder, manifest), done
 
 
 def rows_to_compare(predictor: Any, data: Rows | None, limit: int, display: Display) -> Any:
     """Labelled rows for the comparison: those named, or else of what the model was trained on, or None."""
-    from chainrule.core.recipe import read_recipe
+    if data is None and source_or_none(predictor.artifact) is None:
+        display.say("No rows are at hand: the models are compared on tokens drawn by chance (--data names real rows).")
+        return None
+    try:
+        found = rows_of_split(predictor, data, "test", limit) or rows_of_split(predictor, data, "validation", limit)
+    except ChainruleError as error:
+        if data is not None:
+            raise
+        display.say(f"warning: the rows it was trained on cannot be read; tokens drawn by chance. {error}")
+        return None
+    if found is not None:
+        display.say(f"Comparing on {len(found.encoded):,} rows of {found.data}.")
+    return found
+
+
+def rows_of_split(predictor: Any, data: Rows | None, split: str, limit: int | None = None) -> Any:
+    """Labelled rows of a split of the data named, or of what the model was trained on; None where it has no such split.
+
+    A file without splits that is named stands for each of them.
+    """
     from chainrule.evaluation.artifact import labelled_rows
     from chainrule.evaluation.parity import Rows as Compared
 
-    artifact, source = predictor.artifact, data
-    bad = artifact.manifest.recipe.get("data", {}).get("on_bad_row", "stop")
-    folder = artifact.run_folder
-    if source is None and folder is not None:
-        source = read_recipe(folder / "recipe.yaml").data.source
+    source = data if data is not None else source_or_none(predictor.artifact)
     if source is None:
-        display.say("No rows are at hand: the models are compared on tokens drawn by chance (--data names real rows).")
         return None
-    spec = Data(source=name_of(source), on_bad_row=bad)
-    tried = ("test", "validation")
-    for split in tried:
-        try:
-            name, done = labelled_rows(predictor, source, spec, split, limit)
-        except ChainruleError as error:
-            if data is not None and split == tried[-1]:
-                raise
-            if split == tried[-1]:
-                display.say(f"warning: the rows it was trained on cannot be read; tokens drawn by chance. {error}")
-            continue
-        shown = name_of(source) if name == "all" else f"{os.path.basename(name_of(source))}, {name}"  # noqa: PTH119
-        display.say(f"Comparing on {len(done.encoded):,} rows of {shown}.")
-        return Compared(shown, done.encoded)
-    return None
+    bad = predictor.artifact.manifest.recipe.get("data", {}).get("on_bad_row", "stop")
+    try:
+        name, done = labelled_rows(predictor, source, Data(source=name_of(source), on_bad_row=bad), split, limit)
+    except NoSplitError:
+        return None
+    shown = os.path.basename(name_of(source))  # noqa: PTH119
+    return Compared(shown if name == "all" else f"{shown}, {name}", done.split.inputs, done.encoded)
+
+
+def source_or_none(artifact: Artifact) -> str | None:
+    """The data that the run of an artifact was trained on, where it lies in its run and that was a path or a name."""
+    from chainrule.core.recipe import read_recipe
+
+    folder = artifact.run_folder
+    return None if folder is None else read_recipe(folder / "recipe.yaml").data.source

@@ -12,7 +12,7 @@ from chainrule.errors import ModelError, Problem, Where
 
 SHOWN = (
     *("catalog", "tasks", "strategies", "optimizers", "schedules", "losses", "regularisers", "averages"),
-    "exporters",
+    *("exporters", "compressors"),
 )
 
 
@@ -41,6 +41,11 @@ def show(what: str | Path, run: str | Path | Run | None = None) -> dict[str, Any
         from chainrule.exporters import EXPORTERS
 
         return {"exporters": rows_of_shelf(EXPORTERS)}
+    if what == "compressors":
+        from chainrule.compressors import COMPRESSORS
+        from chainrule.core.shelf import describe as rows_of_shelf
+
+        return {"compressors": rows_of_shelf(COMPRESSORS)}
     if what in SHOWN:
         from chainrule.hpo.auto import description
         from chainrule.training.shelves import rows_of

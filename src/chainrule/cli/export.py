@@ -9,7 +9,7 @@ import typer
 
 from chainrule import api
 from chainrule.cli.output import Json, display, print_json, print_line, settings_of
-from chainrule.core.artifact import Artifact, Parity
+from chainrule.core.artifact import Artifact, Parity, Step
 
 Option = Annotated[
     list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="An option of the format, e.g. numbers=q8_0.")
@@ -26,22 +26,27 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a fine-tuned model for other programs, and make sure that it is still the same model."""
-    artifact, parity = api.export(
+    artifact, step = api.export(
         model, to, out, data=data, limit=limit, options=settings_of({}, assignments), display=display()
     )
     if as_json:
-        print_json(document(artifact, parity))
+        print_json(document(artifact, step))
         return
-    print_line(f"{to} in {out}: {_size(out)}; loads in {', '.join(artifact.manifest.loads_in)}.")
-    print_parity(parity)
+    print_line(f"{to} in {out}: {size_of(out)}; loads in {', '.join(artifact.manifest.loads_in)}.")
+    print_parity(step.parity)
 
 
-def document(artifact: Artifact, parity: Parity) -> dict[str, object]:
+def document(artifact: Artifact, step: Step) -> dict[str, object]:
     """What --json prints of an artifact that was made from another."""
     sizes = {"bytes": sum(file.stat().st_size for file in artifact.path.rglob("*") if file.is_file())}
     manifest = artifact.manifest
     known = {"runtime": manifest.runtime, "loads_in": manifest.loads_in, "parent": manifest.parent}
-    return {"artifact": str(artifact.path), **sizes, **known, "parity": parity.model_dump(mode="json")}
+    return {
+        "artifact": str(artifact.path),
+        **sizes,
+        **known,
+        **step.model_dump(mode="json", include={"parity", "speed"}),
+    }
 
 
 def print_parity(parity: Parity) -> None:
@@ -50,6 +55,8 @@ def print_parity(parity: Parity) -> None:
     print_line(
         f"Compared on {of}: outputs differ by at most {parity.distance:.2g} (the largest is {parity.largest:.3g})."
     )
+    if parity.covered is not None:
+        print_line(f"{100 * parity.covered:.1f} % of the rows are read as the same tokens; outputs are of these.")
     if parity.agreement is not None:
         print_line(f"Same answer: {100 * parity.agreement:.2f} % of the rows.")
     if parity.metric is not None:
@@ -57,5 +64,6 @@ def print_parity(parity: Parity) -> None:
         print_line(f"{parity.metric}: {parity.before:.4f} before, {parity.after:.4f} after{interval}.")
 
 
-def _size(folder: Path) -> str:
+def size_of(folder: Path) -> str:
+    """How large a folder is."""
     return f"{sum(file.stat().st_size for file in folder.rglob('*') if file.is_file()) / 1e6:,.1f} MB"

@@ -35,6 +35,8 @@ class Parity(BaseModel):
         distance: the largest difference between any two outputs.
         largest: the largest output of the model it was made from.
         agreement: the share of rows of which both say the same; of numbers None.
+        covered: the share of rows that both read as the same tokens, of which alone outputs are compared; None where
+            both have the same vocabulary.
         metric: what both were scored by, with targets.
         before, after: the scores.
         difference, low, high: after less before, such that higher is better, with its 95 % interval, paired.
@@ -47,6 +49,7 @@ class Parity(BaseModel):
     distance: float
     largest: float
     agreement: float | None = None
+    covered: float | None = None
     metric: str | None = None
     before: float | None = None
     after: float | None = None
@@ -55,14 +58,45 @@ class Parity(BaseModel):
     high: float | None = None
 
 
+class Speed(BaseModel):
+    """How fast a model is beside the one it was made from: medians of turns, in the number formats they are used in.
+
+    Attributes:
+        rows_per_second: before and after, of rows sorted by length.
+        milliseconds: before and after, of one row at a time: the median row.
+        threads: of both.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rows_per_second: tuple[float, float]
+    milliseconds: tuple[float, float]
+    threads: int
+
+    @property
+    def many(self) -> float:
+        """How many times as fast it is with many rows."""
+        return self.rows_per_second[1] / self.rows_per_second[0]
+
+    @property
+    def single(self) -> float:
+        """How many times as fast it is with one row at a time."""
+        return self.milliseconds[0] / self.milliseconds[1]
+
+
 class Step(BaseModel):
-    """What was done to a model after training: the command's words, the weights it was done to, what it cost."""
+    """What was done to a model after training: the command's words, the weights it was done to, what it cost.
+
+    Attributes:
+        speed: of both models in turn on this machine, where the step was to make it faster.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     step: str
     parent_sha256: str
     parity: Parity
+    speed: Speed | None = None
 
 
 class Manifest(BaseModel):

@@ -37,6 +37,15 @@ class WritingFlags(TypedDict, total=False):
     seed: int
 
 
+class Limits(TypedDict, total=False):
+    """What `compress` may cost: points (hundredths) that the score may fall, points at the worse end of the 95 %
+    interval of the difference, and whether a model that is no faster is taken for its size."""
+
+    loss: float
+    worst: float
+    allow_slower: bool
+
+
 _FLAG_KEYS = {
     "task": "task",
     "model": "model.name",

@@ -25,7 +25,7 @@ from chainrule.data.table import Places, Table
 from chainrule.data.targets import encode_targets, label_names, labels_of, unknown_labels
 from chainrule.data.texts import Texts
 from chainrule.data.times import time_leaks
-from chainrule.errors import DataError, Problem, Where
+from chainrule.errors import DataError, NoSplitError, Problem, Where
 
 
 @dataclass(frozen=True)
@@ -391,9 +391,10 @@ def _unusable(findings: Sequence[Finding], problems: Sequence[Problem]) -> DataE
     return DataError(" ".join(["The data cannot be used:", *errors]), problems[:MAX_PROBLEMS])
 
 
-def _no_split(wanted: str, reading: Reading, names: Sequence[str] = ()) -> DataError:
+def _no_split(wanted: str, reading: Reading, names: Sequence[str] = ()) -> NoSplitError:
     there = [name for name in (names or reading.tables) if name != "all"]
     got = f"only {', '.join(there)}" if there else "a single file that is not the one the model was trained on"
     file = next(iter(reading.tables.values())).file
     todo = "Choose another --split." if there else "Leave --split out to use all rows."
-    return DataError(f"The data has no split {wanted!r}.", [Problem(f"a split named {wanted}", got, todo, Where(file))])
+    problem = Problem(f"a split named {wanted}", got, todo, Where(file))
+    return NoSplitError(f"The data has no split {wanted!r}.", [problem])

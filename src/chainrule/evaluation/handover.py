@@ -10,13 +10,15 @@ from typing import Any
 
 import torch
 
-from chainrule.core.artifact import MANIFEST, ROWS, Artifact, Manifest, Parity, Runtime, Step
+from chainrule.core.artifact import MANIFEST, ROWS, Artifact, Manifest, Runtime, Speed, Step
 from chainrule.evaluation.card import model_card
 from chainrule.evaluation.parity import SAME, Bound, Rows, compare, compare_made_up, require
 from chainrule.inference.predict import Predictor, load_predictor
 from chainrule.models.save import save_reader
 from chainrule.system.files import atomic_folder, output_errors, refuse_existing, sha256, write_text
 from chainrule.version import __version__
+
+Time = Callable[[Artifact], Speed]
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,13 @@ class Written:
 
 
 def hand_over(
-    parent: Predictor, out: Path, step: str, write: Callable[[Path], Written], rows: Rows | None
-) -> tuple[Manifest, Parity]:
+    parent: Predictor,
+    out: Path,
+    step: str,
+    write: Callable[[Path], Written],
+    rows: Rows | None,
+    time: Time | None = None,
+) -> tuple[Manifest, Step]:
     """Write the next artifact, load it again, compare it with its parent, and put it in its place.
 
     Args:
@@ -49,9 +56,10 @@ def hand_over(
         step: what is done, in the words of the command.
         write: writes the model into an empty folder.
         rows: what both are compared on; None for rows of chance.
+        time: measures how fast both are, and refuses what is not fast enough.
 
     Returns:
-        Its manifest, and how near it is to its parent.
+        Its manifest, and what was measured.
 
     Raises:
         OutputError: `out` exists or cannot be written.
@@ -67,13 +75,14 @@ def hand_over(
         child = _loaded(parent, Artifact(folder, manifest), written)
         found = compare_made_up(parent, child) if rows is None else compare(parent, child, rows)
         require(found, written.bound, step)
-        lineage = Step(step=step, parent_sha256=parent.artifact.manifest.weights_sha256, parity=found)
-        manifest = _manifest(parent.artifact.manifest, folder, written, (lineage,))
+        speed = None if time is None else time(Artifact(folder, manifest))
+        done = Step(step=step, parent_sha256=parent.artifact.manifest.weights_sha256, parity=found, speed=speed)
+        manifest = _manifest(parent.artifact.manifest, folder, written, (done,))
         write_text(folder / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
         write_text(folder / "README.md", model_card(manifest, None))
         if (parent.artifact.path / ROWS).is_file():
             shutil.copyfile(parent.artifact.path / ROWS, folder / ROWS)
-    return manifest, found
+    return manifest, done
 
 
 def _loaded(parent: Predictor, artifact: Artifact, written: Written) -> Predictor:

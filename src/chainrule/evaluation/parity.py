@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from chainrule.inference.predict import BATCH_TOKENS, Predictor, evaluating
 PARENT = "before"
 EXACT = 1e-3  # of the largest output; float32 in another order of sums leaves about 1e-6 of it
 MADE_UP, LONGEST = 16, 48
+Pairs = Iterable[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]]
 _NAMES = ("logits", "start_logits", "end_logits", "vectors")
 
 
@@ -49,24 +50,55 @@ class Rows:
 
     Attributes:
         data: what they are of.
+        inputs: field -> texts.
+        encoded: the same as the model before reads them, with targets.
     """
 
     data: str
+    inputs: Mapping[str, Sequence[str]]
     encoded: Encoded
 
 
 def compare(before: Predictor, after: Predictor, rows: Rows) -> Parity:
-    """Both models on the same rows. Of models that write, what differs is the loss of each row: logits are too many."""
-    task, targets = before.task, rows.encoded.targets
-    first, second = (predictor.predict(rows.encoded) for predictor in (before, after))
+    """Both models on the same rows.
+
+    Of models that write, what differs is the loss of each row: logits are too many. Where the model after has another
+    vocabulary, outputs are compared on the rows that both read as the same tokens.
+    """
+    task, targets, encoded, covered = before.task, rows.encoded.targets, rows.encoded, None
+    other = encoded
+    if not task.sees and before.tokenizer.get_vocab() != after.tokenizer.get_vocab():
+        other = after.encode(rows.inputs, targets)
+        covered = _read_alike(before, after, encoded, other)
+    first, second = before.predict(encoded), after.predict(other)
     if task.writes:
         distance, largest = _farthest(first.losses, second.losses)
     else:
-        distance, largest = _distance(before, after, _batches(before, rows.encoded))
-    agreement = _agreement(task, first, second)
-    found = Parity(rows=len(first), data=rows.data, distance=distance, largest=largest, agreement=agreement)
+        alike = np.arange(len(encoded)) if covered is None else np.flatnonzero(covered)
+        distance, largest = _distance(before, after, _batches(before, after, (encoded, other), alike))
+    found = Parity(
+        rows=len(first),
+        data=rows.data,
+        distance=distance,
+        largest=largest,
+        agreement=_agreement(task, first, second),
+        covered=None if covered is None else float(covered.mean()),
+    )
     scored = {} if targets is None else score_both(task, targets, first, second, before.artifact.manifest.labels)
     return found.model_copy(update=scored)
+
+
+def _read_alike(before: Predictor, after: Predictor, first: Encoded, second: Encoded) -> np.ndarray:
+    """(n,) bool: of which rows both tokenizers make the same tokens."""
+    alike = np.zeros(len(first), bool)
+    for row in range(len(first)):
+        place = np.array([row])
+        told = (
+            predictor.tokenizer.convert_ids_to_tokens(encoded.take(place).ids.tolist())
+            for predictor, encoded in ((before, first), (after, second))
+        )
+        alike[row] = next(told) == next(told)
+    return alike
 
 
 def _farthest(first: np.ndarray | None, second: np.ndarray | None) -> tuple[float, float]:
@@ -101,7 +133,7 @@ def compare_made_up(before: Predictor, after: Predictor) -> Parity:
         problem = Problem("rows to compare the two models on", "none", "Name them: --data DATA")
         raise RecipeError("This model cannot be compared with the one it was made from.", [problem])
     batches = list(_drawn(before))
-    distance, largest = _distance(before, after, batches)
+    distance, largest = _distance(before, after, ((inputs, inputs) for inputs in batches))
     return Parity(rows=sum(len(next(iter(batch.values()))) for batch in batches), distance=distance, largest=largest)
 
 
@@ -134,23 +166,29 @@ def require(parity: Parity, bound: Bound, what: str) -> None:
         raise GateError(f"{what} gave another model; it was not put in place.", problems)
 
 
-def _batches(predictor: Predictor, encoded: Encoded) -> Iterator[dict[str, torch.Tensor]]:
-    """What a model is given for these rows, batch by batch."""
-    forward = predictor.forward
-    for rows in by_length(encoded.lengths, BATCH_TOKENS):
-        yield collate(encoded, rows, pad_id=forward.pad_id, left=forward.pad_left, device=torch.device("cpu")).inputs
+def _batches(before: Predictor, after: Predictor, encoded: tuple[Encoded, Encoded], alike: np.ndarray) -> Pairs:
+    """What each model is given for these rows, batch by batch."""
+    device = torch.device("cpu")
+    for places in by_length(encoded[0].lengths[alike], BATCH_TOKENS):
+        rows = alike[places]
+        first, second = (
+            collate(read, rows, pad_id=model.forward.pad_id, left=model.forward.pad_left, device=device).inputs
+            for model, read in zip((before, after), encoded, strict=True)
+        )
+        yield first, second
 
 
-def _distance(before: Predictor, after: Predictor, batches: Any) -> tuple[float, float]:
+def _distance(before: Predictor, after: Predictor, batches: Pairs) -> tuple[float, float]:
     """The largest difference between two outputs of the same name, where both read a token, and the largest output."""
     distance = largest = 0.0
     with torch.inference_mode(), evaluating(before.forward.model), evaluating(after.forward.model):
-        for inputs in batches:
-            first, second = (_outputs(predictor, inputs) for predictor in (before, after))
+        for inputs, others in batches:
+            first, second = _outputs(before, inputs), _outputs(after, others)
             mask = inputs.get("attention_mask")
             for name, output in first.items():
-                by_token = mask is not None and name != "vectors" and output.shape[:2] == mask.shape
-                read = mask.bool() if by_token else ...  # what stands on padding is read by nobody
+                read: Any = ...
+                if mask is not None and name != "vectors" and output.shape[:2] == mask.shape:
+                    read = mask.bool()  # what stands on padding is read by nobody
                 wanted, got = output[read], second[name][read]
                 finite = wanted.abs() < torch.finfo(torch.float32).max / 2  # some models mark what is no answer
                 distance = max(distance, float((got - wanted).abs()[finite].max()))

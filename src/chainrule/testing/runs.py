@@ -55,17 +55,18 @@ _MODELS: Mapping[str, Callable[[Path], Path]] = {
 }
 
 
-def short_run(task: str, folder: Path, **settings: Any) -> Run:
+def short_run(task: str, folder: Path, *, rows: Path | None = None, **settings: Any) -> Run:
     """Train a task for a few steps.
 
     Args:
         folder: for its rows, its model and its run.
+        rows: others than the made-up ones.
         settings: of the recipe, with "__" for a dot.
     """
-    rows = folder / "rows"
-    rows.mkdir(parents=True)
+    own = folder / "rows"
+    own.mkdir(parents=True)
     model = _MODELS.get(task, tiny_model)(folder / "model")
     known: dict[str, Any] = {"training.steps": 8, "optimizer.learning_rate": 5e-3, "training.threads": 1}
     known |= {"training.precision": "float32", "task": task, "model": str(model)}
     changes = {name.replace("__", "."): value for name, value in settings.items()}
-    return chainrule.train(str(ROWS[task](rows)), out=folder / "run", settings=known | changes)
+    return chainrule.train(str(rows or ROWS[task](own)), out=folder / "run", settings=known | changes)

@@ -1,0 +1,84 @@
+"""Make a fine-tuned model smaller or faster, as long as it stays good."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Unpack
+
+from chainrule.api.entry import Rows, artifact_of, set_environment
+from chainrule.api.exporting import rows_of_split
+from chainrule.core.artifact import Artifact, Run, Step
+from chainrule.core.recipe import Spec
+from chainrule.core.request import Limits
+from chainrule.errors import Problem, RecipeError
+from chainrule.system.progress import Display, Quiet
+
+LOSS, WORST = 0.5, 1.0  # points
+
+
+def compress(
+    model: str | Path | Run | Artifact,
+    out: str | Path,
+    *,
+    to: str = "int8",
+    data: Rows | None = None,
+    options: Mapping[str, Any] | None = None,
+    display: Display | None = None,
+    **limits: Unpack[Limits],
+) -> tuple[Artifact, Step]:
+    """Make a model smaller or faster, and put it in place only if it is as good and, where that was the aim, faster.
+
+    It may look at the training and validation rows; it is judged by the test rows.
+
+    Args:
+        model: a run folder or an artifact folder.
+        out: the folder to make.
+        to: "int8" or "vocabulary".
+        data: labelled data with a validation and a test split; by default what the model was trained on.
+        options: of the way, e.g. {"rows": 100}.
+        limits: `loss` (default 0.5): how many points (hundredths) the task's score may fall; `worst` (default 1): how
+            many it may have fallen at the worse end of the 95 % interval of the difference; `allow_slower` (default
+            False): take it for its size alone.
+
+    Raises:
+        UserError: there is no such model or way, this model does not go with it, there are no rows, or `out` exists.
+        GateError: it is worse, or no faster; it was removed again.
+    """
+    set_environment()
+    from chainrule.compressors import COMPRESSORS
+    from chainrule.compressors.base import Given
+    from chainrule.core.shelf import take
+    from chainrule.evaluation.handover import hand_over
+    from chainrule.evaluation.parity import EXACT, Bound
+    from chainrule.evaluation.speed import require_faster, speed_of
+    from chainrule.inference.predict import load_predictor
+    from chainrule.system.files import refuse_existing
+
+    told, folder, artifact = display or Quiet(), Path(out), artifact_of(model)
+    compressor = take(COMPRESSORS, Spec(name=to, options=dict(options or {})), "way to compress", ("--to", "--set"))()
+    refuse_existing(folder)
+    parent = load_predictor(artifact, device="cpu", precision="float32")
+    compressor.refuse(parent)
+    seen, judged = rows_of_split(parent, data, "validation"), rows_of_split(parent, data, "test")
+    if seen is None or judged is None or seen.data == judged.data:
+        problem = Problem(
+            "data with a validation and a test split", "none, or only one of them", "Name it: --data DATA"
+        )
+        raise RecipeError("There are no rows to compress with, or none to judge by.", [problem])
+    train = rows_of_split(parent, data, "train")
+    exact = EXACT if to == "vocabulary" else None
+    loss, worst = limits.get("loss", LOSS) / 100, limits.get("worst", WORST) / 100
+    bound = Bound(distance=exact, loss=(loss, worst))
+    given = Given(seen.encoded, train.encoded if train else None, loss, told)
+    faster = to != "vocabulary" and not limits.get("allow_slower", False)
+
+    def timed(made: Artifact) -> Any:
+        speed = speed_of(artifact, made, judged.inputs, told)
+        return require_faster(speed, step) if faster else speed
+
+    step = f"compress --to {to}"
+    manifest, done = hand_over(
+        parent, folder, step, lambda place: compressor.write(parent, place, given, bound), judged, timed
+    )
+    return Artifact(folder, manifest), done

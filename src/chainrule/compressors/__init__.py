@@ -1,0 +1,16 @@
+"""One file per way to make a fine-tuned model smaller or faster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from chainrule.compressors.int8 import Int8
+from chainrule.compressors.int8 import Options as Int8Options
+from chainrule.compressors.vocabulary import Options as VocabularyOptions
+from chainrule.compressors.vocabulary import Vocabulary
+from chainrule.core.shelf import Entry
+
+COMPRESSORS: Mapping[str, Entry] = {
+    "int8": Entry(Int8Options, Int8, "weights and activations of matrix products in eight bits, run by OpenVINO"),
+    "vocabulary": Entry(VocabularyOptions, Vocabulary, "only the tokens that the data needs; the same answers on them"),
+}

@@ -1,0 +1,58 @@
+"""What a compressor is, and what it says no with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from chainrule.data.encode import Encoded
+from chainrule.errors import ModelError, Problem, Where
+from chainrule.evaluation.handover import Written
+from chainrule.evaluation.parity import Bound
+from chainrule.inference.predict import Predictor
+from chainrule.system.progress import Display
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a compressor may look at.
+
+    Attributes:
+        rows: of validation, as the model reads them, with targets; never those that the result is judged by.
+        train: the training rows, or None where they are not at hand.
+        loss: what the score may fall by.
+        display: tells what goes on.
+    """
+
+    rows: Encoded
+    train: Encoded | None
+    loss: float
+    display: Display
+
+
+class Compressor(Protocol):
+    """A way to make a model smaller or faster."""
+
+    def refuse(self, predictor: Predictor) -> None:
+        """Say why this model cannot be made smaller so, before anything is computed.
+
+        Raises:
+            ModelError: it cannot.
+        """
+        ...
+
+    def write(self, predictor: Predictor, folder: Path, given: Given, bound: Bound) -> Written:
+        """Write the smaller model into an empty folder.
+
+        Args:
+            predictor: in float32.
+            bound: what it may lose, where it is not to be exactly the same.
+        """
+        ...
+
+
+def refused(predictor: Predictor, reason: str, todo: str) -> ModelError:
+    """A model that cannot be made smaller so."""
+    where = Where(file=str(predictor.artifact.path))
+    return ModelError("This model cannot be compressed like this.", [Problem("another model", reason, todo, where)])

@@ -1,0 +1,73 @@
+"""How fast two models predict, in turn: the machine is shared, and its speed differs from one second to the next."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from statistics import median
+
+import numpy as np
+import torch
+
+from chainrule.core.artifact import Artifact, Speed
+from chainrule.data.encode import Encoded
+from chainrule.errors import GateError, Problem
+from chainrule.inference.predict import Predictor, load_predictor
+from chainrule.system.progress import Display
+
+ROUNDS, SINGLE = 5, 8  # turns; rows one at a time in each of them
+MOST_ROWS = 512
+FASTER, SLOWER = 1.1, 0.95  # times; turns differ by some hundredths
+
+
+def speed_of(before: Artifact, after: Artifact, inputs: Mapping[str, Sequence[str]], display: Display) -> Speed:
+    """Both models on the same rows, in the number formats that they predict in.
+
+    Args:
+        inputs: field -> texts; at most MOST_ROWS of them are read.
+    """
+    count = min(MOST_ROWS, len(next(iter(inputs.values()))))
+    models = [load_predictor(artifact, device="cpu") for artifact in (before, after)]
+    rows = [model.encode({name: texts[:count] for name, texts in inputs.items()}) for model in models]
+    many: list[list[float]] = [[], []]
+    single: list[list[float]] = [[], []]
+    with display.bar("timing both models in turn", ROUNDS + 1) as bar:
+        for turn in range(ROUNDS + 1):  # the first one warms up
+            for place, (model, encoded) in enumerate(zip(models, rows, strict=True)):
+                seconds = _seconds(model, encoded)
+                alone = [_seconds(model, encoded.take(np.array([row]))) for row in _spread(len(encoded), turn)]
+                if turn:
+                    many[place].append(seconds)
+                    single[place] += alone
+            bar.advance(1)
+    rates = [count / median(seconds) for seconds in many]
+    waits = [1000 * median(seconds) for seconds in single]
+    return Speed(
+        rows_per_second=(rates[0], rates[1]), milliseconds=(waits[0], waits[1]), threads=torch.get_num_threads()
+    )
+
+
+def require_faster(speed: Speed, what: str) -> Speed:
+    """Refuse a model that is not faster in one way, or that is slower in the other.
+
+    Raises:
+        GateError: it is.
+    """
+    if max(speed.many, speed.single) < FASTER or min(speed.many, speed.single) < SLOWER:
+        wanted = f"{FASTER} times as fast with many rows or with one at a time, and not below {SLOWER} in the other"
+        got = f"{speed.many:.2f} times with many rows, {speed.single:.2f} times with one at a time"
+        todo = "Keep the model before, or allow it for its size: --allow-slower."
+        problem = Problem(wanted, got, todo)
+        raise GateError(f"{what} gave no faster model on this machine; it was not put in place.", [problem])
+    return speed
+
+
+def _seconds(model: Predictor, encoded: Encoded) -> float:
+    began = time.perf_counter()
+    model.predict(encoded)
+    return time.perf_counter() - began
+
+
+def _spread(rows: int, turn: int) -> list[int]:
+    """Some rows from all over, others in each turn."""
+    return [(turn + place * max(1, rows // SINGLE)) % rows for place in range(min(SINGLE, rows))]
