@@ -17,7 +17,7 @@ from chainrule.errors import DataError, ModelError, RecipeError
 from chainrule.models import recurrent
 from chainrule.system.progress import Quiet
 from chainrule.testing.data import pairs, rated, sentences, tagged, write_csv
-from chainrule.training import run as run_module
+from chainrule.training import building
 
 pytestmark = pytest.mark.unit
 
@@ -132,7 +132,7 @@ def test_the_vocabulary_is_that_of_the_training_rows(tmp_path: Path) -> None:
 def test_each_fold_has_the_vocabulary_of_its_own_training_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"text": f"{row['text']} word{number}", "label": row["label"]} for number, row in enumerate(sentences(40))]
     data = write_csv(tmp_path / "data.csv", rows)
-    real, seen = run_module.make_job, list[tuple[set[str], set[str]]]()
+    real, seen = building.make_job, list[tuple[set[str], set[str]]]()
 
     def spy(recipe: Any, prepared: Any, display: Any) -> Any:
         texts = " ".join(prepared.dataset.splits["train"].inputs["text"]).split()

@@ -196,7 +196,7 @@ def test_the_command(laconic: Run, tmp_path: Path, capsys: pytest.CaptureFixture
         )
     assert stop.value.code == 0
     shown = capsys.readouterr().out
-    assert "vocabulary in" in shown
+    assert "compress --to vocabulary:" in shown
     assert "Measured in turn on this machine with 1 threads." in shown
     assert len(AutoTokenizer.from_pretrained(tmp_path / "words")) <= len(
         AutoTokenizer.from_pretrained(tmp_path / "out")

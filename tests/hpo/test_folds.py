@@ -24,8 +24,8 @@ from chainrule.hpo import folds
 from chainrule.system.progress import Quiet
 from chainrule.testing.data import rated, sentences, tagged, write_csv
 from chainrule.training import trainer
+from chainrule.training.building import make_job
 from chainrule.training.reproduction import comparable_events
-from chainrule.training.run import make_job
 
 pytestmark = pytest.mark.unit
 

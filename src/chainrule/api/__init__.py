@@ -2,6 +2,7 @@
 
 from chainrule.api.checking import check, check_gradients
 from chainrule.api.compressing import LOSS, WORST, compress
+from chainrule.api.distilling import SHARE_KEPT, distill
 from chainrule.api.exporting import PARITY_ROWS, export
 from chainrule.api.showing import SHOWN, show
 from chainrule.api.training import find_learning_rate, reproduce, resume, train
@@ -10,11 +11,13 @@ from chainrule.api.using import evaluate, predict
 __all__ = [
     "LOSS",
     "PARITY_ROWS",
+    "SHARE_KEPT",
     "SHOWN",
     "WORST",
     "check",
     "check_gradients",
     "compress",
+    "distill",
     "evaluate",
     "export",
     "find_learning_rate",

@@ -10,18 +10,25 @@ import typer
 from chainrule import api
 from chainrule.cli.export import document, print_parity, size_of
 from chainrule.cli.output import Json, display, print_json, print_line, settings_of
-from chainrule.core.artifact import Artifact, Speed
-from chainrule.core.request import Limits
+from chainrule.core.artifact import Artifact, Speed, Step
+from chainrule.core.request import Limits, StudentLimits
 
 Option = Annotated[
     list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="An option of the way, e.g. rows=100.")
 ]
 
+SHARE = api.SHARE_KEPT
+
 
 def compress(
     model: Annotated[Path, typer.Argument(help="A run folder or an artifact folder.")],
     out: Annotated[Path, typer.Option(help="The folder to make.")],
-    to: Annotated[str, typer.Option(help="The way; `chainrule show compressors` lists them.")] = "int8",
+    to: Annotated[str | None, typer.Option(help="The way; `chainrule show compressors` lists them.")] = None,
+    distill: Annotated[
+        str | None, typer.Option(metavar="STUDENT", help="Teach a student: self:3 (three layers), lstm, or a model.")
+    ] = None,
+    epochs: Annotated[float | None, typer.Option(help="Of a student; by default twice the teacher's.")] = None,
+    kept: Annotated[float, typer.Option(help="The share of its teacher's score a student must reach.")] = SHARE,
     data: Annotated[str | None, typer.Option(help="Labelled data with validation and test.")] = None,
     loss: Annotated[float, typer.Option(min=0, help="Points that the score may fall.")] = api.LOSS,
     worst: Annotated[
@@ -32,14 +39,25 @@ def compress(
     as_json: Json = False,
 ) -> None:
     """Make a model smaller or faster, and put it in place only if it stays good."""
+    if (to is None) == (distill is None):
+        raise typer.BadParameter("one of the two: --to int8, or --distill self:3", param_hint="--to")
+    if distill is not None:
+        least: StudentLimits = {"epochs": epochs, "kept": kept, "allow_slower": allow_slower}
+        run, learned = api.distill(model, distill, out, data=data, display=display(), **least)
+        _report(model, run.artifact, learned, as_json)
+        return
     options = settings_of({}, assignments)
     limits: Limits = {"loss": loss, "worst": worst, "allow_slower": allow_slower}
-    artifact, step = api.compress(model, out, to=to, data=data, options=options, display=display(), **limits)
+    artifact, step = api.compress(model, out, to=str(to), data=data, options=options, display=display(), **limits)
+    _report(model, artifact, step, as_json)
+
+
+def _report(model: Path, artifact: Artifact, step: Step, as_json: bool) -> None:
     if as_json:
         print_json(document(artifact, step))
         return
     before = Artifact.read(model).path
-    print_line(f"{to} in {out}: {size_of(out)} (before: {size_of(before)}).")
+    print_line(f"{step.step}: {artifact.path}, {size_of(artifact.path)} (before: {size_of(before)}).")
     print_parity(step.parity)
     if step.speed is not None:
         print_speed(step.speed)

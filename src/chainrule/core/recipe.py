@@ -162,6 +162,19 @@ class Loss(Spec):
     name: str = "default"
 
 
+class Distillation(Section):
+    """What a student learns from fine-tuned teachers beside the labels; without teachers nothing.
+
+    `weight` is the share of the loss that is the teachers'. `temperature` divides logits before they become
+    probabilities. With several teachers, `trust: row` gives those more say in a row that find its label likelier.
+    """
+
+    teachers: tuple[str, ...] = ()
+    weight: float = Field(default=0.9, gt=0, le=1)
+    temperature: float = Field(default=2.0, gt=0)
+    trust: Literal["equal", "row"] = "equal"
+
+
 class Training(Section):
     """How long, in which portions, and in which number format. `epochs: null` means as many as suit the model."""
 
@@ -203,6 +216,7 @@ class Recipe(Section):
     schedule: Annotated[Schedule, BeforeValidator(_named)] = Field(default_factory=Schedule)
     loss: Annotated[Loss, BeforeValidator(_named)] = Field(default_factory=Loss)
     regularisers: Annotated[dict[str, dict[str, Any]], BeforeValidator(_with_options)] = Field(default_factory=dict)
+    distillation: Distillation = Field(default_factory=Distillation)
     training: Training = Field(default_factory=Training)
     seed: int = Field(default=0, ge=0, lt=2**32)
     choice: Annotated[Choice | None, BeforeValidator(_written)] = None

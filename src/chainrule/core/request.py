@@ -46,6 +46,15 @@ class Limits(TypedDict, total=False):
     allow_slower: bool
 
 
+class StudentLimits(TypedDict, total=False):
+    """How long `distill` trains, the share of its teacher's score that a student must reach, and whether it may be
+    no faster."""
+
+    epochs: float | None
+    kept: float
+    allow_slower: bool
+
+
 _FLAG_KEYS = {
     "task": "task",
     "model": "model.name",

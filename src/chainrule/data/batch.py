@@ -95,9 +95,10 @@ def collate(encoded: Encoded, rows: np.ndarray, *, pad_id: int, left: bool, devi
 
     The attention mask is left out where nothing is padded: attention without a mask is faster and gives the same.
     """
+    known = None if encoded.references is None else torch.from_numpy(encoded.references[rows]).to(device)
     if encoded.pixels is not None:
         images = torch.from_numpy(encoded.pixels.read(rows)).to(device)
-        return Batch({"pixel_values": images}, _row_targets(encoded, rows, device), rows, tokens=0)
+        return Batch({"pixel_values": images}, _row_targets(encoded, rows, device), rows, 0, known)
     taken = encoded.sequences_of(rows)
     starts, ends = encoded.offsets[taken], encoded.offsets[taken + 1]
     lengths = ends - starts
@@ -119,11 +120,10 @@ def collate(encoded: Encoded, rows: np.ndarray, *, pad_id: int, left: bool, devi
     if encoded.states is not None:
         inputs = _state_inputs(encoded, taken, inputs, left)
     if encoded.trained is not None:
-        known = None if encoded.references is None else torch.from_numpy(encoded.references[rows]).to(device)
         learned = _token_targets(encoded, taken, width, left).to(device)
         return Batch(inputs, learned, rows, int(lengths.sum()), known)
     counts = None if encoded.sequences is None else np.diff(encoded.sequences)[rows]
-    return Batch(inputs, _row_targets(encoded, rows, device), rows, int(lengths.sum()), counts=counts)
+    return Batch(inputs, _row_targets(encoded, rows, device), rows, int(lengths.sum()), known, counts=counts)
 
 
 def _row_targets(encoded: Encoded, rows: np.ndarray, device: torch.device) -> torch.Tensor | None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from chainrule.core.artifact import Parity
-from chainrule.core.task import Predictions, Task
+from chainrule.core.task import LOWER_IS_BETTER, Predictions, Task
 from chainrule.data.batch import by_length, collate
 from chainrule.data.encode import Encoded
 from chainrule.errors import GateError, Problem, RecipeError
@@ -33,11 +33,13 @@ class Bound:
         agreement: the least share of rows of which both say the same; None for any.
         loss: the most that the score may fall, and the most that it may have fallen at the lower end of the 95 %
             interval of the difference; None for any.
+        kept: the least share of the score before; None for any.
     """
 
     distance: float | None = None
     agreement: float | None = None
     loss: tuple[float, float] | None = None
+    kept: float | None = None
 
 
 SAME = Bound(distance=EXACT)
@@ -137,11 +139,15 @@ def compare_made_up(before: Predictor, after: Predictor) -> Parity:
     return Parity(rows=sum(len(next(iter(batch.values()))) for batch in batches), distance=distance, largest=largest)
 
 
-def require(parity: Parity, bound: Bound, what: str) -> None:
+NOT_KEPT = "it was not put in place"
+
+
+def require(parity: Parity, bound: Bound, what: str, outcome: str = NOT_KEPT) -> None:
     """Refuse a model that is farther from the one before than it may be.
 
     Args:
         what: how the step is called in the message.
+        outcome: what has become of the model.
 
     Raises:
         GateError: it is; the message has all that was measured.
@@ -153,6 +159,11 @@ def require(parity: Parity, bound: Bound, what: str) -> None:
     if bound.agreement is not None and parity.agreement is not None and parity.agreement < bound.agreement:
         wanted = f"the same answer for at least {100 * bound.agreement:g} % of the rows"
         problems.append(Problem(wanted, f"{100 * parity.agreement:.2f} % of {parity.rows:,}", "Keep the model before."))
+    if bound.kept is not None and parity.before is not None and parity.after is not None:
+        least = bound.kept * parity.before
+        if parity.after < least and parity.metric not in LOWER_IS_BETTER:
+            wanted = f"{parity.metric} of at least {least:.4f}, {100 * bound.kept:g} % of {parity.before:.4f}"
+            problems.append(Problem(wanted, f"{parity.after:.4f}", "Take a larger student, or train it for longer."))
     if bound.loss is not None and parity.difference is not None:
         most, worst = bound.loss
         if parity.difference < -most:
@@ -163,7 +174,7 @@ def require(parity: Parity, bound: Bound, what: str) -> None:
             got = f"{parity.low:+.4f} to {parity.high:+.4f} on {parity.rows:,} rows"
             problems.append(Problem(wanted, got, "Give more rows, or allow more: --loss."))
     if problems:
-        raise GateError(f"{what} gave another model; it was not put in place.", problems)
+        raise GateError(f"{what} gave another model; {outcome}.", problems)
 
 
 def _batches(before: Predictor, after: Predictor, encoded: tuple[Encoded, Encoded], alike: np.ndarray) -> Pairs:

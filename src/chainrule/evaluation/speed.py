@@ -12,6 +12,7 @@ import torch
 from chainrule.core.artifact import Artifact, Speed
 from chainrule.data.encode import Encoded
 from chainrule.errors import GateError, Problem
+from chainrule.evaluation.parity import NOT_KEPT
 from chainrule.inference.predict import Predictor, load_predictor
 from chainrule.system.progress import Display
 
@@ -47,7 +48,7 @@ def speed_of(before: Artifact, after: Artifact, inputs: Mapping[str, Sequence[st
     )
 
 
-def require_faster(speed: Speed, what: str) -> Speed:
+def require_faster(speed: Speed, what: str, outcome: str = NOT_KEPT) -> Speed:
     """Refuse a model that is not faster in one way, or that is slower in the other.
 
     Raises:
@@ -58,7 +59,7 @@ def require_faster(speed: Speed, what: str) -> Speed:
         got = f"{speed.many:.2f} times with many rows, {speed.single:.2f} times with one at a time"
         todo = "Keep the model before, or allow it for its size: --allow-slower."
         problem = Problem(wanted, got, todo)
-        raise GateError(f"{what} gave no faster model on this machine; it was not put in place.", [problem])
+        raise GateError(f"{what} gave no faster model on this machine; {outcome}.", [problem])
     return speed
 
 

@@ -31,11 +31,12 @@ from chainrule.system.progress import Display, Quiet
 from chainrule.tasks import TASKS, find_task
 from chainrule.tasks.prepare import Prepared
 from chainrule.tasks.suited import task_of
+from chainrule.training.building import make_job
 from chainrule.training.events import require_trackers
 from chainrule.training.job import planned_steps
 from chainrule.training.optimizers import learning_rate
 from chainrule.training.resolve import RESERVE_FOR_THE_REST, planned_seconds
-from chainrule.training.run import begin, carry_out, keeper_of, make_job, plan, prepare_rows
+from chainrule.training.run import begin, carry_out, keeper_of, plan, prepare_rows
 
 NAME = "auto"
 # The preferred first, with factors on their own learning rates; LOG.md, "Which strategies and learning rates race?"

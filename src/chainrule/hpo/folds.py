@@ -37,12 +37,13 @@ from chainrule.system.memory import PeakMemory
 from chainrule.system.progress import Display
 from chainrule.tasks import find_task
 from chainrule.tasks.prepare import Prepared, encode_split, tokenizer_for
+from chainrule.training.building import make_job
 from chainrule.training.events import require_trackers
 from chainrule.training.inputs import refuse_changes, tell_changes
 from chainrule.training.job import Job, forward_for, planned_steps, steps_per_epoch
 from chainrule.training.resolve import planned_seconds
 from chainrule.training.results import clear, fitted_baselines, is_finished
-from chainrule.training.run import begin, carry_out, keeper_of, make_job, plan, prepare_rows, require_run, train_job
+from chainrule.training.run import begin, carry_out, keeper_of, plan, prepare_rows, require_run, train_job
 
 SUMMARY, PREDICTIONS = "summary.json", "predictions.safetensors"
 TOLD = "cross_validation"  # the key of a run's summary

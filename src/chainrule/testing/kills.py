@@ -32,6 +32,7 @@ GROUPS = [{"layers": "0", "method": "lora", "start": 0.3}, {"layers": "1", "meth
 
 CLASSES, ENTITIES, REPLIES, PAIRS = "text-classification", "token-classification", "text-generation", "preference"
 IMAGES, WRITTEN, VECTORS, LISTS = "image-classification", "seq2seq", "embedding", "ranking"
+TEACHER = "teacher"  # in the settings of a case and among the inputs: a finished run
 Inputs = dict[str, tuple[Path, Path]]  # task -> data and model
 
 
@@ -97,6 +98,7 @@ CASES = {
                 "structure.head": "cnn",
             },
         ),
+        Case("student", {"distillation.teachers": [TEACHER], "structure.keep_layers": [0], "training.steps": 9}),
         Case("folds", {"training.folds": 2, "training.steps": 4}),
         Case("lstm-folds", {"model": "lstm", "training.folds": 2, "training.steps": 4}),
         Case("entities", {"training.epochs": 2}, task=ENTITIES),
@@ -133,9 +135,13 @@ def make_inputs(folder: Path) -> Inputs:
     ]
     preferred = [{"prompt": row["instruction"], "chosen": row["output"], "rejected": "it is"} for row in rows]
     bert, llama = tiny_model(folder / "bert"), tiny_chat_model(folder / "llama")
+    reviews, taught = write_csv(folder / "reviews.csv", sentences(120)), folder / "teacher"
+    settings = {"model": str(bert), "training.steps": 9, **ALWAYS}
+    chainrule.train(str(reviews), out=taught, settings=settings)
     return {
+        TEACHER: (taught, bert),
         IMAGES: (stripes(folder / "stripes", 120), tiny_vision_model(folder / "vit")),
-        CLASSES: (write_csv(folder / "reviews.csv", sentences(120)), bert),
+        CLASSES: (reviews, bert),
         ENTITIES: (write_json_lines(folder / "entities.jsonl", entities(120)), bert),
         LISTS: (write_json_lines(folder / "searches.jsonl", searches(60)), bert),
         REPLIES: (write_json_lines(folder / "talks.jsonl", rows), llama),
@@ -152,6 +158,8 @@ def work(case: Case, inputs: Inputs, out: Path) -> None:
         return
     data, model = inputs[case.task]
     settings = {"task": case.task, "model": str(model), **ALWAYS, **case.settings}
+    if settings.get("distillation.teachers") == [TEACHER]:
+        settings["distillation.teachers"] = [str(inputs[TEACHER][0])]
     chainrule.train(str(data), out=out, settings=settings)
 
 

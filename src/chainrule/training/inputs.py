@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from chainrule.core.artifact import Artifact
 from chainrule.core.lists import Lists
 from chainrule.core.recipe import Recipe
 from chainrule.core.spans import Answers, Spans
@@ -38,7 +39,9 @@ def _machine(job: Job, recipe: Recipe) -> dict[str, Any]:
 def _inputs(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
     """What the rows and the base model were when the run began."""
     rows = {name: _rows_hash(prepared, name) for name in prepared.dataset.splits}
-    return {"rows_sha256": rows, "base_sha256": first_weights_hash(recipe.model)}
+    teachers = [Artifact.read(Path(path)).manifest.weights_sha256 for path in recipe.distillation.teachers]
+    taught = {"teachers_sha256": teachers} if teachers else {}
+    return {"rows_sha256": rows, "base_sha256": first_weights_hash(recipe.model), **taught}
 
 
 def _rows_hash(prepared: Prepared, name: str) -> str:
@@ -80,6 +83,9 @@ def refuse_changes(run: Path, recipe: Recipe, prepared: Prepared) -> None:
         begun, field = ("word vectors", "model.options.vectors") if vectors else ("base model", "model.name")
         todo = f"Put the {begun} back as before, or train anew with --out."
         problems.append(Problem(f"the {begun} that the run began with", "other weights", todo, Where(field=field)))
+    if before.get("teachers_sha256") != now.get("teachers_sha256"):
+        todo, where = "Put the teachers back as before, or train anew with --out.", Where(field="distillation.teachers")
+        problems.append(Problem("the teachers that the run began with", "other weights", todo, where))
     if problems:
         raise DataError(f"What the run {run} reads has changed since it began.", problems)
 

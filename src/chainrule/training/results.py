@@ -75,6 +75,7 @@ def _manifest(
     plain = recipe.model_dump(mode="json")
     for section, key in (("data", "source"), ("model", "name")):
         plain[section][key] = _base_name(plain[section][key])
+    plain["distillation"]["teachers"] = [_base_name(path) for path in plain["distillation"]["teachers"]]
     if vectors := plain["model"]["options"].get("vectors"):
         plain["model"]["options"]["vectors"] = _base_name(vectors)
     return Manifest(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +10,17 @@ import numpy as np
 import psutil
 
 from chainrule.core.artifact import EVENTS, Run
-from chainrule.core.recipe import Recipe, parse_options, read_recipe
+from chainrule.core.recipe import Recipe, read_recipe
 from chainrule.core.report import Reproduction
 from chainrule.core.task import Task
-from chainrule.errors import DataError, OutputError, Problem, Where
+from chainrule.errors import OutputError, Problem, Where
 from chainrule.evaluation.report import model_card, write_report
-from chainrule.inference.predict import forward_of
-from chainrule.kernels import native
 from chainrule.models import scratch
-from chainrule.models.accelerate import accelerate
-from chainrule.models.adapters import plain_model
-from chainrule.models.classifier import PooledClassifier, form_of
-from chainrule.models.crf import CRF, Tagger, with_chain
-from chainrule.models.inspect import count_parameters, layer_stack
-from chainrule.models.load import load_classifier, load_language_model, width_of
-from chainrule.models.lstm import LSTMTrunk
+from chainrule.models.crf import CRF, with_chain
+from chainrule.models.load import width_of
 from chainrule.strategies import make_strategy, refuse_misfit, reserved_tokens
 from chainrule.strategies.base import Strategy, usual_rate
-from chainrule.system.device import choose_device, has_bfloat16, use_threads
+from chainrule.system.device import choose_device, use_threads
 from chainrule.system.files import (
     atomic_folder,
     output_errors,
@@ -41,22 +33,21 @@ from chainrule.system.lock import only_one
 from chainrule.system.memory import PeakMemory, keep_freed, kernel_kills
 from chainrule.system.progress import Display
 from chainrule.system.seed import choose_determinism, seed_everything
-from chainrule.tasks import encoder_decoder, find_task
-from chainrule.tasks.conversation import end_replies
-from chainrule.tasks.language_model import check_model
+from chainrule.tasks import find_task
 from chainrule.tasks.objectives import take_loss
 from chainrule.tasks.prepare import Prepared, prepare
 from chainrule.tasks.suited import settled, task_of
 from chainrule.training.averaging import take_average
+from chainrule.training.building import make_job
 from chainrule.training.checkpoint import Keeper
-from chainrule.training.companions import keep_companions, with_companions
+from chainrule.training.companions import keep_companions
 from chainrule.training.decisions import Decision, read_decisions
 from chainrule.training.events import every_sink, require_trackers
 from chainrule.training.inputs import INPUTS, record_inputs, refuse_changes, tell_changes
-from chainrule.training.job import Job, planned_steps, trained_names
+from chainrule.training.job import Job
 from chainrule.training.memory import require_address_space
 from chainrule.training.optimizers import learning_rate, take_optimizer
-from chainrule.training.regularisers import regularised, take_regularisers
+from chainrule.training.regularisers import take_regularisers
 from chainrule.training.reproduction import keep_comparison
 from chainrule.training.resolve import resolve
 from chainrule.training.results import clear, is_finished, judge_validation, save_artifact, summary_of, write_summary
@@ -307,93 +298,6 @@ def _tell(prepared: Prepared, display: Display) -> None:
         )
 
 
-def _tell_structure(model: Any, recipe: Recipe, task: Task, display: Display) -> None:
-    """What has become of the model, and what will load it: before step one, not after the last."""
-    changed = recipe.structure.makes_another_model
-    if changed:
-        display.say(f"Structure: {len(layer_stack(model))} layers, {count_parameters(model):,} parameters.")
-    if isinstance(model.base_model, LSTMTrunk):
-        display.say(
-            "The artifact will load in Chainrule alone, because transformers has no such LSTM; its tokenizer will load "
-            "with transformers' PreTrainedTokenizerFast."
-        )
-    elif isinstance(model, PooledClassifier):
-        family, form = model.config.model_type, form_of(model.config)
-        display.say(
-            f"The artifact will load in Chainrule alone, because transformers has no {form} for {family}; "
-            "what is below the head will load with transformers' AutoModel."
-        )
-    elif isinstance(model, Tagger):
-        display.say(
-            "The artifact will load in Chainrule alone, because transformers has no CRF; what is below it will load "
-            "with transformers' AutoModel."
-        )
-    if changed and task.baseline == "untuned":
-        display.say("The verdict will compare with this changed model as it is before step one.")
-
-
 def _with_options(recipe: Recipe, strategy: Strategy) -> Recipe:
     """With every option of the strategy written out, those that it chose on seeing the model included."""
     return recipe.replace({"strategy.options": strategy.options.model_dump(mode="json")})
-
-
-def make_job(recipe: Recipe, prepared: Prepared, display: Display, run: Path | None = None) -> Job:
-    """Model and kernels, ready for step one on rows that are ready.
-
-    Args:
-        run: the folder of the run that goes on or is made again, if it has begun.
-    """
-    task, strategy = task_of(recipe), make_strategy(recipe.strategy)
-    device = choose_device(recipe.training.device)
-    seed_everything(recipe.seed)
-    model = _load(recipe, task, prepared, display).to(device)
-    _tell_structure(model, recipe, task, display)
-    options = parse_options(task.options, recipe.task, "task")
-    untuned = forward_of(model, prepared.tokenizer, device, "float32")
-    train, companions = with_companions(task, untuned, prepared.encoded["train"], options, display, run)
-    model = strategy.prepare(model, display.say)
-    targets = train.targets
-    if targets is None:
-        raise DataError("The training rows have no labels.")
-    if task.prepare_head is not None:
-        task.prepare_head(model, targets, options)
-    if recipe.training.accelerate:
-        if device.type == "cpu" and native.must_build():
-            display.say("Compiling the CPU kernels, once: some seconds …")
-        accelerate(plain_model(model), device)
-    fast = "bfloat16" if has_bfloat16(device) else "float32"
-    job = Job(
-        model=model,
-        task=task,
-        objective=task.objective(recipe.loss, targets),
-        strategy=strategy,
-        train=train,
-        validation=prepared.encoded["validation"],
-        row_numbers=prepared.dataset.splits["train"].places.rows,
-        forward=forward_of(model, prepared.tokenizer, device, fast),
-        companions=companions,
-    )
-    trained = trained_names(job, recipe, planned_steps(recipe, len(job.train)))
-    return replace(job, objective=regularised(job.objective, recipe.regularisers, model, trained))
-
-
-def _load(recipe: Recipe, task: Task, prepared: Prepared, display: Display) -> Any:
-    if task.writes:
-        name, tokenizer = recipe.model.name, prepared.tokenizer
-        model = load_language_model(name, tokenizer, recipe.structure, seed=recipe.seed, head=task.head)
-        if task.head == "encoder-decoder":
-            encoder_decoder.check_model(model)
-        else:
-            check_model(model)
-            end_replies(model, tokenizer)
-        return model
-    labels, kind, options = task.outputs(prepared.dataset.labels), task.problem_type, scratch.options_of(recipe.model)
-    if options is None:
-        name, structure = recipe.model.name, recipe.structure
-        tokenizer = prepared.tokenizer
-        return load_classifier(name, tokenizer, labels, kind, structure, seed=recipe.seed, head=task.head)
-    make = scratch.SCRATCH[recipe.model.name].make
-    model, told = make(options, prepared.tokenizer, labels, kind, recipe.structure, seed=recipe.seed, head=task.head)
-    if told is not None:
-        display.say(told)
-    return model

@@ -1,0 +1,121 @@
+"""Which student learns from a fine-tuned teacher, and by which recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from chainrule.compressors.base import refused
+from chainrule.core.artifact import Artifact
+from chainrule.core.recipe import Recipe, parse_recipe
+from chainrule.errors import ModelError, Problem, Where
+from chainrule.inference.predict import Predictor
+from chainrule.models.adapters import has_adapters
+from chainrule.models.inspect import layer_stack
+from chainrule.models.scratch import SCRATCH
+from chainrule.training.distillation import KINDS
+
+SELF = "self"
+TRIAL_STEPS = 60  # of each choice of layers, before one of them is trained
+LONGER = 2.0  # times the teacher's epochs: what a teacher says wears out later than labels do
+_RESET: dict[str, Any] = {
+    "strategy": {"name": "full"},
+    "structure": {},
+    "regularisers": {},
+    "choice": None,
+    "model.options": {},
+    "optimizer.learning_rate": None,
+    "training.epochs": None,
+    "training.steps": None,
+    "training.minutes": None,
+    "training.folds": None,
+    "training.precision": "auto",
+    "training.threads": None,
+    "training.micro_batch_tokens": None,
+    "training.deterministic": None,
+}
+
+
+def student_recipes(teacher: Predictor, student: str, source: str, epochs: float | None) -> list[Recipe]:
+    """How a student is trained; several recipes where the layers that stay are still to be chosen.
+
+    Args:
+        student: "self:3" for so many layers of the teacher itself (its base model's name stands for "self"), "lstm", or
+            the name or folder of another model.
+        source: the data.
+        epochs: None for twice the teacher's, or what suits a model without pretrained weights.
+
+    Raises:
+        ModelError: the teacher cannot teach, or has not so many layers.
+    """
+    artifact = teacher.artifact
+    if teacher.task.target.kind not in KINDS:
+        reason = f"one for {teacher.task.name}, which says more of a row than a few logits"
+        raise refused(teacher, reason, f"Students learn {', '.join(KINDS)} targets.")
+    name, _, count = student.partition(":")
+    own = name in (SELF, artifact.manifest.base_model) and bool(count)
+    known = artifact.manifest.recipe
+    planned = known.get("training", {}).get("epochs") or 1.0
+    longer = None if name in SCRATCH else LONGER * planned
+    changes = _RESET | {
+        "data.source": source,
+        "model.name": str(artifact.path) if own else student,
+        "model.max_length": artifact.manifest.max_length,
+        "data.fields": artifact.manifest.fields,
+        "distillation.teachers": [str(artifact.path)],
+        "training.epochs": epochs or longer,
+    }
+    recipe = parse_recipe({**known, **_nested(changes, known)})
+    if not own:
+        return [recipe]
+    return [recipe.replace({"structure.keep_layers": list(layers)}) for layers in _layers(teacher, artifact, count)]
+
+
+def trial_of(recipe: Recipe) -> Recipe:
+    """A short training by which choices of layers are told apart."""
+    return recipe.replace({"training.steps": TRIAL_STEPS, "training.evaluate_every_steps": TRIAL_STEPS})
+
+
+def choices_of_layers(there: int, wanted: int) -> list[tuple[int, ...]]:
+    """Choices that have been good for others: spread from the bottom, to the top, over both, and the lowest.
+
+    Sanh et al. (2019), DistilBERT, section 3; Sajjad et al. (2023), On the Effect of Dropping Layers.
+    """
+    step = there // wanted
+    spread = tuple(int(layer) for layer in np.round(np.linspace(0, there - 1, wanted)))
+    bottom = tuple(range(0, step * wanted, step))
+    top = tuple(layer + there - 1 - bottom[-1] for layer in bottom)
+    return list(dict.fromkeys([spread, bottom, top, tuple(range(wanted))]))
+
+
+def _layers(teacher: Predictor, artifact: Artifact, count: str) -> Sequence[tuple[int, ...]]:
+    model = teacher.forward.model
+    if has_adapters(model) or artifact.manifest.runtime != "torch":
+        raise refused(teacher, "adapters, or a graph", "Merge it first: chainrule export --to hf.")
+    there = len(layer_stack(model))
+    wanted = int(count) if count.isdecimal() else 0
+    if not 1 <= wanted < there:
+        where, todo = Where(field="--distill"), f"For example --distill {SELF}:{max(1, there // 2)}"
+        problem = Problem(f"from 1 to {there - 1} of the teacher's {there} layers", repr(count)[:40], todo, where)
+        raise ModelError("There is no such student.", [problem])
+    return choices_of_layers(there, wanted)
+
+
+def _nested(changes: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+    """Dotted changes on top of the sections that are there."""
+    made: dict[str, Any] = {}
+    for key, value in changes.items():
+        section, _, name = key.partition(".")
+        if not name:
+            made[section] = value
+        else:
+            made.setdefault(section, dict(known.get(section) or {}))[name] = value
+    return made
+
+
+def home_of(out: Path) -> Path:
+    """Where short trainings are made, beside the run; they are removed again."""
+    return out.with_name(f".{out.name}.trials")

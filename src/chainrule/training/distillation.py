@@ -1,0 +1,183 @@
+"""A student learns from what fine-tuned teachers say of the training rows, beside the labels.
+
+Hinton, Vinyals and Dean (2015), Distilling the Knowledge in a Neural Network, section 2: the student's probabilities at
+a temperature are drawn to the teachers', and since gradients of softened targets are smaller by its square, the loss is
+multiplied by that. Teachers read rows with tokenizers of their own, so they may be of any architecture; what they say
+is asked once, before step one. Of words they are asked batch by batch, and must read the student's tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from chainrule.core.artifact import Artifact
+from chainrule.core.recipe import Distillation, Recipe
+from chainrule.core.task import Objective, Predictions, Task
+from chainrule.data.batch import Batch
+from chainrule.data.encode import Encoded
+from chainrule.errors import Problem, RecipeError, Where
+from chainrule.inference.predict import Predictor, load_predictor, predict_encoded
+from chainrule.system.progress import Display
+from chainrule.tasks.objectives import LogitsObjective, backward, logits_of, with_target
+from chainrule.tasks.prepare import Prepared
+
+KINDS = ("class", "classes", "number", "spans")  # of targets
+WORDS = "spans"
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """(1 − weight) of the task's own loss, and weight of how far the student is from the teachers.
+
+    Attributes:
+        inner: the task's objective.
+        kind: of the task's target.
+        teachers: that are asked batch by batch; empty where what they say is in the batch (`references`): (b, labels)
+            probabilities at the temperature, or numbers.
+    """
+
+    inner: LogitsObjective
+    kind: str
+    options: Distillation
+    teachers: tuple[Predictor, ...] = ()
+
+    def accumulate(self, model: Any, batch: Batch) -> tuple[torch.Tensor, int]:
+        """Gradients of the sum over rows, or over words."""
+        if batch.targets is None:
+            raise ValueError("a student's rows have targets")
+        logits, targets = with_target(logits_of(model, batch.inputs), batch.targets)
+        wanted = self._asked(batch, targets) if self.teachers else batch.references
+        if wanted is None:
+            raise ValueError("a student's rows have what the teachers say")
+        weight = self.options.weight
+        losses = (1 - weight) * self.inner.row_loss(logits, targets) if weight < 1 else logits.new_zeros(len(targets))
+        if self.kind == "number":
+            losses = losses + weight * self.inner.divergence(logits, wanted)
+        else:
+            losses = losses + weight * distance(logits, wanted, self.kind, self.options.temperature)
+        return backward(losses.sum()), len(targets)
+
+    def _asked(self, batch: Batch, targets: torch.Tensor) -> torch.Tensor:
+        said = []
+        if "input_ids" not in batch.inputs or batch.targets is None:
+            got = "states of frozen layers in place of them (training.trunk_cache)"
+            raise _refused("the tokens of each batch, for the teachers to read", got, "training.trunk_cache")
+        for teacher in self.teachers:
+            with torch.no_grad(), teacher.forward.autocast():
+                logits = logits_of(teacher.forward.model, batch.inputs)
+            said.append(softened(with_target(logits, batch.targets)[0], self.kind, self.options.temperature))
+        return together(said, targets, self.kind, self.options.trust)
+
+
+def distance(logits: torch.Tensor, wanted: torch.Tensor, kind: str, temperature: float) -> torch.Tensor:
+    """(b,) how far a student is from its teachers.
+
+    Args:
+        logits: (b, labels) of the student.
+        wanted: the teachers' probabilities at the temperature, (b, labels).
+        kind: of the target: of a class the Kullback–Leibler divergence, of several labels the mean of theirs.
+    """
+    if kind == "classes":
+        crossed = functional.binary_cross_entropy_with_logits(logits / temperature, wanted, reduction="none")
+        own = functional.binary_cross_entropy(wanted, wanted, reduction="none")
+        return temperature**2 * (crossed - own).mean(-1)
+    said = functional.log_softmax(logits / temperature, -1)
+    return temperature**2 * functional.kl_div(said, wanted, reduction="none").sum(-1)
+
+
+def softened(logits: torch.Tensor, kind: str, temperature: float) -> torch.Tensor:
+    """A teacher's logits (b, labels) as what a student is to say; of numbers the numbers."""
+    if kind == "number":
+        return logits
+    return torch.sigmoid(logits / temperature) if kind == "classes" else torch.softmax(logits / temperature, -1)
+
+
+def together(said: Sequence[torch.Tensor], targets: torch.Tensor, kind: str, trust: str) -> torch.Tensor:
+    """The mean of what several teachers say (b, labels), weighted row by row by how likely each finds the label.
+
+    Of numbers, and with `trust` "equal", all weigh the same.
+    """
+    stacked = torch.stack(list(said))
+    if trust == "equal" or kind == "number" or len(said) == 1:
+        return stacked.mean(0)
+    if kind == "classes":
+        likely = torch.where(targets > 0.5, stacked, 1 - stacked).log().mean(-1).exp()
+    else:
+        likely = stacked[:, torch.arange(len(targets), device=targets.device), targets]
+    shares = likely / likely.sum(0).clamp_min(1e-12)
+    return (shares[..., None] * stacked).sum(0)
+
+
+def distilled(
+    recipe: Recipe, task: Task, prepared: Prepared, train: Encoded, objective: Objective, display: Display
+) -> tuple[Encoded, Objective]:
+    """The training rows and the objective with what the teachers of a recipe say; as they are without teachers.
+
+    Raises:
+        RecipeError: the teachers do not suit the task, its labels or its rows, or the task has no such logits.
+        ModelError: a teacher cannot be loaded.
+    """
+    options = recipe.distillation
+    if not options.teachers:
+        return train, objective
+    kind = task.target.kind
+    windowed = train.sequences is not None and kind != WORDS
+    if kind not in KINDS or not isinstance(objective, LogitsObjective) or windowed:
+        got = f"{task.name} in windows" if windowed else f"{task.name} with this loss"
+        raise _refused("a task whose rows or words have a few logits each", got, "distillation")
+    if recipe.training.folds is not None:
+        raise _refused("training without folds, as teachers know the rows held out", "training.folds", "distillation")
+    teachers = tuple(_teacher(path, task, prepared) for path in options.teachers)
+    if kind == WORDS:
+        _require_same_tokens(teachers, prepared)
+        return train, Distilled(objective, kind, options, teachers)
+    inputs, targets = prepared.dataset.splits["train"].inputs, torch.as_tensor(np.asarray(train.targets))
+    said = [_said(teacher, inputs, kind, options.temperature, display) for teacher in teachers]
+    references = together(said, targets, kind, options.trust).numpy().astype(np.float32)
+    return replace(train, references=references), Distilled(objective, kind, options)
+
+
+def _teacher(path: str, task: Task, prepared: Prepared) -> Predictor:
+    artifact = Artifact.read(Path(path))
+    manifest, dataset = artifact.manifest, prepared.dataset
+    if manifest.task != task.name:
+        raise _refused(f"a teacher for {task.name}", f"one for {manifest.task}: {path}", "distillation.teachers")
+    if tuple(manifest.labels) != tuple(dataset.labels):
+        got = f"{', '.join(manifest.labels[:8]) or 'none'}: {path}"
+        raise _refused(f"a teacher of the labels {', '.join(dataset.labels[:8])}", got, "distillation.teachers")
+    if set(manifest.inputs) != set(dataset.splits["train"].inputs):
+        wanted = " and ".join(dataset.splits["train"].inputs)
+        got = f"one of {' and '.join(manifest.inputs)}: {path}"
+        raise _refused(f"a teacher of {wanted}", got, "distillation.teachers")
+    return load_predictor(artifact)
+
+
+def _require_same_tokens(teachers: Sequence[Predictor], prepared: Prepared) -> None:
+    for teacher in teachers:
+        if teacher.tokenizer.get_vocab() != prepared.tokenizer.get_vocab():
+            got = f"another vocabulary: {teacher.artifact.path}"
+            raise _refused("teachers of words that read the student's tokens", got, "distillation.teachers")
+
+
+def _said(teacher: Predictor, inputs: Any, kind: str, temperature: float, display: Display) -> torch.Tensor:
+    """What a teacher says of all training rows, (n, labels), batch by batch in an order of its own rows alone."""
+
+    def read(model: Any, batch: Batch, encoded: Encoded) -> Predictions:
+        logits = logits_of(model, batch.inputs)
+        return Predictions(softened(logits, kind, temperature).cpu().numpy(), np.ones(len(logits)))
+
+    encoded = teacher.encode(inputs)
+    with display.bar(f"what {teacher.artifact.manifest.base_model} says of the training rows", len(encoded)) as bar:
+        return torch.from_numpy(np.asarray(predict_encoded(teacher.forward, encoded, read, bar).values))
+
+
+def _refused(expected: str, got: str, field: str) -> RecipeError:
+    todo = "Choose other teachers, or leave `distillation` out."
+    return RecipeError("The student cannot learn like this.", [Problem(expected, got, todo, Where(field=field))])
