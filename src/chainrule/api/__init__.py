@@ -4,6 +4,7 @@ from chainrule.api.checking import check, check_gradients
 from chainrule.api.compressing import LOSS, WORST, compress
 from chainrule.api.distilling import SHARE_KEPT, distill
 from chainrule.api.exporting import PARITY_ROWS, export
+from chainrule.api.merging import merge
 from chainrule.api.showing import SHOWN, show
 from chainrule.api.training import find_learning_rate, reproduce, resume, train
 from chainrule.api.using import evaluate, predict
@@ -21,6 +22,7 @@ __all__ = [
     "evaluate",
     "export",
     "find_learning_rate",
+    "merge",
     "predict",
     "reproduce",
     "resume",

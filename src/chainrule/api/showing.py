@@ -12,7 +12,7 @@ from chainrule.errors import ModelError, Problem, Where
 
 SHOWN = (
     *("catalog", "tasks", "strategies", "optimizers", "schedules", "losses", "regularisers", "averages"),
-    *("exporters", "compressors"),
+    *("exporters", "compressors", "merges"),
 )
 
 
@@ -36,16 +36,13 @@ def show(what: str | Path, run: str | Path | Run | None = None) -> dict[str, Any
         from chainrule.models.scratch import describe
 
         return {"models": [*list_models(), *describe()], "data": list_datasets()}
-    if what == "exporters":
-        from chainrule.core.shelf import describe as rows_of_shelf
-        from chainrule.exporters import EXPORTERS
-
-        return {"exporters": rows_of_shelf(EXPORTERS)}
-    if what == "compressors":
+    if what in ("exporters", "compressors", "merges"):
         from chainrule.compressors import COMPRESSORS
-        from chainrule.core.shelf import describe as rows_of_shelf
+        from chainrule.core.shelf import describe
+        from chainrule.exporters import EXPORTERS
+        from chainrule.merging import MERGES
 
-        return {"compressors": rows_of_shelf(COMPRESSORS)}
+        return {what: describe({"exporters": EXPORTERS, "compressors": COMPRESSORS, "merges": MERGES}[what])}
     if what in SHOWN:
         from chainrule.hpo.auto import description
         from chainrule.training.shelves import rows_of

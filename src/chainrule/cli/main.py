@@ -10,7 +10,19 @@ from typing import Annotated, Any
 
 import typer
 
-from chainrule.cli import check, check_gradients, compress, evaluate, export, find_lr, predict, reproduce, show, train
+from chainrule.cli import (
+    check,
+    check_gradients,
+    compress,
+    evaluate,
+    export,
+    find_lr,
+    merge,
+    predict,
+    reproduce,
+    show,
+    train,
+)
 from chainrule.cli.output import print_json
 from chainrule.errors import ChainruleError, Problem, ShortageError, UserError, Where
 from chainrule.system.memory import is_shortage
@@ -55,6 +67,7 @@ _VERBS = (
     evaluate.evaluate,
     predict.predict,
     compress.compress,
+    merge.merge,
     export.export,
     reproduce.reproduce,
     check_gradients.check_gradients,

@@ -96,7 +96,7 @@ def load_predictor(artifact: Artifact, *, device: str = "auto", precision: str |
         raise _contradiction(artifact, "labels", f"{model.config.num_labels} labels as in config.json")
     model = model.to(place).eval()
     if has_adapters(model):
-        _same_base(artifact)
+        require_same_base(artifact)
     if not native.must_build():  # compiling takes longer than a few predictions
         accelerate(plain_model(model), place)
     return Predictor(artifact, task, tokenizer, forward_of(model, tokenizer, place, precision))
@@ -154,7 +154,7 @@ def untuned(predictor: Predictor) -> Iterator[Forward]:
             yield replace(forward, model=base)
         return
     artifact = predictor.artifact
-    _same_base(artifact)
+    require_same_base(artifact)
     seed = int(artifact.manifest.recipe.get("seed", 0))
     name, tokenizer, structure = base_name(artifact), predictor.tokenizer, artifact.structure
     head = predictor.task.head
@@ -165,8 +165,12 @@ def untuned(predictor: Predictor) -> Iterator[Forward]:
     yield replace(forward, model=model.to(forward.device).eval())
 
 
-def _same_base(artifact: Artifact) -> None:
-    """Refuse another model of the same name."""
+def require_same_base(artifact: Artifact) -> None:
+    """Refuse another model of the same name than the one that was fine-tuned.
+
+    Raises:
+        ModelError: it is another, or there is none.
+    """
     name, known = base_name(artifact), artifact.manifest.base_sha256
     found = weights_hash(name) if known is not None else None
     if found != known:

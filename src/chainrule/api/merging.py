@@ -1,0 +1,73 @@
+"""Make one model of several."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Unpack
+
+from chainrule.api.compressing import LOSS, WORST
+from chainrule.api.entry import Rows, artifact_of, set_environment
+from chainrule.api.exporting import rows_of_split
+from chainrule.core.artifact import Artifact, Run, Step
+from chainrule.core.recipe import Spec
+from chainrule.core.request import Limits
+from chainrule.errors import Problem, RecipeError
+from chainrule.system.progress import Display, Quiet
+
+
+def merge(
+    models: Sequence[str | Path | Run | Artifact],
+    out: str | Path,
+    *,
+    method: str = "average",
+    data: Rows | None = None,
+    options: Mapping[str, Any] | None = None,
+    display: Display | None = None,
+    **limits: Unpack[Limits],
+) -> tuple[Artifact, Step]:
+    """Merge the weights of several fine-tunes of one base, and put the result in place if it is as good as the best.
+
+    Which member is the best is found on the validation rows; the result is judged beside it on the test rows. It is as
+    fast as one of them.
+
+    Args:
+        models: run folders or artifact folders, two or more.
+        out: the folder to make.
+        method: "average", "greedy", "slerp", "task-arithmetic", "ties" or "dare".
+        data: labelled data with a validation and a test split; by default what the first model was trained on.
+        options: of the method, e.g. {"t": 0.3}.
+        limits: `loss` and `worst` as in `compress`, beside the best member.
+
+    Raises:
+        UserError: there is no such model or method, the models do not fit one another, or there are no rows.
+        GateError: the result is worse than the best member; it was removed again.
+    """
+    set_environment()
+    from chainrule.core.shelf import take
+    from chainrule.evaluation.handover import hand_over
+    from chainrule.evaluation.parity import Bound
+    from chainrule.merging import MERGES
+    from chainrule.merging.members import Members, base_weights
+    from chainrule.system.files import refuse_existing
+
+    told, folder = display or Quiet(), Path(out)
+    way = take(MERGES, Spec(name=method, options=dict(options or {})), "method", ("--method", "--set"))()
+    refuse_existing(folder)
+    members = Members.read([artifact_of(model) for model in models])
+    seen, judged = (rows_of_split(members.first, data, split) for split in ("validation", "test"))
+    if seen is None or judged is None or seen.data == judged.data:
+        wanted, todo = "data with a validation and a test split", "Name it: --data DATA"
+        problem = Problem(wanted, "none, or only one of them", todo)
+        raise RecipeError("There are no rows to choose the best member by, or none to judge by.", [problem])
+    metric = members.first.task.primary_metric
+    scores = [members.score(weights, seen.encoded) for weights in members.weights]
+    for artifact, score in zip(members.artifacts, scores, strict=True):
+        told.say(f"{artifact.path}: {metric} {abs(score):.4f} on validation.")
+    best = members.predictor(scores.index(max(scores)))
+    base = base_weights(members) if way.needs_base else None
+    merged = way.merge(members.weights, base, lambda weights: members.score(weights, seen.encoded))
+    step = f"merge --method {method}"
+    bound = Bound(loss=(limits.get("loss", LOSS) / 100, limits.get("worst", WORST) / 100))
+    manifest, done = hand_over(best, folder, step, lambda place: members.write(merged, place, bound), judged)
+    return Artifact(folder, manifest), done
