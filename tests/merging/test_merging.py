@@ -47,7 +47,7 @@ def _merge(
 def test_averages() -> None:
     members = _weights(3)
     merged = _merge("average", members)
-    torch.testing.assert_close(merged["a"], sum(member["a"] for member in members) / 3)  # type: ignore[arg-type]
+    torch.testing.assert_close(merged["a"], sum(member["a"] for member in members) / 3)
     assert merged["places"].tolist() == [0, 1, 2]
     weighted = _merge("average", members, weights=[1.0, 0.0, 3.0])
     torch.testing.assert_close(weighted["b"], 0.25 * members[0]["b"] + 0.75 * members[2]["b"])

@@ -38,11 +38,12 @@ def show(what: str | Path, run: str | Path | Run | None = None) -> dict[str, Any
         return {"models": [*list_models(), *describe()], "data": list_datasets()}
     if what in ("exporters", "compressors", "merges"):
         from chainrule.compressors import COMPRESSORS
-        from chainrule.core.shelf import describe
+        from chainrule.core import shelf
         from chainrule.exporters import EXPORTERS
         from chainrule.merging import MERGES
 
-        return {what: describe({"exporters": EXPORTERS, "compressors": COMPRESSORS, "merges": MERGES}[what])}
+        known = {"exporters": EXPORTERS, "compressors": COMPRESSORS, "merges": MERGES}
+        return {str(what): shelf.describe(known[str(what)])}
     if what in SHOWN:
         from chainrule.hpo.auto import description
         from chainrule.training.shelves import rows_of

@@ -1,4 +1,4 @@
-"""Spherical interpolation: Shoemake (1985), Animating rotation with quaternion curves, section 3.3; tensor by tensor."""
+"""Spherical interpolation, tensor by tensor: Shoemake (1985), Animating rotation with quaternions, section 3.3."""
 
 from __future__ import annotations
 
