@@ -36,7 +36,7 @@ def test_a_minimal_recipe_is_completed_with_defaults() -> None:
     assert (recipe.task.name, recipe.model.name, recipe.strategy.name) == ("text-classification", "minilm", "full")
     assert set(Recipe.model_fields) == {
         "data", "task", "model", "strategy", "structure", "optimizer", "schedule", "loss", "regularisers", "training",
-        "seed", "choice",
+        "seed", "choice", "prediction",
     }  # fmt: skip
 
 
@@ -54,9 +54,9 @@ def test_all_problems_are_reported_at_once() -> None:
     assert messages(caught.value) == [
         "field 'optimizer.learning_rate': expected greater than 0, got -1.0. Change 'optimizer.learning_rate'.",
         "field 'seed': expected greater than or equal to 0, got -3. Change 'seed'.",
-        "field 'optimiser': expected one of the keys choice, data, loss, model, optimizer, regularisers, schedule, "
-        "seed, strategy, structure, task, training, got the unknown key 'optimiser'. Correct the spelling or remove "
-        "it.",
+        "field 'optimiser': expected one of the keys choice, data, loss, model, optimizer, prediction, regularisers, "
+        "schedule, seed, strategy, structure, task, training, got the unknown key 'optimiser'. "
+        "Correct the spelling or remove it.",
     ]
 
 

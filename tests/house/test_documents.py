@@ -33,6 +33,7 @@ TWINS = {
     "docs/chain-rule.md": "docs/zh/chain-rule.md",
     "docs/data.md": "docs/zh/data.md",
     "docs/gradients.md": "docs/zh/gradients.md",
+    "docs/planning.md": "docs/zh/planning.md",
     "docs/recipe.md": "docs/zh/recipe.md",
     "docs/strategies.md": "docs/zh/strategies.md",
     "docs/tasks.md": "docs/zh/tasks.md",

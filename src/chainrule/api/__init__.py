@@ -3,6 +3,7 @@
 from chainrule.api.checking import check, check_gradients
 from chainrule.api.compressing import LOSS, WORST, compress
 from chainrule.api.exporting import PARITY_ROWS, export
+from chainrule.api.planning import plan
 from chainrule.api.showing import SHOWN, show
 from chainrule.api.training import find_learning_rate, reproduce, resume, train
 from chainrule.api.using import evaluate, predict
@@ -18,6 +19,7 @@ __all__ = [
     "evaluate",
     "export",
     "find_learning_rate",
+    "plan",
     "predict",
     "reproduce",
     "resume",

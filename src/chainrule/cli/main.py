@@ -10,7 +10,19 @@ from typing import Annotated, Any
 
 import typer
 
-from chainrule.cli import check, check_gradients, compress, evaluate, export, find_lr, predict, reproduce, show, train
+from chainrule.cli import (
+    check,
+    check_gradients,
+    compress,
+    evaluate,
+    export,
+    find_lr,
+    plan,
+    predict,
+    reproduce,
+    show,
+    train,
+)
 from chainrule.cli.output import print_json
 from chainrule.errors import ChainruleError, Problem, ShortageError, UserError, Where
 from chainrule.system.memory import is_shortage
@@ -50,6 +62,7 @@ def _options(
 
 _VERBS = (
     check.check,
+    plan.plan,
     find_lr.find_lr,
     train.train,
     evaluate.evaluate,
