@@ -52,7 +52,14 @@ CASES = (
     Case("words, full", "conll2003pp", "full", 0.2, task="token-classification"),
     Case("an LSTM", "sst2", "full", 1, model="lstm"),
     Case(
-        "replies, lora", "alpaca_gpt4_en", "lora", 0.02, "smollm2", 128, "text-generation", {"training.batch_size": 8}
+        "replies, lora",
+        "alpaca_gpt4_en",
+        "lora",
+        0.02,
+        "smollm2",
+        128,
+        "text-generation",
+        {"training.batch_size": 8, "data.on_bad_row": "skip"},
     ),
 )
 

@@ -11,11 +11,14 @@ from chainrule.api import (
     predict,
     reproduce,
     resume,
+    resume_search,
+    search,
     show,
     train,
 )
 from chainrule.core.artifact import Artifact, Run
 from chainrule.core.recipe import Recipe, read_recipe
+from chainrule.core.study import Study
 from chainrule.errors import ChainruleError
 from chainrule.version import __version__
 
@@ -24,6 +27,7 @@ __all__ = [
     "ChainruleError",
     "Recipe",
     "Run",
+    "Study",
     "__version__",
     "check",
     "check_gradients",
@@ -36,6 +40,8 @@ __all__ = [
     "read_recipe",
     "reproduce",
     "resume",
+    "resume_search",
+    "search",
     "show",
     "train",
 ]

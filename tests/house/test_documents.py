@@ -35,6 +35,7 @@ TWINS = {
     "docs/gradients.md": "docs/zh/gradients.md",
     "docs/planning.md": "docs/zh/planning.md",
     "docs/recipe.md": "docs/zh/recipe.md",
+    "docs/search.md": "docs/zh/search.md",
     "docs/strategies.md": "docs/zh/strategies.md",
     "docs/tasks.md": "docs/zh/tasks.md",
     "docs/verdict.md": "docs/zh/verdict.md",

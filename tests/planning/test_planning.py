@@ -199,7 +199,7 @@ def made_up(seconds: Pace, *, stages: tuple[Stage, ...], frozen: int = 0) -> Mea
     whole, made = load(100), load(18)
     bytes_moved = 28.0 * 10**6
     took = seconds.step + seconds.byte * bytes_moved + seconds.operation * operations(work, made)
-    return Measured(work, whole, made, took, 6, None, None, 0.0, 500.0, 0.0, 4096, "float32")
+    return Measured(work, whole, made, took, 6, None, None, 0.0, 500.0, 0.0, 0.0, 4096, "float32")
 
 
 WHOLE = (Stage(0.0, 10**6, 400_000, 4),)

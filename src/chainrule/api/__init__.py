@@ -4,6 +4,7 @@ from chainrule.api.checking import check, check_gradients
 from chainrule.api.compressing import LOSS, WORST, compress
 from chainrule.api.exporting import PARITY_ROWS, export
 from chainrule.api.planning import plan
+from chainrule.api.searching import resume_search, search
 from chainrule.api.showing import SHOWN, show
 from chainrule.api.training import find_learning_rate, reproduce, resume, train
 from chainrule.api.using import evaluate, predict
@@ -23,6 +24,8 @@ __all__ = [
     "predict",
     "reproduce",
     "resume",
+    "resume_search",
+    "search",
     "show",
     "train",
 ]

@@ -20,6 +20,7 @@ from chainrule.cli import (
     plan,
     predict,
     reproduce,
+    search,
     show,
     train,
 )
@@ -65,6 +66,7 @@ _VERBS = (
     plan.plan,
     find_lr.find_lr,
     train.train,
+    search.search,
     evaluate.evaluate,
     predict.predict,
     compress.compress,

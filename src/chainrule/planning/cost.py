@@ -19,7 +19,8 @@ MIB = 2**20
 WEIGHT_BYTES, TRAINED_BYTES = 4, 20  # gradient, AdamW's two moments, copies of the start and of the best, in float32
 UPDATE_BYTES = 28  # read and written by an optimizer step, for each trained number
 TOKEN_BYTES = 34  # a layer keeps so many a token and hidden number for its backward, in two-byte numbers
-EFFICIENCY = 0.25  # of the matrix products' peak that a whole step reaches; LOG.md, 2026-11-23
+EFFICIENCY = 0.25  # of the matrix products' peak, about; for what is only counted
+SCATTERED = 1.25  # of what the widest batch adds, once more: gaps between pieces of many sizes; LOG.md, 2026-11-23
 REWEIGHTED = 8  # times
 MOST_SHAPES = 100  # of which the libraries keep code: oneDNN's 1,024 primitives, about ten a shape
 
@@ -115,7 +116,10 @@ def peak_of(measured: Measured, resident: int) -> float:
     """
     if measured.peak_memory_mb is not None:
         planned, made = (len(np.unique(load.tokens)) for load in (measured.whole, measured.made))
-        return measured.peak_memory_mb + measured.shape_mb * max(0, min(planned, MOST_SHAPES) - made)
+        if len(measured.whole.tokens) <= len(measured.seconds):
+            return measured.peak_memory_mb
+        shapes = max(0, min(planned, MOST_SHAPES) - made)
+        return measured.peak_memory_mb + measured.shape_mb * shapes + SCATTERED * measured.wide_mb
     work = measured.work
     fixed = WEIGHT_BYTES * work.parameters + TRAINED_BYTES * work.trained
     reach = max((stage.reach for stage in work.stages), default=0)

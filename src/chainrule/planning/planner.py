@@ -165,6 +165,7 @@ class Planner:
         trained = recipe.replace(decided)
         measured = self.measure(trained, prepared, 0)
         self.precision[name] = measured.precision
+        trained = trained.replace({"training.precision": measured.precision})  # so that no step is made in another one
         sizes = {"parameters": measured.work.parameters, "layers": measured.work.layers}
         self.models[name] = self.models[name].model_copy(update=sizes)
         prediction = predict(measured, assumed_pace(self.machine, measured.precision), _resident())

@@ -17,6 +17,7 @@ from chainrule.planning.profile import Fit
 from chainrule.planning.rules import Rule, apply, reason_of
 from chainrule.strategies import STRATEGIES
 from chainrule.tasks.prepare import Prepared
+from chainrule.training.completion import rate_of
 
 LENGTH = "model.max_length"
 KEYS = (
@@ -75,10 +76,11 @@ def strategies_for(asked: Asked, task: Task, facts: Facts) -> list[tuple[Spec, R
     rule = _rule("strategy", facts)
     fitting = [name for name in rule.value if STRATEGIES[name].misfit(task) is None and (name != "lora" or has_peft())]
     told = _reason(rule, "strategy", None, facts)
-    kept = "Less was recommended first; it does not fit: "
+    other = f"{rule.value[0]} comes first in the order of preference ({{}}); this is what fits."
+    texts = [told.text if name == rule.value[0] else other.format(told.text.rstrip(".")) for name in fitting]
     return [
-        (Spec(name=name), told.model_copy(update={"value": name, "text": told.text if not place else kept + told.text}))
-        for place, name in enumerate(fitting)
+        (Spec(name=name), told.model_copy(update={"value": name, "text": text}))
+        for name, text in zip(fitting, texts, strict=True)
     ]
 
 
@@ -91,7 +93,7 @@ def recommend(asked: Asked, spec: Spec, why: Reason, model: Candidate, facts: Fa
     """
     facts = facts | {"strategy": spec.name}
     changes: Facts = {"model.name": model.name, "strategy": spec.model_dump(mode="json")}
-    reasons = [why]
+    reasons, chosen = [why], asked.recipe.replace(changes)
     for key in KEYS:
         rule = apply(key, facts)
         if rule is None:
@@ -99,7 +101,7 @@ def recommend(asked: Asked, spec: Spec, why: Reason, model: Candidate, facts: Fa
         if asked.holds(key):
             reasons.append(as_asked(key, value_at(asked.recipe, key)))
         else:
-            changes[key] = _value(rule, model.name, spec)
+            changes[key] = _value(rule, chosen)
             reasons.append(_reason(rule, key, changes[key], facts))
         if key == "training.epochs":
             facts["epochs"] = reasons[-1].value
@@ -149,9 +151,11 @@ def _reason(rule: Rule, key: str, value: Any, facts: Facts) -> Reason:
     return Reason(key=key, value=value, text=reason_of(rule, facts), evidence=rule.evidence, page=rule.page)
 
 
-def _value(rule: Rule, name: str, spec: Spec) -> Any:
+def _value(rule: Rule, recipe: Recipe) -> Any:
+    """What the rule says; for None, what is usual for the model and the strategy."""
     if rule.value is None and rule.key == "optimizer.learning_rate":
-        return SCRATCH[name].learning_rate if name in SCRATCH else STRATEGIES[spec.name].make.default_learning_rate
+        return rate_of(recipe.replace({rule.key: None}))
+    name = recipe.model.name
     return SCRATCH[name].epochs if rule.value is None and rule.key == "training.epochs" else rule.value
 
 

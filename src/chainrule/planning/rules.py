@@ -109,24 +109,14 @@ RULES: tuple[Rule, ...] = (
         "docs/strategies.md",
         {"goal": "size", "strategy": "lora", "writes": False},
     ),
-    # How fast it learns. Without a rule it is the strategy's own default.
+    # How fast it learns.
     Rule(
         "optimizer.learning_rate",
-        1.5e-4,
-        "Three times the usual rate did better in the mean on each of four sets, with a small model.",
-        RACE,
-        "docs/recipe.md",
-        {"strategy": "full", "pretrained": True, "head": "classifier", "parameters": (None, 50_000_000)},
+        None,
+        "The default of the strategy {strategy} for a model as wide as this one.",
+        RATES,
+        "docs/strategies.md",
     ),
-    Rule(
-        "optimizer.learning_rate",
-        3e-4,
-        "With one layer after another, three times its default did best.",
-        SOON,
-        "docs/recipe.md",
-        {"strategy": "gradual", "head": "classifier", "parameters": (None, 50_000_000)},
-    ),
-    Rule("optimizer.learning_rate", None, "The default of the strategy {strategy}.", RATES, "docs/strategies.md"),
     # How long.
     Rule(
         "training.epochs",
@@ -227,7 +217,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "regularisers",
         {},
-        "None: no comparison here has shown one to help. `chainrule search` tries them.",
+        "None: no comparison here has shown one to help.",
         "not measured",
         "docs/recipe.md",
     ),

@@ -46,6 +46,7 @@ BATCHES = 12  # of the run's own, from narrow to wide, and the widest: what each
 PASSES = 2  # over them; the first warms up
 TRUNK_PIECES = 4  # of the frozen layers' run over all rows
 LEAST_STEPS = 4
+STATE_BYTES = 12  # gradient and AdamW's moments
 SECONDS = 12.0  # after which no further step is made, once the widest batch was seen
 LEAST_ROWS = 8  # of validation
 
@@ -112,6 +113,7 @@ class Measured:
         trunk: of the frozen layers over all rows, once; None where they run in every step, or their output is there.
         trunk_seconds: of a piece of it, whose load is `trunk_piece`.
         peak_memory_mb: of the process; None where no step was made.
+        wide_mb: of that, what the widest batch has added beside weights and optimizer.
         shape_mb: that a batch of another shape than all before it adds for good: the libraries keep code for each.
         micro_batch_tokens, precision: as they were resolved.
     """
@@ -125,6 +127,7 @@ class Measured:
     trunk_piece: Load | None
     trunk_seconds: float
     peak_memory_mb: float | None
+    wide_mb: float
     shape_mb: float
     micro_batch_tokens: int
     precision: str
@@ -143,13 +146,13 @@ def measure(recipe: Recipe, prepared: Prepared, steps: int | None = None) -> Mea
     return_freed()
     train = prepared.encoded["train"]
     total = planned_steps(recipe, len(train))
-    batches = _chosen_batches(recipe, train.lengths)
+    batches = _chosen_batches(recipe, train.lengths, total)
     rows = train.take(np.concatenate(batches))
     held_out = _longest(prepared.encoded["validation"])
     once = total <= steps_per_epoch(recipe, len(train))
     wanted = min(total, PASSES * len(batches)) if steps is None else steps
     open_recipe = recipe.replace(
-        _OFF | {"training.steps": max(wanted, 1)} | ({"training.trunk_cache": False} if once else {})
+        OFF | {"training.steps": max(wanted, 1)} | ({"training.trunk_cache": False} if once else {})
     )
     few = replace(prepared, encoded={"train": rows, "validation": held_out})
     with PeakMemory() as memory:
@@ -172,10 +175,11 @@ def measure(recipe: Recipe, prepared: Prepared, steps: int | None = None) -> Mea
     found = _seen(work, whole, resolved, peak)
     seen: dict[str, Any] = {"made": made, "seconds": np.array(seconds), "warm": min(len(batches), len(seconds) // 2)}
     frozen: dict[str, Any] = {"trunk": trunk, "trunk_piece": piece, "trunk_seconds": trunk_seconds}
-    return replace(found, **seen, **frozen, shape_mb=_by_shape(made, resident))
+    shape, wide = _growth(made, resident, work.trained)
+    return replace(found, **seen, **frozen, shape_mb=shape, wide_mb=wide)
 
 
-_OFF: dict[str, Any] = {
+OFF: dict[str, Any] = {
     "training.minutes": None,
     "training.patience": None,
     "training.track": [],
@@ -201,13 +205,15 @@ def _seen(work: Work, whole: Load, recipe: Recipe, peak: float | None) -> Measur
     """Without steps."""
     none = Load(np.zeros(0), np.zeros(0), np.zeros(0))
     tokens = recipe.training.micro_batch_tokens or 0
-    return Measured(work, whole, none, np.zeros(0), 0, None, None, 0.0, peak, 0.0, tokens, recipe.training.precision)
+    return Measured(
+        work, whole, none, np.zeros(0), 0, None, None, 0.0, peak, 0.0, 0.0, tokens, recipe.training.precision
+    )
 
 
-def _chosen_batches(recipe: Recipe, lengths: np.ndarray) -> list[np.ndarray]:
-    """From narrow to wide, and the one with the longest row: memory and the size of its pieces go by that."""
-    batches = list(planned_batches(recipe, lengths, steps_per_epoch(recipe, len(lengths))))
-    widest = next(place for place, rows in enumerate(batches) if int(lengths.argmax()) in rows)
+def _chosen_batches(recipe: Recipe, lengths: np.ndarray, steps: int) -> list[np.ndarray]:
+    """Of those that will come first, from narrow to wide, and the widest: memory goes by that."""
+    batches = list(planned_batches(recipe, lengths, min(steps, steps_per_epoch(recipe, len(lengths)))))
+    widest = max(range(len(batches)), key=lambda place: int(lengths[batches[place]].max()))
     rest = sorted(
         (place for place in range(len(batches)) if place != widest and len(batches[place]) == len(batches[0])),
         key=lambda place: int(lengths[batches[place]].max()),
@@ -282,7 +288,7 @@ def _widths(pieces: Sequence[tuple[Encoded, np.ndarray]]) -> Load:
 
 
 def _make_steps(job: Job, recipe: Recipe) -> tuple[list[float], list[int], list[Any]]:
-    """How long each step took, the bytes of the process after it, and what a run keeps beside the weights.
+    """How long each step took, the bytes of the process before and after each, and what a run keeps beside the weights.
 
     That is those of the start, the best, and the next best.
     """
@@ -295,6 +301,7 @@ def _make_steps(job: Job, recipe: Recipe) -> tuple[list[float], list[int], list[
     widest, seen = int(job.train.lengths.max()), False
     steps = steps_in_memory(job, recipe, standing, _forget, Quiet())
     planned = planned_batches(recipe, job.train.lengths, recipe.training.steps or 1)
+    resident.append(process.memory_info().rss)
     for place, (step, rows) in enumerate(zip(steps, planned, strict=False), start=1):
         seconds.append(step.seconds)
         resident.append(process.memory_info().rss)
@@ -306,15 +313,18 @@ def _make_steps(job: Job, recipe: Recipe) -> tuple[list[float], list[int], list[
     return seconds, resident, copies
 
 
-def _by_shape(made: Load, resident: list[int]) -> float:
-    """MiB that a step with a new number of tokens adds: the median, as wider batches than all before add more."""
-    seen: set[float] = set()
-    grown = []
-    for place, tokens in enumerate(made.tokens.tolist()):
-        if place > 1 and tokens not in seen:  # the first two make the optimizer's state
-            grown.append((resident[place] - resident[place - 1]) / 2**20)
-        seen.add(tokens)
-    return max(0.0, float(np.median(grown))) if grown else 0.0
+def _growth(made: Load, resident: list[int], trained: int) -> tuple[float, float]:
+    """MiB that a step with another number of tokens adds for good (the median), and that wider steps add in all.
+
+    Args:
+        resident: bytes of the process before the first step and after each.
+        trained: numbers, whose gradients and moments the first step makes as well.
+    """
+    tokens, grown = made.tokens.tolist(), np.diff(resident) / 2**20
+    grown[0] = max(0.0, grown[0] - STATE_BYTES * trained / 2**20)
+    wider = [place for place in range(len(tokens)) if tokens[place] > max(tokens[:place], default=0)]
+    others = [grown[n] for n in range(2, len(tokens)) if n not in wider and tokens[n] not in tokens[:n]]
+    return max(0.0, float(np.median(others))) if others else 0.0, max(0.0, float(sum(grown[wider])))
 
 
 def _touch(optimizer: Any) -> None:
