@@ -9,14 +9,18 @@ from chainrule.api import (
     export,
     find_learning_rate,
     merge,
+    plan,
     predict,
     reproduce,
     resume,
+    resume_search,
+    search,
     show,
     train,
 )
 from chainrule.core.artifact import Artifact, Run
 from chainrule.core.recipe import Recipe, read_recipe
+from chainrule.core.study import Study
 from chainrule.errors import ChainruleError
 from chainrule.version import __version__
 
@@ -25,6 +29,7 @@ __all__ = [
     "ChainruleError",
     "Recipe",
     "Run",
+    "Study",
     "__version__",
     "check",
     "check_gradients",
@@ -34,10 +39,13 @@ __all__ = [
     "export",
     "find_learning_rate",
     "merge",
+    "plan",
     "predict",
     "read_recipe",
     "reproduce",
     "resume",
+    "resume_search",
+    "search",
     "show",
     "train",
 ]

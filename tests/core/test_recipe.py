@@ -36,7 +36,7 @@ def test_a_minimal_recipe_is_completed_with_defaults() -> None:
     assert (recipe.task.name, recipe.model.name, recipe.strategy.name) == ("text-classification", "minilm", "full")
     assert set(Recipe.model_fields) == {
         "data", "task", "model", "strategy", "structure", "optimizer", "schedule", "loss", "regularisers",
-        "distillation", "training", "seed", "choice",
+        "distillation", "training", "seed", "choice", "prediction",
     }  # fmt: skip
 
 
@@ -54,7 +54,7 @@ def test_all_problems_are_reported_at_once() -> None:
     assert messages(caught.value) == [
         "field 'optimizer.learning_rate': expected greater than 0, got -1.0. Change 'optimizer.learning_rate'.",
         "field 'seed': expected greater than or equal to 0, got -3. Change 'seed'.",
-        "field 'optimiser': expected one of the keys choice, data, distillation, loss, model, optimizer, "
+        "field 'optimiser': expected one of the keys choice, data, distillation, loss, model, optimizer, prediction, "
         "regularisers, schedule, seed, strategy, structure, task, training, got the unknown key 'optimiser'. Correct "
         "the spelling or remove it.",
     ]

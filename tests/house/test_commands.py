@@ -27,6 +27,8 @@ DOCUMENTS = (
         f"docs/{name}.md"
         for name in (
             "data",
+            "planning",
+            "search",
             "recipe",
             "reliability",
             "strategies",

@@ -21,8 +21,9 @@ from chainrule.core.recipe import Recipe, Spec, parse_recipe
 from chainrule.core.task import Predictions
 from chainrule.data.encode import Encoded
 from chainrule.errors import RecipeError, StoppedError, Where
-from chainrule.hpo import auto, race
-from chainrule.hpo.race import Candidate, Pace, Race
+from chainrule.hpo import auto, race, short
+from chainrule.hpo.race import Candidate, Race
+from chainrule.hpo.short import FEWEST_STEPS, Pace
 from chainrule.system.progress import Bar, Quiet
 from chainrule.tasks.prepare import Prepared
 from chainrule.testing.data import sentences, write_csv
@@ -122,7 +123,7 @@ def test_where_time_is_short_fewer_start_and_where_there_is_none_nobody_does(tin
     prepared, recipe = prepared_rows(reviews, tiny_bert)
     candidates = [Candidate(FULL, 1e-4), Candidate(HEAD, 1e-3), Candidate(FULL, 1e-3), Candidate(HEAD, 1e-2)]
     few = Race(recipe, prepared, 900.0, Pace(0.0, 3.0))
-    assert few.steps(4, 450.0, 1000) < race.FEWEST_STEPS < few.steps(2, 900.0, 1000)
+    assert few.steps(4, 450.0, 1000) < FEWEST_STEPS < few.steps(2, 900.0, 1000)
     assert {result.trial.strategy for result in few.run(candidates, 24, Quiet())} == {"full", "head"}
     assert len(few.run(candidates, 24, Quiet())) == 2
     nothing = Race(recipe, prepared, 1.0, Pace(0.0, 10.0)).run(candidates, 1000, Quiet())
@@ -174,7 +175,7 @@ def test_the_time_of_a_whole_training_is_shared(
         return []
 
     monkeypatch.setattr(Race, "run", run)
-    monkeypatch.setattr(auto, "planned_seconds", lambda job, recipe: steps * 0.01)
+    monkeypatch.setattr(short, "planned_seconds", lambda job, recipe: steps * 0.01)
     found = auto.choose(recipe, [FULL, HEAD], 0.4, prepared, Quiet())
     ((seconds, made),) = seen
     assert allowed - 20 < seconds <= allowed

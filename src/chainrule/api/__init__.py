@@ -5,6 +5,8 @@ from chainrule.api.compressing import LOSS, WORST, compress
 from chainrule.api.distilling import SHARE_KEPT, distill
 from chainrule.api.exporting import PARITY_ROWS, export
 from chainrule.api.merging import merge
+from chainrule.api.planning import plan
+from chainrule.api.searching import resume_search, search
 from chainrule.api.showing import SHOWN, show
 from chainrule.api.training import find_learning_rate, reproduce, resume, train
 from chainrule.api.using import evaluate, predict
@@ -23,9 +25,12 @@ __all__ = [
     "export",
     "find_learning_rate",
     "merge",
+    "plan",
     "predict",
     "reproduce",
     "resume",
+    "resume_search",
+    "search",
     "show",
     "train",
 ]

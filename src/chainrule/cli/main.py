@@ -18,8 +18,10 @@ from chainrule.cli import (
     export,
     find_lr,
     merge,
+    plan,
     predict,
     reproduce,
+    search,
     show,
     train,
 )
@@ -62,8 +64,10 @@ def _options(
 
 _VERBS = (
     check.check,
+    plan.plan,
     find_lr.find_lr,
     train.train,
+    search.search,
     evaluate.evaluate,
     predict.predict,
     compress.compress,

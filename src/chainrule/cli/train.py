@@ -101,6 +101,9 @@ def _print(run: Run) -> None:
         f"{summary['steps']} steps in {summary['seconds']:.0f} s (all in all {summary['seconds_total']:.0f} s), "
         f"peak memory {summary['peak_memory_mb']:.0f} MB"
     )
+    if "predicted" in summary:
+        before = summary["predicted"]
+        print_line(f"planned: {before['seconds']:.0f} s, peak memory {before['peak_memory_mb']:.0f} MB")
     print_line(f"validation {name} {summary['metrics'][name]:.4f} (step {summary['best_step']}, kept as the best)")
     if "cross_validation" in summary:
         _print_folds(summary["cross_validation"], name)

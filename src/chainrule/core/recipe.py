@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from chainrule.core.choice import Choice
 from chainrule.core.parsing import merge, read_yaml, unusual_values, validation_problems
+from chainrule.core.prediction import Prediction
 from chainrule.errors import Problem, RecipeError, Where
 
 
@@ -220,6 +221,7 @@ class Recipe(Section):
     training: Training = Field(default_factory=Training)
     seed: int = Field(default=0, ge=0, lt=2**32)
     choice: Annotated[Choice | None, BeforeValidator(_written)] = None
+    prediction: Prediction | None = None
 
     def to_yaml(self) -> str:
         """The recipe as YAML, every key written out, in the order of the fields."""

@@ -96,9 +96,11 @@ def asked_recipe(
     if source is not None:  # rows in memory have no name that a recipe could give again
         changes["data.source"] = str(source) if isinstance(source, str | Path) else None
     if isinstance(recipe, Recipe):
-        chosen = recipe.replace(changes)
+        chosen = _as_predicted(recipe, recipe.replace(changes))
     elif recipe is not None:
         chosen = read_recipe(Path(recipe), changes)
+        if chosen.prediction is not None:
+            chosen = _as_predicted(read_recipe(Path(recipe)), chosen)
     else:
         changes.setdefault("task", "text-classification")
         if not {"model", "model.name"} & changes.keys():
@@ -114,6 +116,16 @@ def asked_recipe(
         )
         raise RecipeError("The recipe does not say where the rows are.", [problem])
     return chosen
+
+
+def settled_keys(flags: Mapping[str, Any], settings: Mapping[str, Any] | None) -> frozenset[str]:
+    """The dotted keys of a recipe that flags and settings have set."""
+    return frozenset({_FLAG_KEYS[name] for name in flags if name in _FLAG_KEYS} | set(settings or {}))
+
+
+def _as_predicted(before: Recipe, after: Recipe) -> Recipe:
+    """The changed recipe, without what was predicted of it before the change."""
+    return after if after == before else after.replace({"prediction": None})
 
 
 def field_changes(fields: Mapping[str, str] | None) -> dict[str, str]:

@@ -124,10 +124,10 @@ def line_chart(
     lines = [Line(line.x, [value * scale for value in line.y], line.kind, line.dots) for line in lines if line.x]
     if not lines:
         return Markup("")
-    low, high = _span([value for line in lines for value in line.y], pad=0.06, zero=from_zero)
+    low, high = span([value for line in lines for value in line.y], pad=0.06, zero=from_zero)
     y_range = (low, high + (high - low) * 0.16) if mark else (low, high)  # room for the note above the ring
     frame = Frame(axis.ends, y_range, (LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM))
-    parts = [_axes(frame, axis.name, powers=axis.powers)]
+    parts = [axes(frame, axis.name, powers=axis.powers)]
     for line in lines:
         points = [frame.at(x, y) for x, y in zip(*thin(line.x, line.y), strict=True)]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
@@ -149,7 +149,7 @@ def interval_chart(rows: Sequence[Interval], *, about: Words, x_name: Words, sca
         return Markup("")
     row_height, top = 46, 6
     height = top + row_height * len(rows) + 44
-    x_range = _span([v * scale for row in rows for v in (row.low, row.value, row.high)], pad=0.08)
+    x_range = span([v * scale for row in rows for v in (row.low, row.value, row.high)], pad=0.08)
     frame = Frame(x_range, (0, 1), (2, top, WIDTH - 6, height - 44))
     parts = [_x_axis(frame, x_name)]
     for index, row in enumerate(rows):
@@ -168,7 +168,7 @@ def difference_chart(row: Interval, *, about: Words, x_name: Words, sides: tuple
         sides: what it means to lie left and right of zero.
     """
     height = 142
-    low, high = _span([0.0, row.low * scale, row.high * scale, row.value * scale], pad=0.12)
+    low, high = span([0.0, row.low * scale, row.high * scale, row.value * scale], pad=0.12)
     frame = Frame((low, high), (0, 1), (2, 34, WIDTH - 6, height - 44))
     zero = frame.at(0, 0)[0]
     y = 72.0
@@ -230,11 +230,11 @@ def scatter(true: Sequence[float], predicted: Sequence[float], *, about: Words, 
     if not true:
         return Markup("")
     size = WIDTH
-    span = _span([*true, *predicted], pad=0.04)
-    frame = Frame(span, span, (LEFT, TOP, size - RIGHT, size - BOTTOM))
-    (x1, y1), (x2, y2) = frame.at(span[0], span[0]), frame.at(span[1], span[1])
+    ends = span([*true, *predicted], pad=0.04)
+    frame = Frame(ends, ends, (LEFT, TOP, size - RIGHT, size - BOTTOM))
+    (x1, y1), (x2, y2) = frame.at(ends[0], ends[0]), frame.at(ends[1], ends[1])
     parts = [
-        _axes(frame, names[0]),
+        axes(frame, names[0]),
         f'<line class="zero" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>',
         written(LEFT + 6, TOP + 10, Words(f"↑ {names[1].en}", f"↑ {names[1].zh}"), "tick halo", "start"),
     ]
@@ -290,7 +290,8 @@ def _clip(text: str, limit: int) -> str:
     return text
 
 
-def _span(values: Sequence[float], *, pad: float, zero: bool = False) -> tuple[float, float]:
+def span(values: Sequence[float], *, pad: float, zero: bool = False) -> tuple[float, float]:
+    """The ends of an axis that has room for all values."""
     low, high = min(values), max(values)
     if zero:
         low, high = min(low, 0.0), max(high, 0.0)
@@ -301,7 +302,8 @@ def _span(values: Sequence[float], *, pad: float, zero: bool = False) -> tuple[f
     return low if zero and low == 0 else low - room, high + room
 
 
-def _axes(frame: Frame, x_name: Words, *, powers: bool = False) -> str:
+def axes(frame: Frame, x_name: Words, *, powers: bool = False, names: Sequence[Words] = ()) -> str:
+    """Both axes with their ticks, and the name of x; `names` stand at 0, 1, … of x in place of numbers."""
     left, _, right, _ = frame.box
     marks = ticks(*frame.y)
     step = marks[1] - marks[0] if len(marks) > 1 else abs(marks[0]) or 1
@@ -310,19 +312,19 @@ def _axes(frame: Frame, x_name: Words, *, powers: bool = False) -> str:
         y = frame.at(frame.x[0], value)[1]
         parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(written(left - 8, y + 4, both(tick_text(value, step)), "tick", "end"))
-    return "".join(parts) + _x_axis(frame, x_name, powers=powers)
+    return "".join(parts) + _x_axis(frame, x_name, powers=powers, names=names)
 
 
-def _x_axis(frame: Frame, name: Words, *, powers: bool = False) -> str:
+def _x_axis(frame: Frame, name: Words, *, powers: bool = False, names: Sequence[Words] = ()) -> str:
     left, _, right, bottom = frame.box
-    marks = ticks(*frame.x)
+    marks = [float(place) for place in range(len(names))] or ticks(*frame.x)
     step = marks[1] - marks[0] if len(marks) > 1 else abs(marks[0]) or 1
     parts = [f'<line class="axis" x1="{left}" x2="{right}" y1="{bottom}" y2="{bottom}"/>']
-    for value in marks:
+    for place, value in enumerate(marks):
         x = frame.at(value, frame.y[0])[0]
         parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}" y2="{bottom + 4}"/>')
-        shown = tick_text(10**value, 10**value) if powers else tick_text(value, step)
-        parts.append(written(x, bottom + 18, both(shown), "tick", "middle"))
+        shown = both(tick_text(10**value, 10**value) if powers else tick_text(value, step))
+        parts.append(written(x, bottom + 18, names[place] if names else shown, "tick", "middle"))
     parts.append(written((left + right) / 2, bottom + 37, name, "tick", "middle"))
     return "".join(parts)
 

@@ -8,7 +8,7 @@ from typing import Any
 from chainrule.core.task import LOWER_IS_BETTER
 from chainrule.evaluation.charts import Axis, Line, line_chart, smooth, thin
 from chainrule.evaluation.languages import Words, both, named, say
-from chainrule.evaluation.quantities import SHARES, count_text, finite, metric_text
+from chainrule.evaluation.quantities import SHARES, count_text, duration, finite, mapping, memory, metric_text
 from chainrule.evaluation.record import Curve, Record
 
 TREND_POINTS = 300
@@ -50,9 +50,26 @@ def facts(record: Record) -> list[tuple[Words, Words]]:
     precision = summary.get("precision") or record.environment.get("precision")
     if precision:
         found.append((say("environment.precision"), both(precision)))
+    found += _predicted(record)
     why = summary.get("stopped") or progress.finish.get("reason")
     if why:
         found.append((say("fact.stopped"), named("stopped", why)))
+    return found
+
+
+def _predicted(record: Record) -> list[tuple[Words, Words]]:
+    """What was expected of the training before it began, beside what it took."""
+    expected, found = mapping(record.summary.get("predicted")), []
+    for name, shown in (("seconds", duration), ("peak_memory_mb", memory)):
+        before, after = finite(expected.get(name)), finite(record.summary.get(name))
+        if before and after:
+            off = f"{100 * (after - before) / before:+.0f}\u202f%"
+            found.append(
+                (
+                    say(f"fact.predicted.{name}"),
+                    say("fact.predicted", before=shown(before), after=shown(after), off=off),
+                )
+            )
     return found
 
 

@@ -18,7 +18,8 @@ from chainrule.core.choice import Choice, LayerEvidence
 from chainrule.core.recipe import NamedSpec, Recipe, Section, Spec, parse_options
 from chainrule.errors import MissingExtraError, Problem, RecipeError, ShortageError, UserError, Where
 from chainrule.hpo.evidence import gather
-from chainrule.hpo.race import FEW, Candidate, Pace, Race, Result
+from chainrule.hpo.race import FEW, Candidate, Race, Result
+from chainrule.hpo.short import Pace, pace_of
 from chainrule.models import scratch
 from chainrule.models.adapters import has_peft
 from chainrule.models.load import width_of
@@ -35,7 +36,7 @@ from chainrule.training.building import make_job
 from chainrule.training.events import require_trackers
 from chainrule.training.job import planned_steps
 from chainrule.training.optimizers import learning_rate
-from chainrule.training.resolve import RESERVE_FOR_THE_REST, planned_seconds
+from chainrule.training.resolve import RESERVE_FOR_THE_REST
 from chainrule.training.run import begin, carry_out, keeper_of, plan, prepare_rows
 
 NAME = "auto"
@@ -222,21 +223,17 @@ def _paced(
     """
     timed, paces, fitting, short = recipe.replace({"training.minutes": None}), list[Pace](), list[Spec](), None
     for spec in strategies:
-        began = time.perf_counter()
         try:
-            job, planned = plan(_at(timed, Candidate(spec, _rates(recipe, spec)[0])), prepared, Quiet())
+            pace, precision = pace_of(_at(timed, Candidate(spec, _rates(recipe, spec)[0])), prepared)
         except ShortageError as error:
             display.say(f"warning: {spec.name} does not take part: {error.message}")
             short = error
             continue
         except (RecipeError, MissingExtraError) as error:
             raise _unusable(spec, error) from error
-        load = time.perf_counter() - began
-        steps = planned_steps(planned, len(job.train))
-        paces.append(Pace(load, planned_seconds(job, planned) / steps))
-        timed = timed.replace({"training.precision": planned.training.precision})
+        paces.append(pace)
+        timed = timed.replace({"training.precision": precision})
         fitting.append(spec)
-        del job
     if short is not None and not fitting:
         raise short
     return timed, Pace(paces[-1].load, max(pace.step for pace in paces)), fitting

@@ -22,33 +22,20 @@ from chainrule.data.load import Split
 from chainrule.data.split import cut_folds, strata_of
 from chainrule.data.targets import decode_targets
 from chainrule.errors import Problem, ShortageError, StoppedError
-from chainrule.system.progress import Display, Quiet
+from chainrule.hpo.short import FEWEST_STEPS, HELD_OUT, Pace, begin_short
+from chainrule.system.progress import Display
 from chainrule.system.stop import StopRequest, stop_requests, who_stopped
 from chainrule.tasks.prepare import Prepared
 from chainrule.tasks.suited import task_of
-from chainrule.training.checkpoint import Standing
 from chainrule.training.divergence import DivergenceError
 from chainrule.training.job import trained_count
-from chainrule.training.run import plan
-from chainrule.training.shortage import steps_in_memory
-from chainrule.training.trainer import above_frozen, referring, settle_formats
 from chainrule.training.validation import validate
 
 FEW = 512  # training rows up to which every row is held out once, unless there are enough validation rows
 ENOUGH = 128  # validation rows to score trials on
 FOLDS = 4
-HELD_OUT = 512  # validation rows that a trial is scored on, at most
 RESAMPLES = 200
-FEWEST_STEPS = 20  # a shorter trial tells nothing
 PATIENCE = 1.2  # times the seconds there are, after which trials are broken off
-OFF: dict[str, Any] = {
-    "training.minutes": None,
-    "training.patience": None,
-    "training.averaging": None,
-    "training.track": [],
-    "training.profile": False,
-    "training.watch_gradients": False,
-}
 
 
 @dataclass(frozen=True)
@@ -78,19 +65,6 @@ class Result:
     candidate: Candidate
     trial: Trial
     predictions: Predictions | None
-
-
-@dataclass(frozen=True)
-class Pace:
-    """What a trial costs.
-
-    Attributes:
-        load: seconds until step one.
-        step: seconds of one step.
-    """
-
-    load: float
-    step: float
 
 
 class NoTimeError(Exception):
@@ -284,28 +258,21 @@ class Course:
         changes = {
             "strategy": candidate.strategy.model_dump(mode="json"),
             "optimizer.learning_rate": candidate.learning_rate,
-            "training.steps": self.steps,
         }
         encoded = {"train": portion.train, "validation": portion.held_out}
         prepared = replace(self.race.prepared, encoded=encoded)
-        job, recipe = plan(self.race.recipe.replace(OFF | changes), prepared, Quiet())
-        settle_formats(job, recipe, self.steps)
-        job = referring(job, recipe, Quiet())
-        job, _ = above_frozen(job, recipe, self.steps, Quiet())
-        for _ in steps_in_memory(job, recipe, Standing(), _forget, Quiet()):
+        short = begin_short(self.race.recipe.replace(changes), prepared, self.steps)
+        for _ in short.steps:
             if self.request.signal is not None:
                 name, code = who_stopped(self.request.signal)
                 problem = Problem("a strategy that was chosen", "nothing that could be kept", "Start it again.")
                 raise StoppedError(f"Stopped by {name} while the strategy was chosen.", [problem], code)
             if time.perf_counter() > self.deadline:
                 raise NoTimeError("broken off: the time was over")
-        return validate(job, recipe, self.steps)[0], trained_count(job, recipe, self.steps)
+        said = validate(short.job, short.recipe, self.steps)[0]
+        return said, trained_count(short.job, short.recipe, self.steps)
 
 
 def _rounds(candidates: int) -> int:
     """Until one is left."""
     return math.ceil(math.log2(candidates))
-
-
-def _forget(event: dict[str, object]) -> None:
-    """The events of a trial are not kept."""

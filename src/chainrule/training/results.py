@@ -185,6 +185,8 @@ def fitted_baselines(task: Task, prepared: Prepared, recipe: Recipe, display: Di
 
 def summary_of(out: Path, recipe: Recipe, outcome: Outcome, task: Task, report: EvaluationReport) -> dict[str, Any]:
     """What `train` prints."""
+    expected = recipe.prediction
+    predicted = {} if expected is None else {"predicted": expected.model_dump(mode="json")}
     return {
         "run": str(out),
         "artifact": str(out / "artifact"),
@@ -201,6 +203,7 @@ def summary_of(out: Path, recipe: Recipe, outcome: Outcome, task: Task, report: 
         "precision": recipe.training.precision,
         "seconds": round(outcome.seconds, 3),
         "verdict": report.verdict.text,
+        **predicted,
     }
 
 

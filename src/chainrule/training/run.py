@@ -12,14 +12,11 @@ import psutil
 from chainrule.core.artifact import EVENTS, Run
 from chainrule.core.recipe import Recipe, read_recipe
 from chainrule.core.report import Reproduction
-from chainrule.core.task import Task
 from chainrule.errors import OutputError, Problem, Where
 from chainrule.evaluation.report import model_card, write_report
 from chainrule.models import scratch
-from chainrule.models.crf import CRF, with_chain
-from chainrule.models.load import width_of
 from chainrule.strategies import make_strategy, refuse_misfit, reserved_tokens
-from chainrule.strategies.base import Strategy, usual_rate
+from chainrule.strategies.base import Strategy
 from chainrule.system.device import choose_device, use_threads
 from chainrule.system.files import (
     atomic_folder,
@@ -34,28 +31,23 @@ from chainrule.system.memory import PeakMemory, keep_freed, kernel_kills
 from chainrule.system.progress import Display
 from chainrule.system.seed import choose_determinism, seed_everything
 from chainrule.tasks import find_task
-from chainrule.tasks.objectives import take_loss
 from chainrule.tasks.prepare import Prepared, prepare
-from chainrule.tasks.suited import settled, task_of
-from chainrule.training.averaging import take_average
+from chainrule.tasks.suited import task_of
 from chainrule.training.building import make_job
 from chainrule.training.checkpoint import Keeper
 from chainrule.training.companions import keep_companions
+from chainrule.training.completion import with_known, with_parts
 from chainrule.training.decisions import Decision, read_decisions
 from chainrule.training.events import every_sink, require_trackers
 from chainrule.training.inputs import INPUTS, record_inputs, refuse_changes, tell_changes
 from chainrule.training.job import Job
 from chainrule.training.memory import require_address_space
-from chainrule.training.optimizers import learning_rate, take_optimizer
-from chainrule.training.regularisers import take_regularisers
 from chainrule.training.reproduction import keep_comparison
 from chainrule.training.resolve import resolve
 from chainrule.training.results import clear, is_finished, judge_validation, save_artifact, summary_of, write_summary
-from chainrule.training.schedules import take_schedule
 from chainrule.training.trainer import Outcome, train
 
 STARTED = "started.json"
-EPOCHS = 3  # of a pretrained model
 
 
 def train_recipe(recipe: Recipe, source: Any, out: Path, display: Display, began: float) -> Run:
@@ -191,7 +183,7 @@ def prepare_rows(
     task, strategy = task_of(recipe), make_strategy(recipe.strategy)
     refuse_misfit(recipe.strategy.name, task)
     scratch.refuse_misfit(recipe, task)
-    recipe = _with_parts(recipe, task)
+    recipe = with_parts(recipe, task)
     threads = use_threads(recipe.training.threads)
     deterministic = choose_determinism(choose_device(recipe.training.device), recipe.training.deterministic)
     if task.micro_batch_tokens is None:  # where pieces keep memory low, freed memory must not stay
@@ -199,15 +191,8 @@ def prepare_rows(
     display.say(f"Reading {recipe.data.source or type(source).__name__} …")
     prepared = prepare(recipe, source, task, splits, reserved=reserved_tokens(strategy))
     _tell(prepared, display)
-    made = scratch.SCRATCH.get(recipe.model.name)
-    rate = usual_rate(strategy, width_of(recipe.model.name)) if made is None else made.learning_rate
-    known = {
-        "model.max_length": prepared.max_length,
-        "model.options": prepared.model_options,
-        "optimizer.learning_rate": learning_rate(recipe.optimizer, rate),
-        "training.epochs": recipe.training.epochs or (EPOCHS if made is None else made.epochs),
-    }
-    return prepared, recipe.replace({**known, "training.threads": threads, "training.deterministic": deterministic})
+    known = {"training.threads": threads, "training.deterministic": deterministic}
+    return prepared, with_known(recipe, prepared).replace(known)
 
 
 def plan(recipe: Recipe, prepared: Prepared, display: Display) -> tuple[Job, Recipe]:
@@ -220,28 +205,6 @@ def keeper_of(out: Path, recipe: Recipe, decided: Sequence[Decision] = ()) -> Ke
     """Of the checkpoints of a run, with what has become of the process that worked on it before."""
     minutes, keep = recipe.training.checkpoint_minutes, recipe.training.keep_checkpoints
     return Keeper(out, minutes, keep, halve=_was_killed_for_memory(out), decided=decided)
-
-
-def _with_parts(recipe: Recipe, task: Task) -> Recipe:
-    """With every part that the training is made of found on its shelf, and all its options written out.
-
-    Raises:
-        RecipeError: there is no such part, or it has no such options.
-    """
-    loss, training = take_loss(task.losses, recipe.loss), recipe.training
-    if CRF in task.losses:
-        recipe = with_chain(recipe, loss.name)
-    changes: dict[str, Any] = {
-        "loss": {"name": loss.name, "options": loss.written_out},
-        "task.options": settled(task, recipe.task.options, recipe.model.name).model_dump(mode="json"),
-        "optimizer.options": take_optimizer(recipe.optimizer).written_out,
-        "schedule.options": take_schedule(recipe.schedule).written_out,
-        "regularisers": {part.name: part.written_out for part in take_regularisers(recipe.regularisers)},
-        "training.early_stopping_metric": task.ranking_metric(training.early_stopping_metric),
-    }
-    if training.averaging is not None:
-        changes["training.averaging.options"] = take_average(training.averaging).written_out
-    return recipe.replace(changes)
 
 
 def carry_out(

@@ -74,6 +74,16 @@ def with_states(forward: Forward, depth: int, splits: dict[str, Encoded], displa
     return Trunk(done, time.perf_counter() - began if made else 0.0)
 
 
+def is_kept(forward: Forward, depth: int, splits: dict[str, Encoded]) -> bool:
+    """Whether the states of these splits are in the cache."""
+    store, digest = Store("trunks", LIMIT_BYTES), trunk_digest(forward.model, depth)
+    keys = (_key(digest, depth, forward.precision, split) for split in splits.values())
+    try:
+        return all(store.entry(f"{key}.bin").is_file() for key in keys)
+    except (OSError, OutputError):
+        return False
+
+
 def _make(path: Path, forward: Forward, depth: int, split: Encoded, shape: tuple[int, int], display: Display) -> None:
     """Compute the states of one split into one file, which appears when it is whole."""
     kind = np.uint16 if forward.precision == "bfloat16" else np.float32
