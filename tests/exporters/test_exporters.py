@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -286,6 +287,21 @@ def test_damaged_graphs_are_told(runs: Runs, tmp_path: Path) -> None:
         with pytest.raises(ModelError) as told:
             chainrule.predict(tmp_path / engine, text="good")
         assert told.value.problems[0].got == "no such file"
+
+
+@pytest.mark.parametrize("location", ["../secret", "{}/secret"])
+def test_a_graph_reads_no_file_outside_its_folder(location: str, runs: Runs, tmp_path: Path) -> None:
+    chainrule.export(runs("regression"), "onnx", tmp_path / "out")
+    (tmp_path / "secret").write_bytes(np.arange(1024, dtype=np.float32).tobytes())
+    model = onnx.load(tmp_path / "out" / "model.onnx")
+    weight = next(tensor for tensor in model.graph.initializer if 0 < np.prod(tensor.dims) <= 1024)
+    weight.ClearField("raw_data")
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    entry = weight.external_data.add()
+    entry.key, entry.value = "location", location.format(tmp_path)
+    (tmp_path / "out" / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match="The model cannot be loaded"):
+        chainrule.predict(tmp_path / "out", text="good")
 
 
 def test_names_and_folders_are_checked_first(runs: Runs, tmp_path: Path) -> None:
