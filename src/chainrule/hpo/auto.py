@@ -41,7 +41,7 @@ from chainrule.training.run import begin, carry_out, keeper_of, plan, prepare_ro
 
 NAME = "auto"
 # The preferred first, with factors on their own learning rates; LOG.md, "Which strategies and learning rates race?"
-FOR_FEW_ROWS = ("contrastive", "gradual", "full")
+FOR_FEW_ROWS = ("contrastive", "gradual", "full", "head")
 FOR_MANY_ROWS = ("full", "gradual", "partial")
 FOR_LANGUAGE_MODELS = ("lora", "full")
 FACTORS = (1.0, 1 / 3)
