@@ -327,7 +327,7 @@ def test_it_is_shown_with_the_others() -> None:
 @pytest.mark.parametrize(
     ("task", "rows", "names"),
     [
-        ("text-classification", 64, ["contrastive", "gradual", "full"]),
+        ("text-classification", 64, ["contrastive", "gradual", "full", "head"]),
         ("text-classification", 5000, ["full", "gradual", "partial"]),
         ("regression", 64, ["gradual", "full"]),
         ("text-generation", 800, ["lora", "full"]),
