@@ -329,7 +329,7 @@ def test_it_is_shown_with_the_others() -> None:
     [
         ("text-classification", 64, ["contrastive", "gradual", "full", "head"]),
         ("text-classification", 5000, ["full", "gradual", "partial"]),
-        ("regression", 64, ["gradual", "full"]),
+        ("regression", 64, ["gradual", "full", "head"]),
         ("text-generation", 800, ["lora", "full"]),
     ],
 )

@@ -170,7 +170,7 @@ def _row(trial: Mapping[str, Any], name: str) -> dict[str, Any]:
     metric, seconds = finite(trial["metric"]), finite(trial["seconds"])
     return {
         "number": trial["number"],
-        "state": named("study.state", trial["state"]),
+        "state": named("trial-state", trial["state"]),
         "metric": NOTHING if metric is None else metric_text(name, metric),
         "steps": trial["steps"] or "",
         "seconds": both("") if seconds is None else duration(seconds),
