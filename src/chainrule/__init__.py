@@ -9,6 +9,7 @@ from chainrule.api import (
     predict,
     reproduce,
     resume,
+    serve,
     show,
     train,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "read_recipe",
     "reproduce",
     "resume",
+    "serve",
     "show",
     "train",
 ]

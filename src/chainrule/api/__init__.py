@@ -2,6 +2,7 @@
 
 from chainrule.api.checking import check, check_gradients
 from chainrule.api.exporting import PARITY_ROWS, export
+from chainrule.api.serving import serve
 from chainrule.api.showing import SHOWN, show
 from chainrule.api.training import find_learning_rate, reproduce, resume, train
 from chainrule.api.using import evaluate, predict
@@ -17,6 +18,7 @@ __all__ = [
     "predict",
     "reproduce",
     "resume",
+    "serve",
     "show",
     "train",
 ]

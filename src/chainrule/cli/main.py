@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from chainrule.cli import check, check_gradients, evaluate, export, find_lr, predict, reproduce, show, train
+from chainrule.cli import check, check_gradients, evaluate, export, find_lr, predict, reproduce, serve, show, train
 from chainrule.cli.output import print_json
 from chainrule.errors import ChainruleError, Problem, ShortageError, UserError, Where
 from chainrule.system.memory import is_shortage
@@ -57,6 +57,7 @@ _VERBS = (
     export.export,
     reproduce.reproduce,
     check_gradients.check_gradients,
+    serve.serve,
     show.show,
 )
 for _verb in _VERBS:
