@@ -37,12 +37,11 @@ def serve(
         MissingExtraError: FastAPI, uvicorn or prometheus-client is not installed.
     """
     set_environment()
-    from chainrule.core.recipe import Spec, parse_options
     from chainrule.system.extras import require
 
     for module in ("fastapi", "uvicorn", "prometheus_client"):
         require(module, extra="serve", purpose="chainrule serve")
-    from chainrule.serving.limits import Limits
+    from chainrule.serving.limits import read_limits
     from chainrule.serving.server import Access
     from chainrule.serving.server import serve as run
 
@@ -56,5 +55,6 @@ def serve(
         origins,
     )
     limits = {name: value for name, value in flags.items() if value is not None}
-    checked = parse_options(Limits, Spec(name="serve", options=limits), "serve")
-    return run([str(one) for one in given], place, checked, display or Quiet(), begun or (lambda about: None))
+    return run(
+        [str(one) for one in given], place, read_limits(limits), display or Quiet(), begun or (lambda about: None)
+    )

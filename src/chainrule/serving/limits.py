@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from collections.abc import Mapping
+from typing import Any
 
+from pydantic import Field, ValidationError
+
+from chainrule.core.parsing import validation_problems
 from chainrule.core.recipe import Section
+from chainrule.errors import RecipeError
 
 
 class Limits(Section):
@@ -33,3 +38,15 @@ class Limits(Section):
     wait: float = Field(default=0.002, ge=0)
     batch_tokens: int = Field(default=4_096, ge=1)
     reading: float = Field(default=10.0, gt=0)
+
+
+def read_limits(values: Mapping[str, Any]) -> Limits:
+    """The limits that are given, and the others at their defaults.
+
+    Raises:
+        RecipeError: one is out of range; all of them are named.
+    """
+    try:
+        return Limits.model_validate(dict(values))
+    except ValidationError as error:
+        raise RecipeError("The limits of the server are wrong.", validation_problems(error, Limits, None)) from None

@@ -100,12 +100,15 @@ def _listen(access: Access) -> socket.socket:
     Raises:
         UserError: the address cannot be had.
     """
+    listener = None
     try:
         family, kind, _, _, address = socket.getaddrinfo(access.host, access.port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as error:
+        if listener is not None:
+            listener.close()
         in_use = error.errno == errno.EADDRINUSE
         problem = Problem(
             where=Where(field="port" if in_use else "host"),
