@@ -57,5 +57,5 @@ def vectors(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Run:
 
 @pytest.fixture(scope="session")
 def server(start: Callable[..., Server], trained: Run, talking: Run, vectors: Run) -> Server:
-    """A server of three models."""
-    return start(trained.path, talking.path, vectors.path)
+    """A patient server of three models."""
+    return start(trained.path, talking.path, vectors.path, "--timeout", "600")

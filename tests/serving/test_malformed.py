@@ -17,7 +17,7 @@ from chainrule.testing.servers import Server
 
 pytestmark = pytest.mark.unit
 
-MANY = int(os.environ.get("CHAINRULE_FUZZ", "300"))
+MANY = int(os.environ.get("CHAINRULE_FUZZ", "200"))
 MESSAGE = {"role": "user", "content": "film"}
 GOOD: dict[str, dict[str, Any]] = {
     "/v1/predict": {"inputs": ["film"], "model": "reviews"},
