@@ -14,7 +14,7 @@ from chainrule.core.task import Predictions
 from chainrule.data.encode import Encoded
 from chainrule.serving.served import Served
 
-_SAME = 32  # rows of up to so many tokens go into one batch, whatever their lengths
+SHORT = 32  # rows of up to so many tokens go into one batch, whatever their lengths
 
 
 @dataclass(eq=False)
@@ -80,7 +80,7 @@ class RowsJob(Job):
 
     def take(self, width: int, room: int) -> np.ndarray:
         """At most `room` of the pending rows that go well with rows of `width` tokens; these are pending no more."""
-        shortest = 0 if width <= _SAME else width // 2
+        shortest = 0 if width <= SHORT else width // 2
         start = int(np.searchsorted(-self.lengths, -width, side="left"))
         stop = int(np.searchsorted(-self.lengths, -shortest, side="right"))
         chosen = slice(start, min(stop, start + room))

@@ -21,7 +21,7 @@ from chainrule.data.encode import Encoded, joined
 from chainrule.inference.answers import encode_rows, refuse_unreadable, rows_cut
 from chainrule.inference.predict import predict_encoded
 from chainrule.serving.answers import answers_of
-from chainrule.serving.jobs import Job, RowsJob, WritingJob
+from chainrule.serving.jobs import SHORT, Job, RowsJob, WritingJob
 from chainrule.serving.limits import Limits
 from chainrule.serving.metrics import Metrics
 from chainrule.serving.refusal import RefusedError, too_late
@@ -166,7 +166,7 @@ class Worker:
 
     def _batch(self, lead: RowsJob) -> _Taken:
         """Rows of about the same length, those of the lead first."""
-        width = max(int(lead.lengths[0]), 1)
+        width = max(int(lead.lengths[0]), SHORT)
         room = max(1, self._limits.batch_tokens // width)
         taken: _Taken = []
         others = [job for job in self._turns if isinstance(job, RowsJob) and job.served is lead.served]
