@@ -34,6 +34,7 @@ TWINS = {
     "docs/data.md": "docs/zh/data.md",
     "docs/gradients.md": "docs/zh/gradients.md",
     "docs/recipe.md": "docs/zh/recipe.md",
+    "docs/serving.md": "docs/zh/serving.md",
     "docs/strategies.md": "docs/zh/strategies.md",
     "docs/tasks.md": "docs/zh/tasks.md",
     "docs/verdict.md": "docs/zh/verdict.md",

@@ -9,7 +9,7 @@ import pytest
 
 import chainrule
 from chainrule.core.artifact import Run
-from chainrule.testing.data import sentences, write_json_lines
+from chainrule.testing.data import searches, sentences, write_json_lines
 from chainrule.testing.models import tiny_chat_model
 from chainrule.testing.servers import Server, start_server
 
@@ -42,7 +42,7 @@ def talking(tmp_path_factory: pytest.TempPathFactory) -> Run:
     model = tiny_chat_model(folder / "llama", positions=128)
     settings = {"model": str(model), "task": "text-generation", "strategy": "full", **SETTINGS}
     settings |= {"training.epochs": 4, "optimizer.learning_rate": 1e-2, "training.batch_size": 8}
-    return chainrule.train(str(folder), out=folder / "runs" / "talking", settings=settings)
+    return chainrule.train(str(folder), out=folder / "runs" / "helper", settings=settings)
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +56,16 @@ def vectors(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Run:
 
 
 @pytest.fixture(scope="session")
-def server(start: Callable[..., Server], trained: Run, talking: Run, vectors: Run) -> Server:
-    """A patient server of three models."""
-    return start(trained.path, talking.path, vectors.path, "--timeout", "600")
+def ranked(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Run:
+    """A model that ranks items for queries."""
+    folder = tmp_path_factory.mktemp("ranking")
+    for seed, name in enumerate(("train", "validation")):
+        write_json_lines(folder / f"{name}.jsonl", searches(48, seed=seed))
+    settings = {"model": str(tiny_bert), "task": "ranking", "training.batch_size": 8, **SETTINGS}
+    return chainrule.train(str(folder), out=folder / "run", settings=settings)
+
+
+@pytest.fixture(scope="session")
+def server(start: Callable[..., Server], trained: Run, talking: Run, vectors: Run, ranked: Run) -> Server:
+    """A patient server of four models."""
+    return start(trained.path, talking.path, vectors.path, f"search={ranked.path}", "--timeout", "600")

@@ -25,12 +25,12 @@ GOOD: dict[str, dict[str, Any]] = {
     "/v1/embeddings": {"input": ["film"], "model": "vectors", "encoding_format": "float", "dimensions": 32},
     "/v1/chat/completions": {
         "messages": [MESSAGE],
-        "model": "talking",
+        "model": "helper",
         "max_tokens": 2,
         "stop": ["a"],
         "stream": False,
     },
-    "/v1/completions": {"prompt": "film", "model": "talking", "max_tokens": 2, "seed": 1},
+    "/v1/completions": {"prompt": "film", "model": "helper", "max_tokens": 2, "seed": 1},
 }
 
 texts = st.text(st.characters(), max_size=20) | st.sampled_from(

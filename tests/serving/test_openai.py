@@ -25,22 +25,22 @@ def client(server: Server) -> Iterator[openai.OpenAI]:
 
 
 def texts_of(run: Run, *texts: str) -> list[dict[str, object]]:
-    writing: Any = {"max_new_tokens": 12} if run.path.name == "talking" else {}
+    writing: Any = {"max_new_tokens": 12} if run.path.name == "helper" else {}
     found = chainrule.predict(run, text=list(texts), **writing)
     assert not isinstance(found, int)
     return found
 
 
 def test_models(client: openai.OpenAI, server: Server) -> None:
-    assert [model.id for model in client.models.list()] == server.models == ["reviews", "talking", "vectors"]
-    assert client.models.retrieve("talking").owned_by == "chainrule"
+    assert [model.id for model in client.models.list()] == server.models == ["reviews", "helper", "vectors", "search"]
+    assert client.models.retrieve("helper").owned_by == "chainrule"
     with pytest.raises(openai.NotFoundError, match="There is no model 'gpt' here"):
         client.models.retrieve("gpt")
 
 
 def test_chat_is_what_predict_writes(client: openai.OpenAI, talking: Run) -> None:
     said = client.chat.completions.create(
-        model="talking", messages=[{"role": "user", "content": PROMPT}], max_completion_tokens=12
+        model="helper", messages=[{"role": "user", "content": PROMPT}], max_completion_tokens=12
     )
     (row,) = texts_of(talking, PROMPT)
     (choice,) = said.choices
@@ -54,7 +54,7 @@ def test_chat_is_what_predict_writes(client: openai.OpenAI, talking: Run) -> Non
 
 def test_streamed_chat_is_the_whole_one_in_pieces(client: openai.OpenAI, talking: Run) -> None:
     stream = client.chat.completions.create(
-        model="talking",
+        model="helper",
         messages=[{"role": "user", "content": PROMPT}],
         max_tokens=12,
         stream=True,
@@ -74,7 +74,7 @@ def test_streamed_chat_is_the_whole_one_in_pieces(client: openai.OpenAI, talking
 
 
 def test_limits_of_a_reply(client: openai.OpenAI) -> None:
-    ask = {"model": "talking", "messages": [{"role": "user", "content": PROMPT}]}
+    ask = {"model": "helper", "messages": [{"role": "user", "content": PROMPT}]}
     short = client.chat.completions.create(**ask, max_tokens=1)  # type: ignore[call-overload]
     assert short.choices[0].finish_reason == "length"
     assert short.usage.completion_tokens == 1
@@ -90,7 +90,7 @@ def test_limits_of_a_reply(client: openai.OpenAI) -> None:
 def test_a_seed_decides_what_is_drawn(client: openai.OpenAI) -> None:
     def drawn(seed: int) -> str | None:
         said = client.chat.completions.create(
-            model="talking",
+            model="helper",
             messages=[{"role": "user", "content": PROMPT}],
             max_tokens=12,
             temperature=3.0,
@@ -105,11 +105,11 @@ def test_a_seed_decides_what_is_drawn(client: openai.OpenAI) -> None:
 
 
 def test_completions_go_on_with_a_text(client: openai.OpenAI) -> None:
-    whole = client.completions.create(model="talking", prompt=PROMPT, max_tokens=6)
+    whole = client.completions.create(model="helper", prompt=PROMPT, max_tokens=6)
     assert whole.object == "text_completion"
     assert whole.usage is not None
     assert whole.usage.prompt_tokens == 2  # the text alone, without a template around it
-    stream = client.completions.create(model="talking", prompt=PROMPT, max_tokens=6, stream=True)
+    stream = client.completions.create(model="helper", prompt=PROMPT, max_tokens=6, stream=True)
     assert "".join(chunk.choices[0].text for chunk in stream) == whole.choices[0].text
 
 
@@ -132,10 +132,10 @@ def test_errors_are_of_the_kinds_that_the_client_knows(client: openai.OpenAI) ->
     assert missing.value.code == "model_not_found"
     assert missing.value.param == "model"
     with pytest.raises(openai.UnprocessableEntityError, match="The prompt is too long for this model"):
-        client.chat.completions.create(model="talking", messages=[{"role": "user", "content": "film " * 400}])
+        client.chat.completions.create(model="helper", messages=[{"role": "user", "content": "film " * 400}])
     with pytest.raises(openai.UnprocessableEntityError, match="There is nothing to reply to"):
-        client.chat.completions.create(model="talking", messages=[turn, {"role": "assistant", "content": "good"}])  # type: ignore[list-item]
+        client.chat.completions.create(model="helper", messages=[turn, {"role": "assistant", "content": "good"}])  # type: ignore[list-item]
     with pytest.raises(openai.UnprocessableEntityError, match="its task is embedding"):
         client.chat.completions.create(model="vectors", messages=[turn])  # type: ignore[list-item]
     with pytest.raises(openai.UnprocessableEntityError, match="presence_penalty: Extra inputs are not permitted"):
-        client.chat.completions.create(model="talking", messages=[turn], presence_penalty=1)  # type: ignore[list-item]
+        client.chat.completions.create(model="helper", messages=[turn], presence_penalty=1)  # type: ignore[list-item]

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.unit
 
 KEY, OTHER = "k" * 40, "another-key-of-forty-characters-or-so"
 BEARER = {"Authorization": f"Bearer {KEY}"}
-LONG = {"inputs": ["film warm"] * 1000, "model": "talking", "max_new_tokens": 60, "temperature": 50.0}
+LONG = {"inputs": ["film warm"] * 1000, "model": "helper", "max_new_tokens": 60, "temperature": 50.0}
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,7 @@ def test_nothing_is_done_for_clients_that_have_gone(server: Server) -> None:
     turn = {"messages": [{"role": "user", "content": "film"}], "temperature": 50.0, "stream": True, "max_tokens": 100}
     with (
         server.client() as client,
-        client.stream("POST", "/v1/chat/completions", json=turn | {"model": "talking"}) as stream,
+        client.stream("POST", "/v1/chat/completions", json=turn | {"model": "helper"}) as stream,
     ):
         assert next(stream.iter_lines()).startswith("data: ")
     _wait_until_idle(server)
@@ -155,7 +155,7 @@ def test_nothing_is_done_for_clients_that_have_gone(server: Server) -> None:
 def _written(server: Server) -> float:
     with server.client() as client:
         counts = client.get("/metrics").text
-    found = re.search(r'^chainrule_tokens_written_total\{model="talking"\} (.*)$', counts, re.MULTILINE)
+    found = re.search(r'^chainrule_tokens_written_total\{model="helper"\} (.*)$', counts, re.MULTILINE)
     return float(found[1]) if found else 0.0
 
 
