@@ -15,11 +15,13 @@ PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -n 2
 
 BENCH ?= banking77 mrpc long_documents alpaca_gpt4_en predict
 ROUNDS ?= 30
+CLIENTS ?= 64
+LOAD_ROUNDS ?= 5
 KILLS ?= 30
 FUZZ ?= 100000
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev quickstart test test-full faults test-house lint format bench clean
+.PHONY: help install dev quickstart test test-full faults test-house lint format bench load clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -57,6 +59,9 @@ format: $(VENV)/.installed-dev  ## let ruff put the code in order
 bench: $(VENV)/.installed-bench  ## measure against other trainers that take turns (hours): BENCH="mrpc predict" ROUNDS=4
 	for work in $(BENCH); do $(BIN)/python benchmarks/turns.py $$work --rounds $(ROUNDS) || exit 1; done
 	$(BIN)/python benchmarks/tables.py --plot docs/images/speed.svg
+
+load: $(VENV)/.installed-bench  ## requests of many clients to `chainrule serve` and to a plain server, in turn: CLIENTS=64 LOAD_ROUNDS=5
+	$(BIN)/python benchmarks/load.py --clients $(CLIENTS) --rounds $(LOAD_ROUNDS)
 
 clean:  ## remove caches and build output; .venv and runs/ stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .benchmarks

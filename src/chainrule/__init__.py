@@ -15,6 +15,7 @@ from chainrule.api import (
     resume,
     resume_search,
     search,
+    serve,
     show,
     train,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "resume",
     "resume_search",
     "search",
+    "serve",
     "show",
     "train",
 ]

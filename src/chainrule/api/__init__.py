@@ -7,6 +7,7 @@ from chainrule.api.exporting import PARITY_ROWS, export
 from chainrule.api.merging import merge
 from chainrule.api.planning import plan
 from chainrule.api.searching import resume_search, search
+from chainrule.api.serving import serve
 from chainrule.api.showing import SHOWN, show
 from chainrule.api.training import find_learning_rate, reproduce, resume, train
 from chainrule.api.using import evaluate, predict
@@ -31,6 +32,7 @@ __all__ = [
     "resume",
     "resume_search",
     "search",
+    "serve",
     "show",
     "train",
 ]

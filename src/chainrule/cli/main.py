@@ -22,6 +22,7 @@ from chainrule.cli import (
     predict,
     reproduce,
     search,
+    serve,
     show,
     train,
 )
@@ -75,6 +76,7 @@ _VERBS = (
     export.export,
     reproduce.reproduce,
     check_gradients.check_gradients,
+    serve.serve,
     show.show,
 )
 for _verb in _VERBS:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -53,6 +53,26 @@ class StudentLimits(TypedDict, total=False):
     epochs: float | None
     kept: float
     allow_slower: bool
+
+
+class ServingFlags(TypedDict, total=False):
+    """Where `serve` listens, who may ask, and its limits, which `chainrule.serving.limits` explains."""
+
+    host: str
+    port: int
+    keys: str | Path | None
+    no_auth: bool
+    origins: Sequence[str]
+    max_rows: int | None
+    max_text: int | None
+    max_tokens: int | None
+    max_body: int | None
+    queue: int | None
+    writing_queue: int | None
+    timeout: float | None
+    wait: float | None
+    batch_tokens: int | None
+    reading: float | None
 
 
 _FLAG_KEYS = {

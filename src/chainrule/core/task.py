@@ -229,6 +229,8 @@ class Task:
         baseline: what the verdict compares with: cheap models fitted on the same rows, the untuned model itself, or
             what `free` says of encoded rows without learning anything, which also stands beside the untuned model.
         reference: reads of the model before step one what `Encoded.references` is to hold; None where it is not asked.
+        read_scores: as `read`, with the probabilities of all labels (n, labels) as scores; None where `read` gives what
+            there is.
         micro_batch_tokens: padded tokens of a micro-batch, where the recipe does not say; None for no such limit.
         packs: whether this model gives the same for rows side by side as for each alone; None where rows need padding.
     """
@@ -261,6 +263,7 @@ class Task:
     baseline: Literal["fitted", "untuned", "free"] = "fitted"
     free: Callable[[Any], dict[str, Predictions]] | None = None
     reference: Read | None = None
+    read_scores: Read | None = None
     micro_batch_tokens: int | None = None
     packs: Callable[[Any], bool] | None = None
 

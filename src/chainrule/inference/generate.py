@@ -84,12 +84,12 @@ def write_texts(
         RecipeError: `max_new_tokens` leaves no room for a prompt.
     """
     model = forward.model
-    longest, room = _lengths(model, writing)
+    longest, room = lengths_of(model, writing)
     encoded = task.encode(tokenizer, inputs, None, room if limit is None else min(room, limit))
-    model = model.to(torch.bfloat16 if forward.precision == "bfloat16" else torch.float32).eval()
+    model = held(forward)
     reads_apart = bool(model.config.is_encoder_decoder)
-    ends = _ends(model, tokenizer)
-    config = _config(model, writing, longest, ends, forward.pad_id)
+    ends = ends_in(model, tokenizer)
+    config = settings_of(model, writing, longest, ends, forward.pad_id)
     count = len(encoded)
     texts, tokens, finished = [""] * count, np.zeros(count, dtype=np.int64), np.zeros(count, dtype=bool)
     torch.manual_seed(writing.seed)
@@ -97,7 +97,7 @@ def write_texts(
         batch = collate(encoded, rows, pad_id=forward.pad_id, left=not reads_apart, device=forward.device)
         given = {"attention_mask": torch.ones_like(batch.inputs["input_ids"]), **batch.inputs}
         with torch.inference_mode():
-            written = _written(model, given, config).cpu().numpy()
+            written = generated(model, given, config).cpu().numpy()
         for row, ids in zip(rows, written, strict=True):
             stops = np.flatnonzero(np.isin(ids, ends))
             finished[row] = len(stops) > 0
@@ -109,18 +109,24 @@ def write_texts(
     return Replies(texts, tokens, finished, encoded.full_lengths > encoded.lengths)
 
 
-def _written(model: Any, inputs: dict[str, torch.Tensor], config: GenerationConfig) -> torch.Tensor:
-    """The ids of new tokens (b, t)."""
+def held(forward: Forward) -> Any:
+    """The model with its weights in the number format of the training, in which they stay."""
+    return forward.model.to(torch.bfloat16 if forward.precision == "bfloat16" else torch.float32).eval()
+
+
+def generated(model: Any, inputs: dict[str, torch.Tensor], config: GenerationConfig, **more: Any) -> torch.Tensor:
+    """The ids of new tokens (b, t); `more` goes to transformers' `generate`."""
     if virtual_tokens(model):  # given embeddings, the model gives back new tokens alone
-        ids: torch.Tensor = plain_model(model).generate(**with_prompt(model, inputs), generation_config=config)
+        whole = with_prompt(model, inputs)
+        ids: torch.Tensor = plain_model(model).generate(**whole, generation_config=config, **more)
         return ids
-    ids = model.generate(**inputs, generation_config=config)
+    ids = model.generate(**inputs, generation_config=config, **more)
     if model.config.is_encoder_decoder:
         return ids[:, 1:]  # the token that the decoder begins with
     return ids[:, inputs["input_ids"].shape[1] :]
 
 
-def _config(model: Any, writing: Writing, longest: int, ends: list[int], pad_id: int) -> GenerationConfig:
+def settings_of(model: Any, writing: Writing, longest: int, ends: list[int], pad_id: int) -> GenerationConfig:
     """How to write; an encoder-decoder's own settings say how it begins.
 
     It is not made to end where the limit cuts it off, so that one can see whether it would have.
@@ -142,7 +148,7 @@ def _config(model: Any, writing: Writing, longest: int, ends: list[int], pad_id:
     return config
 
 
-def _ends(model: Any, tokenizer: Any) -> list[int]:
+def ends_in(model: Any, tokenizer: Any) -> list[int]:
     """Every token that ends a text."""
     if not model.config.is_encoder_decoder:
         return ends_of(model, tokenizer)
@@ -151,7 +157,7 @@ def _ends(model: Any, tokenizer: Any) -> list[int]:
     return sorted(int(token) for token in found if token is not None)
 
 
-def _lengths(model: Any, writing: Writing) -> tuple[int, int]:
+def lengths_of(model: Any, writing: Writing) -> tuple[int, int]:
     """The longest text that is written, and how many tokens may be read before it."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**20
     positions -= virtual_tokens(model)

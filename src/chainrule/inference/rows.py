@@ -12,43 +12,24 @@ from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 
-from chainrule.core.spans import Spans
-from chainrule.data.chat import MESSAGES, PLAIN, beginning_of, prompt_of
-from chainrule.data.clean import clean_text
-from chainrule.data.entities import TOKENS, as_input
-from chainrule.data.flaws import MAX_PROBLEMS
-from chainrule.data.images import IMAGE
-from chainrule.data.lists import ITEM, QUERY
 from chainrule.data.stream import Inputs, load_inputs
 from chainrule.data.table import text_of
 from chainrule.errors import DataError, OutputError, Problem, Where
+from chainrule.inference.answers import encode_rows, refuse_unreadable, rows_cut, rows_said, with_ranks
 from chainrule.inference.generate import Writing, write_texts
+from chainrule.inference.given import texts_given
 from chainrule.inference.predict import Predictor
-from chainrule.inference.ranks import RANK, SCORE, Row, best_items, ranked_chunks, ranks_of, scores_of
-from chainrule.inference.words import ANSWER, BEGIN, ENTITIES, LABEL, TAGS, answers_found, entities_found, in_words
+from chainrule.inference.ranks import RANK, SCORE, Row, best_items, ranked_chunks
+from chainrule.inference.words import ANSWER, BEGIN, ENTITIES, LABEL, TAGS, VECTOR
 from chainrule.system.files import atomic_path, refuse_existing
-from chainrule.system.images import UnreadableImageError, examine_image
 from chainrule.system.progress import Display
 
 CHUNK_ROWS = 2048
 CHUNK_REPLIES = 64  # a reply takes a second or so; this many are written before the file grows again
 REPLY, FINISHED = "predicted_text", "predicted_finished"
-VECTOR = "predicted_vector"
 
 ARRAYS = (".npy", ".safetensors")
 
-# kinds of targets whose input is one text, whatever was trained on: the field it goes by, and how it is written there
-_ONE_TEXT: dict[str, tuple[str, Callable[[str], str]]] = {
-    "reply": (MESSAGES, prompt_of),
-    "preference": (MESSAGES, prompt_of),
-    "spans": (TOKENS, as_input),
-    "written": ("source", str),
-}
-_INPUTS: dict[tuple[str, ...], str] = {
-    ("text_a", "text_b"): "pairs of texts",
-    ("question", "context"): "questions with their contexts",
-    ("query", "item"): "queries with items",
-}
 _COLUMNS = {
     "reply": (REPLY, FINISHED),
     "preference": (REPLY, FINISHED),
@@ -63,70 +44,15 @@ Writer = Callable[[Sequence[str], Sequence[Row]], None]
 def predict_texts(
     predictor: Predictor, inputs: Mapping[str, Sequence[str]], writing: Writing | None = None
 ) -> list[Row]:
-    """Predictions for texts in memory, cleaned as the training texts were.
+    """Predictions for texts in memory, cleaned as the training texts were; takes and raises what `texts_given` does.
 
     Args:
-        inputs: the fields the model was trained on, e.g. {"text": […]} or {"text_a": […], "text_b": […]}; prompts are
-            {"text": […]} too.
         writing: how replies are written.
-
-    Raises:
-        DataError: other fields than the model was trained on, nothing in them, or empty texts.
     """
-    if predictor.task.sees:
-        return _of_images(predictor, next(iter(inputs.values()), []) if len(inputs) == 1 else [])
-    kind = predictor.task.target.kind
-    one_text = kind in _ONE_TEXT or predictor.task.embeds
-    wanted = ("text",) if one_text else predictor.artifact.manifest.inputs
-    wanted = (QUERY, ITEM) if kind == "relevances" else wanted
-    if set(inputs) != set(wanted):
-        problem = Problem(
-            expected=f"the input {' and '.join(wanted)}",
-            got=" and ".join(inputs) or "nothing",
-            todo=f"This model was trained on {_INPUTS.get(tuple(wanted), 'single texts')}.",
-        )
-        raise DataError("The inputs do not fit this model.", [problem])
-    clean = predictor.artifact.clean
-    cleaned = {name: [clean_text(text, clean) for text in texts] for name, texts in inputs.items()}
-    counts = {len(texts) for texts in cleaned.values()}
-    if len(counts) > 1:
-        got = ", ".join(f"{len(texts)} of {name}" for name, texts in cleaned.items())
-        problem = Problem(expected="as many texts in each field", got=got, todo="Give each text its partner.")
-        raise DataError("The texts do not make pairs.", [problem])
-    problems = [
-        Problem("a text", "an empty one", "Fill in or remove this text.", Where(row=row, field=name))
-        for name, texts in cleaned.items()
-        for row, text in enumerate(texts, start=1)
-        if not text.strip()
-    ]
-    if counts == {0}:
-        problems = [Problem("at least one text", "none", "Give a text to predict.")]
-    if problems:
-        raise DataError("The texts cannot be predicted.", problems)
-    if kind == "relevances":
-        scores, _ = scores_of(predictor, cleaned[QUERY], cleaned[ITEM])
-        pairs = zip(scores.tolist(), ranks_of(cleaned[QUERY], scores).tolist(), strict=True)
-        return [{SCORE: round(score, 6), RANK: rank} for score, rank in pairs]
-    if kind in _ONE_TEXT:
-        field, written = _ONE_TEXT[kind]
-        if PLAIN in predictor.artifact.manifest.fields:
-            written = beginning_of
-        cleaned = {field: [written(text) for text in cleaned["text"]]}
-    return _answers(predictor, cleaned, writing, np.arange(1, counts.pop() + 1))[0]
-
-
-def _of_images(predictor: Predictor, cells: Sequence[str]) -> list[Row]:
-    """Predictions of images, given as paths or data URIs."""
-    problems = [] if cells else [Problem("at least one image", "none", "Give the path of an image.")]
-    for row, cell in enumerate(cells, start=1):
-        try:
-            examine_image(cell)
-        except UnreadableImageError as error:
-            todo, where = "Correct the path or the image.", Where(row=row, field=IMAGE)
-            problems.append(Problem("an image, as a path or a data URI", f"{error} ({cell[:80]})", todo, where))
-    if problems:
-        raise DataError("The images cannot be predicted.", problems[:MAX_PROBLEMS])
-    return _answers(predictor, {IMAGE: list(cells)}, None, np.arange(1, len(cells) + 1))[0]
+    given = texts_given(predictor, inputs)
+    count = len(next(iter(given.values())))
+    found = _answers(predictor, given, writing, np.arange(1, count + 1))[0]
+    return with_ranks(given, found) if predictor.task.target.kind == "relevances" else found
 
 
 def predict_file(
@@ -252,23 +178,9 @@ def _answers(
         replies = write_texts(predictor.forward, predictor.tokenizer, predictor.task, inputs, how, limit)
         pairs = zip(replies.texts, replies.finished.tolist(), strict=True)
         return [{REPLY: text, FINISHED: finished} for text, finished in pairs], replies.cut
-    if predictor.task.embeds:
-        encoded = predictor.task.encode(predictor.tokenizer, inputs, None, predictor.artifact.manifest.max_length)
-        vectors = predictor.predict(encoded).values[:, 0]
-        return [{VECTOR: numbers} for numbers in vectors.tolist()], encoded.full_lengths > encoded.lengths
-    encoded = predictor.encode(inputs)
-    if encoded.refused:
-        expected, todo = "questions that leave half of the tokens to their contexts", "Shorten these questions."
-        found = [Problem(expected, why, todo, Where(row=int(numbers[row]))) for row, why in encoded.refused.items()]
-        raise DataError("There are questions that are too long to be answered.", found[:MAX_PROBLEMS])
-    predictions = predictor.predict(encoded)
-    if predictor.task.target.kind == "answers":
-        return answers_found(inputs["context"], predictions), np.zeros(len(encoded), bool)
-    if isinstance(predictions.values, Spans):
-        cells = inputs[TOKENS]
-        return entities_found(cells, predictions.values, predictor.artifact.manifest.labels), np.zeros(len(cells), bool)
-    labels = predictor.artifact.manifest.labels
-    return in_words(predictor.task.target.kind, labels, predictions), encoded.full_lengths > encoded.lengths
+    encoded = encode_rows(predictor, inputs)
+    refuse_unreadable(encoded, numbers)
+    return rows_said(predictor, inputs, predictor.predict(encoded)), rows_cut(predictor, encoded)
 
 
 @contextmanager

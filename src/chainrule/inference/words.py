@@ -15,6 +15,7 @@ from chainrule.inference.ranks import SCORE, Row
 LABEL = "predicted_label"
 ENTITIES, TAGS = "predicted_entities", "predicted_tags"
 ANSWER, BEGIN = "predicted_answer", "predicted_start"
+VECTOR = "predicted_vector"
 
 
 def answers_found(contexts: Sequence[str], predictions: Predictions) -> list[Row]:

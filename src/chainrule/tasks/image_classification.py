@@ -13,7 +13,7 @@ from chainrule.metrics import classification
 from chainrule.tasks.augmentation import Augmentation, Augmented
 from chainrule.tasks.objectives import CLASS_LOSSES, class_objective
 from chainrule.tasks.pictures import encode
-from chainrule.tasks.reading import decode_classes, from_logits
+from chainrule.tasks.reading import decode_classes, decode_scores, from_logits
 
 
 class Options(Section):
@@ -48,6 +48,7 @@ TASK = Task(
     detail=classification.detail,
     encode=encode,
     read=from_logits(decode_classes),
+    read_scores=from_logits(decode_scores),
     losses=CLASS_LOSSES,
     objective=class_objective,
     head="image-classifier",

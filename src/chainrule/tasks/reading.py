@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,11 @@ def decode_classes(logits: np.ndarray, targets: np.ndarray | None) -> Prediction
     if targets is not None:
         losses = logsumexp(logits, axis=-1) - logits[np.arange(len(targets)), targets]
     return Predictions(values, scores, losses)
+
+
+def decode_scores(logits: np.ndarray, targets: np.ndarray | None) -> Predictions:
+    """As `decode_classes`, with the probabilities of all classes (b, classes) as scores."""
+    return replace(decode_classes(logits, targets), scores=softmax(logits.astype(np.float64), axis=-1))
 
 
 def few_sequences(batch: Batch) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:

@@ -9,7 +9,7 @@ from chainrule.data.encode import encode
 from chainrule.metrics import classification
 from chainrule.tasks.fields import TEXT_FIELDS
 from chainrule.tasks.objectives import CLASS_LOSSES, class_objective
-from chainrule.tasks.reading import decode_classes, from_logits
+from chainrule.tasks.reading import decode_classes, decode_scores, from_logits
 from chainrule.tasks.windows import LongTexts, in_windows
 
 _CUT = Task(
@@ -27,8 +27,9 @@ _CUT = Task(
     detail=classification.detail,
     encode=encode,
     read=from_logits(decode_classes),
+    read_scores=from_logits(decode_scores),
     losses=CLASS_LOSSES,
     objective=class_objective,
     options=LongTexts,
 )
-TASK = replace(_CUT, suited=in_windows(_CUT, decode_classes))
+TASK = replace(_CUT, suited=in_windows(_CUT, decode_classes, decode_scores))

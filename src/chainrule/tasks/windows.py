@@ -106,8 +106,12 @@ def from_windows(decode: Decode) -> Read:
     return read
 
 
-def in_windows(task: Task, decode: Decode) -> Callable[[LongTexts], Task]:
-    """What makes `task` one that reads long texts in windows, if its options say so."""
+def in_windows(task: Task, decode: Decode, scores: Decode | None = None) -> Callable[[LongTexts], Task]:
+    """What makes `task` one that reads long texts in windows, if its options say so.
+
+    Args:
+        scores: decodes what `Task.read_scores` gives.
+    """
 
     def objective(loss: Spec, targets: Any) -> Objective:
         inner = task.objective(loss, targets)
@@ -115,5 +119,6 @@ def in_windows(task: Task, decode: Decode) -> Callable[[LongTexts], Task]:
             raise TypeError("only logits of a row have a mean over its windows")
         return MeanObjective(inner)
 
-    changed = replace(task, encode=Windowed(), read=from_windows(decode), objective=objective)
+    read_scores = None if scores is None else from_windows(scores)
+    changed = replace(task, encode=Windowed(), read=from_windows(decode), read_scores=read_scores, objective=objective)
     return lambda options: changed if options.windows else task

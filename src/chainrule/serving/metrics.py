@@ -1,0 +1,43 @@
+"""What a server tells of itself, in the form of Prometheus."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+class Metrics:
+    """Counters of one server; no two servers of a process share them."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        registry = self._registry
+        self.requests = Counter("chainrule_requests", "Answered requests.", ("path", "status"), registry=registry)
+        self.seconds = Histogram(
+            "chainrule_request_seconds",
+            "From the head of a request to the end of its answer.",
+            ("path",),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.open = Gauge("chainrule_requests_open", "Requests that are being answered.", registry=registry)
+        self.waiting = Gauge(
+            "chainrule_rows_waiting", "Rows in the queue and in the model.", ("queue",), registry=registry
+        )
+        self.rows = Counter("chainrule_rows", "Rows that a model has answered.", ("model",), registry=registry)
+        self.batch = Histogram(
+            "chainrule_batch_rows", "Rows of a batch.", ("model",), buckets=_SIZES, registry=registry
+        )
+        self.forward = Histogram(
+            "chainrule_batch_seconds", "Time of the model for a batch.", ("model",), buckets=_SECONDS, registry=registry
+        )
+        self.written = Counter(
+            "chainrule_tokens_written", "Tokens that a model has written.", ("model",), registry=registry
+        )
+        self.dropped = Counter("chainrule_requests_dropped", "Requests nobody waits for any more.", registry=registry)
+
+    def text(self) -> bytes:
+        """All of it."""
+        return generate_latest(self._registry)

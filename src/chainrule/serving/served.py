@@ -1,0 +1,122 @@
+"""The models of a server, by their names."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from chainrule.core.artifact import Artifact
+from chainrule.errors import ModelError, Problem, Where
+from chainrule.inference.predict import Predictor, load_predictor
+from chainrule.serving.refusal import RefusedError
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model under the name that requests know it by.
+
+    Attributes:
+        loaded: when, in seconds since 1970.
+    """
+
+    name: str
+    predictor: Predictor
+    loaded: int
+
+    @property
+    def task(self) -> str:
+        return self.predictor.task.name
+
+    @property
+    def kind(self) -> str:
+        """The kind of what is predicted."""
+        return self.predictor.task.target.kind
+
+    @property
+    def chats(self) -> bool:
+        """Whether it answers conversations."""
+        return self.predictor.task.converses
+
+    def about(self) -> dict[str, object]:
+        """What `/v1/models` says of it: nothing of the rows it was trained on."""
+        manifest = self.predictor.artifact.manifest
+        return {
+            "id": self.name,
+            "object": "model",
+            "created": self.loaded,
+            "owned_by": "chainrule",
+            "task": manifest.task,
+            "labels": list(manifest.labels),
+            "max_length": manifest.max_length,
+            "runtime": manifest.runtime,
+            "weights_sha256": manifest.weights_sha256,
+        }
+
+
+def load_all(artifacts: Sequence[str]) -> dict[str, Served]:
+    """Load each of FOLDER or NAME=FOLDER.
+
+    Raises:
+        ModelError: one cannot be loaded, or two have the same name.
+    """
+    found: dict[str, Artifact] = {}
+    for given in artifacts:
+        name, path = named(given)
+        artifact = Artifact.read(path)
+        name = name or _name_of(artifact.path)
+        if name in found:
+            problem = Problem("a name of its own for each model", f"{name!r} twice", "Name them: NAME=FOLDER.")
+            raise ModelError("Two models have the same name.", [problem])
+        found[name] = artifact
+    return {name: load(name, artifact) for name, artifact in found.items()}
+
+
+def load(name: str, artifact: Artifact) -> Served:
+    """Load an artifact under a name; raises as `load_predictor`."""
+    return Served(name, load_predictor(artifact), int(time.time()))
+
+
+def named(given: str) -> tuple[str, Path]:
+    """The name, or "", and the folder of what the command line says."""
+    name, equals, path = given.partition("=")
+    if not equals or Path(given).exists():
+        return "", Path(given)
+    if not name:
+        problem = Problem("NAME=FOLDER", given, "Write a name before the equals sign.", Where(field="artifact"))
+        raise ModelError("The model has no name.", [problem])
+    return name, Path(path)
+
+
+def _name_of(folder: Path) -> str:
+    whole = folder.resolve()
+    return whole.parent.name if whole.name == "artifact" else whole.name
+
+
+def choose(models: Mapping[str, Served], name: str | None, usable: Sequence[Served], what: str) -> Served:
+    """The model that a request means.
+
+    Args:
+        name: as the request says it; None where it does not.
+        usable: those that can do what is asked.
+        what: what is asked, for the message.
+
+    Raises:
+        RefusedError: there is no such model, it cannot do this, or one must be named.
+    """
+    if name is None:
+        if len(usable) == 1:
+            return usable[0]
+        names = ", ".join(served.name for served in usable)
+        told = f"Several models can do this: {names}. Name one as `model`." if usable else f"No model here {what}."
+        raise RefusedError(
+            422 if usable else 404, told, code="model_required" if usable else "unsupported", param="model"
+        )
+    if name not in models:
+        told = f"There is no model {name[:100]!r} here. There is: {', '.join(models)}."
+        raise RefusedError(404, told, code="model_not_found", param="model")
+    if models[name] not in usable:
+        told = f"The model {name!r} does not: its task is {models[name].task}. What is asked needs a model that {what}."
+        raise RefusedError(422, told, code="unsupported", param="model")
+    return models[name]

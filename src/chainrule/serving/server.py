@@ -1,0 +1,163 @@
+"""A server from its start to its end: the address, the models, the signals."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from chainrule.errors import Problem, UserError, Where
+from chainrule.serving.app import make_app
+from chainrule.serving.connections import timed
+from chainrule.serving.gate import Gate
+from chainrule.serving.keys import VARIABLE, Keys, read_keys
+from chainrule.serving.limits import Limits
+from chainrule.serving.routes import Service
+from chainrule.serving.served import load_all
+from chainrule.system.device import use_threads
+from chainrule.system.progress import Display
+
+
+@dataclass(frozen=True)
+class Access:
+    """Where a server listens, and who may ask.
+
+    Attributes:
+        keys: a file of API keys; None for those of the environment, or none.
+        open: let anybody ask who reaches an address that others reach.
+        origins: of web pages that may ask.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    keys: Path | None = None
+    open: bool = False
+    origins: tuple[str, ...] = ()
+
+
+def serve(
+    artifacts: Sequence[str],
+    access: Access,
+    limits: Limits,
+    display: Display,
+    begun: Callable[[dict[str, Any]], None],
+) -> dict[str, int]:
+    """Serve models until SIGTERM or Ctrl-C; then what was accepted is answered.
+
+    Args:
+        artifacts: FOLDER or NAME=FOLDER.
+        begun: told the address and the models once requests are taken.
+
+    Returns:
+        How many requests were accepted and answered.
+
+    Raises:
+        UserError: the address cannot be had or needs a key, or a model cannot be loaded.
+    """
+    keys = Keys(()) if access.open else read_keys(access.keys)
+    _check_address(access, keys)
+    listener = _listen(access)
+    with listener:
+        use_threads(None)
+        service = Service(load_all(artifacts), limits)
+        gate = make_app(service, keys, access.origins)
+        url = _url(access.host, listener.getsockname()[1])
+        display.say(f"Serving {', '.join(service.models)} at {url} ({url}/docs tells how to ask). Ctrl-C ends it.")
+        _run(gate, listener, limits, lambda: begun({"url": url, "models": list(service.models)}))
+    display.say(f"Ended: {gate.answered:,} of {gate.accepted:,} accepted requests were answered.")
+    return {"accepted": gate.accepted, "answered": gate.answered}
+
+
+def _check_address(access: Access, keys: Keys) -> None:
+    if keys or access.open or _is_loopback(access.host):
+        return
+    problem = Problem(
+        where=Where(field="host"),
+        expected="an API key for an address that other computers reach",
+        got=f"{access.host} without one",
+        todo=f"Name a file of keys (--keys FILE), set {VARIABLE}, or say --no-auth if anybody may ask.",
+    )
+    raise UserError("Everybody in the network could use the models.", [problem])
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _listen(access: Access) -> socket.socket:
+    """A socket that is bound, before models are loaded.
+
+    Raises:
+        UserError: the address cannot be had.
+    """
+    listener = None
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(access.host, access.port, type=socket.SOCK_STREAM)[0]
+        # asyncio turns Nagle's algorithm off where it sees that a socket is TCP; else each answer waits 40 ms
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        if listener is not None:
+            listener.close()
+        in_use = error.errno == errno.EADDRINUSE
+        problem = Problem(
+            where=Where(field="port" if in_use else "host"),
+            expected="a free port" if in_use else "an address of this computer",
+            got=f"port {access.port} of {access.host}, which is in use"
+            if in_use
+            else f"{access.host} ({error.strerror})",
+            todo="End what uses it, or choose another: --port N." if in_use else "Correct --host.",
+        )
+        raise UserError("The server cannot listen there.", [problem]) from None
+    return listener
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which tells when it takes requests."""
+
+    def __init__(self, config: uvicorn.Config, begun: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._begun = begun
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._begun()
+
+
+def _run(gate: Gate, listener: socket.socket, limits: Limits, begun: Callable[[], None]) -> None:
+    config = uvicorn.Config(
+        gate,
+        http=timed(limits.reading),
+        ws="none",
+        loop="asyncio",
+        lifespan="on",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=int(limits.timeout + limits.reading) + 1,
+    )
+    server = _Server(config, begun)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for number in before:  # uvicorn raises the signal that ended it once more, which is to do nothing
+            signal.signal(number, lambda number, frame: None)
+        server.run([listener])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
