@@ -27,6 +27,8 @@ DOCUMENTS = (
         f"docs/{name}.md"
         for name in (
             "data",
+            "export",
+            "compress",
             "planning",
             "search",
             "recipe",
@@ -154,7 +156,8 @@ def left_behind(shown_in: str) -> str:
 @pytest.mark.slow
 def test_commands_of_all_documents(tmp_path: Path, shown_commands: Callable[[str], list[list[str]]]) -> None:
     done = run_all(DOCUMENTS, make_workspace(tmp_path), shown_commands)
-    verbs = {"check", "check-gradients", "find-lr", "train", "evaluate", "predict", "show"}
+    verbs = {"check", "check-gradients", "plan", "find-lr", "train", "search", "evaluate", "predict", "show"}
+    verbs |= {"export", "compress"}
     assert {command[1] for command in done} == verbs
 
 
