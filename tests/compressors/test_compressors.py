@@ -51,6 +51,7 @@ def test_int8_is_a_model_of_openvino(run: Run, tmp_path: Path) -> None:
     assert [set(row) for row in rows] == [{"predicted_label", "predicted_score"}] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["token-classification", "image-classification", "regression"])
 def test_int8_of_other_tasks(task: str, tmp_path: Path) -> None:
     made = short_run(task, tmp_path / "x")

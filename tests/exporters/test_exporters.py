@@ -102,6 +102,7 @@ def test_the_example_runs_without_chainrule_and_torch(engine: str, runs: Runs, t
         assert float(score) == pytest.approx(row["predicted_score"], abs=2e-4 if engine == "onnx" else 1e-2)
 
 
+@pytest.mark.slow
 def test_the_examples_of_other_tasks_run(runs: Runs, tmp_path: Path) -> None:
     given = {
         "regression": ["a good film", "a bad film"],
