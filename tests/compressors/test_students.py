@@ -141,6 +141,15 @@ def test_a_student_of_fewer_layers(teacher: Run, tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_student_is_judged_on_rows_that_it_has_not_learned(teacher: Run, tmp_path: Path) -> None:
+    """Of a new file without splits, those that its own run has kept for testing."""
+    data = write_csv(tmp_path / "new.csv", sentences(200, seed=8))
+    limits: Any = {"epochs": 0.5, "kept": 0.1, "allow_slower": True}
+    run, step = chainrule.distill(teacher, "self:1", tmp_path / "student", data=str(data), **limits)
+    assert step.parity.data == "new.csv, test"
+    assert step.parity.rows == run.artifact.manifest.data["rows"]["test"] < 50
+
+
 def test_a_student_of_another_architecture(teacher: Run, tmp_path: Path) -> None:
     """It has a vocabulary of its own."""
     other = tiny_model(tmp_path / "distilbert", "distilbert", seed=5)

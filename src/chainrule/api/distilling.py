@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
@@ -59,7 +60,6 @@ def distill(
         problem = Problem("data to learn from", "none: the teacher does not lie in its run", "Name it: --data DATA")
         raise RecipeError("There is nothing to learn from.", [problem])
     recipes = student_recipes(teacher, student, source, limits.get("epochs"))
-    judged = rows_of_split(teacher, data, "test") or rows_of_split(teacher, data, "validation")
     trials = home_of(folder)
     try:
         scores: list[float] = []
@@ -72,7 +72,10 @@ def distill(
     chosen = recipes[scores.index(max(scores))] if scores else recipes[0]
     made = train_recipe(chosen, source, folder, told, began)
     step = f"compress --distill {student}"
-    parity = compare(teacher, load_predictor(made.artifact), judged)
+    learner = load_predictor(made.artifact)  # only its run knows which rows it has not learned from
+    unseen = rows_of_split(learner, None, "test") or rows_of_split(learner, None, "validation")
+    judged = replace(unseen, encoded=teacher.encode(unseen.inputs, unseen.encoded.targets))
+    parity = compare(teacher, learner, judged)
     speed = speed_of(artifact, made.artifact, judged.inputs, told)
     done = Step(step=step, parent_sha256=artifact.manifest.weights_sha256, parity=parity, speed=speed)
     lineage = {"lineage": (*artifact.manifest.lineage, done), "parent": artifact.manifest.weights_sha256}
