@@ -175,7 +175,7 @@ def test_what_cannot_be_compressed_is_refused(run: Run, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="int4"):
         chainrule.compress(run, tmp_path / "out", to="int4")
     chainrule.export(run, "hf", tmp_path / "alone")
-    with pytest.raises(RecipeError, match="There are no rows to compress with, or none to judge by"):
+    with pytest.raises(RecipeError, match="There are no rows to choose by, or none to judge by"):
         chainrule.compress(tmp_path / "alone", tmp_path / "out")
     one = write_csv(tmp_path / "one.csv", sentences(50, seed=3))
     with pytest.raises(RecipeError) as other:

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from chainrule.api.entry import Rows, artifact_of, set_environment
-from chainrule.api.exporting import rows_of_split
+from chainrule.api.exporting import rows_of_split, rows_to_judge
 from chainrule.core.artifact import Artifact, Run, Step
 from chainrule.core.recipe import Spec
 from chainrule.core.request import Limits
-from chainrule.errors import Problem, RecipeError
 from chainrule.system.progress import Display, Quiet
 
 LOSS, WORST = 0.5, 1.0  # points
@@ -60,18 +59,12 @@ def compress(
     refuse_existing(folder)
     parent = load_predictor(artifact, device="cpu", precision="float32")
     compressor.refuse(parent)
-    seen, judged = rows_of_split(parent, data, "validation"), rows_of_split(parent, data, "test")
-    if seen is None or judged is None or seen.data == judged.data:
-        problem = Problem(
-            "data with a validation and a test split", "none, or only one of them", "Name it: --data DATA"
-        )
-        raise RecipeError("There are no rows to compress with, or none to judge by.", [problem])
+    seen, judged = rows_to_judge(parent, data)
     train = rows_of_split(parent, data, "train")
-    exact = EXACT if to == "vocabulary" else None
     loss, worst = limits.get("loss", LOSS) / 100, limits.get("worst", WORST) / 100
-    bound = Bound(distance=exact, loss=(loss, worst))
+    bound = Bound(distance=EXACT if compressor.exact else None, loss=(loss, worst))
     given = Given(seen.encoded, train.encoded if train else None, loss, told)
-    faster = to != "vocabulary" and not limits.get("allow_slower", False)
+    faster = compressor.faster and not limits.get("allow_slower", False)
 
     def timed(made: Artifact) -> Any:
         speed = speed_of(artifact, made, judged.inputs, told)

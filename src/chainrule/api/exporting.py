@@ -10,7 +10,7 @@ from typing import Any
 from chainrule.api.entry import Rows, artifact_of, name_of, set_environment
 from chainrule.core.artifact import Artifact, Run, Step
 from chainrule.core.recipe import Data, Spec
-from chainrule.errors import ChainruleError, NoSplitError
+from chainrule.errors import ChainruleError, NoSplitError, Problem, RecipeError
 from chainrule.system.progress import Display, Quiet
 
 PARITY_ROWS = 256
@@ -98,6 +98,20 @@ def rows_of_split(predictor: Any, data: Rows | None, split: str, limit: int | No
         return None
     shown = os.path.basename(name_of(source))  # noqa: PTH119
     return Compared(shown if name == "all" else f"{shown}, {name}", done.split.inputs, done.encoded)
+
+
+def rows_to_judge(predictor: Any, data: Rows | None) -> tuple[Any, Any]:
+    """The validation rows, to choose by, and the test rows, to judge by.
+
+    Raises:
+        RecipeError: they are not two.
+    """
+    seen, judged = (rows_of_split(predictor, data, split) for split in ("validation", "test"))
+    if seen is None or judged is None or seen.data == judged.data:
+        wanted, todo = "data with a validation and a test split", "Name it: --data DATA"
+        problem = Problem(wanted, "none, or only one of them", todo)
+        raise RecipeError("There are no rows to choose by, or none to judge by.", [problem])
+    return seen, judged
 
 
 def source_or_none(artifact: Artifact) -> str | None:

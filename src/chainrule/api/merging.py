@@ -8,11 +8,10 @@ from typing import Any, Unpack
 
 from chainrule.api.compressing import LOSS, WORST
 from chainrule.api.entry import Rows, artifact_of, set_environment
-from chainrule.api.exporting import rows_of_split
+from chainrule.api.exporting import rows_to_judge
 from chainrule.core.artifact import Artifact, Run, Step
 from chainrule.core.recipe import Spec
 from chainrule.core.request import Limits
-from chainrule.errors import Problem, RecipeError
 from chainrule.system.progress import Display, Quiet
 
 
@@ -55,11 +54,7 @@ def merge(
     way = take(MERGES, Spec(name=method, options=dict(options or {})), "method", ("--method", "--set"))()
     refuse_existing(folder)
     members = Members.read([artifact_of(model) for model in models])
-    seen, judged = (rows_of_split(members.first, data, split) for split in ("validation", "test"))
-    if seen is None or judged is None or seen.data == judged.data:
-        wanted, todo = "data with a validation and a test split", "Name it: --data DATA"
-        problem = Problem(wanted, "none, or only one of them", todo)
-        raise RecipeError("There are no rows to choose the best member by, or none to judge by.", [problem])
+    seen, judged = rows_to_judge(members.first, data)
     metric = members.first.task.primary_metric
     scores = [members.score(weights, seen.encoded) for weights in members.weights]
     for artifact, score in zip(members.artifacts, scores, strict=True):

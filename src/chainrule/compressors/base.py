@@ -32,7 +32,18 @@ class Given:
 
 
 class Compressor(Protocol):
-    """A way to make a model smaller or faster."""
+    """A way to make a model smaller or faster.
+
+    Attributes:
+        faster: whether that is the aim, so that what is no faster is refused.
+        exact: whether what both models read alike gets the same outputs.
+    """
+
+    @property
+    def faster(self) -> bool: ...
+
+    @property
+    def exact(self) -> bool: ...
 
     def refuse(self, predictor: Predictor) -> None:
         """Say why this model cannot be made smaller so, before anything is computed.

@@ -51,6 +51,8 @@ class Options(Section):
 class Int8:
     """Takes a model that OpenVINO can run."""
 
+    faster, exact = True, False
+
     def __init__(self, options: Options) -> None:
         self.options = options
 

@@ -27,7 +27,6 @@ from chainrule.inference.predict import Predictor
 from chainrule.models.folder import WEIGHTS
 from chainrule.models.save import save_model
 
-_MESSAGE = "Train with fewer tokens, or keep it as it is."
 Stored = dict[str, Any]  # tokenizer.json
 
 
@@ -44,6 +43,8 @@ class Options(Section):
 class Vocabulary:
     """Takes a model that reads text and does not write it."""
 
+    faster, exact = False, True
+
     def __init__(self, options: Options) -> None:
         self.options = options
 
@@ -52,7 +53,7 @@ class Vocabulary:
         task = predictor.task
         if task.writes or task.sees:
             reason = "one that writes text, and may need any token" if task.writes else "one of images"
-            raise refused(predictor, reason, _MESSAGE)
+            raise refused(predictor, reason, "Keep its vocabulary as it is.")
         kind = json.loads(predictor.tokenizer.backend_tokenizer.to_str())["model"]["type"]
         if kind not in _CUTS:
             raise refused(predictor, f"a tokenizer of the kind {kind}", f"It must be one of {', '.join(_CUTS)}.")
