@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from chainrule.core.parsing import parse_setting
 from chainrule.system.progress import Quiet
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from turn import Turns
+from turn import Turns, tell
 from workloads import CHATS, WORKLOADS, Workload
 
 
@@ -28,6 +29,7 @@ class InTurns(Quiet):
 
     def __init__(self, steps: int) -> None:
         self.turns = Turns(steps)
+        self.once = 0.0  # seconds of what is done once, before the first step
 
     def say(self, message: str) -> None:
         print(message, file=sys.stderr)
@@ -35,9 +37,12 @@ class InTurns(Quiet):
     @contextmanager
     def bar(self, title: str, total: int) -> Iterator[Any]:
         if title != "training":
+            began = time.perf_counter()
             with super().bar(title, total) as silent:
                 yield silent
+            self.once += (time.perf_counter() - began) * (title == "computing the frozen layers once")
             return
+        tell({"once": self.once})
         self.turns.step()
         yield self
 

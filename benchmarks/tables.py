@@ -10,22 +10,22 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
-from turns import OURS, STEPS
+from turns import DEFAULTS, OURS, STEPS, ratios
 from workloads import CHATS, PREDICTED, WORKLOADS
 
 TITLES = {
     "banking77": "full fine-tuning, short texts (banking77)",
     "mrpc": "full fine-tuning, pairs (mrpc)",
     "long_documents": "full fine-tuning, 256–512 tokens",
+    "ag_news": "partial, top 2 layers, 5 epochs (ag_news)",
     "alpaca_gpt4_en": "LoRA on chats (alpaca_gpt4_en)",
     "predict": "prediction (ag_news)",
 }
-DEFAULTS = ("default", "pipeline")  # a peer as it comes; the best of the others is the tuned one
 Seconds = dict[str, dict[str, Any]]
 
 
@@ -34,27 +34,26 @@ def newest() -> dict[str, Seconds]:
     found: dict[str, Seconds] = {}
     for path in sorted((HERE / "results").glob("*.json")):
         ours: dict[str, Any] = {}
-        for result in json.loads(path.read_text(encoding="utf-8"))["results"]:
-            if "turns" not in result:
+        for read in json.loads(path.read_text(encoding="utf-8"))["results"]:
+            if "turns" not in read:
                 continue
+            result = {"once": 0.0, "whole_turns": 1.0} | read
             if result["trainer"] == OURS:
                 ours = result
-            found.setdefault(result["turns"], {})[result["trainer"]] = {**result, "ours": ours["seconds"]}
+            found.setdefault(result["turns"], {})[result["trainer"]] = {**result, "ours": ours}
     return found
 
 
 def ratio(result: dict[str, Any]) -> tuple[float, float, float]:
-    """Median and quartiles of the peer's time over ours, turn by turn."""
-    ratios = [theirs / ours for theirs, ours in zip(result["seconds"], result["ours"], strict=True)]
-    if len(ratios) < 2:
-        return ratios[0], ratios[0], ratios[0]
-    low, middle, high = quantiles(ratios, n=4, method="inclusive")
-    return middle, low, high
+    """Median and quartiles of the peer's time over ours."""
+    return ratios(result, result["ours"])
 
 
 def best(results: Seconds) -> str:
-    """The fastest peer beside the defaults."""
+    """The fastest peer beside the defaults, of those with the most turns."""
     peers = [name for name in results if name not in (OURS, *DEFAULTS)]
+    most = max(len(results[name]["seconds"]) for name in peers)
+    peers = [name for name in peers if len(results[name]["seconds"]) == most]
     return min(peers, key=lambda name: ratio(results[name])[0])
 
 

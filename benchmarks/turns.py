@@ -2,8 +2,9 @@
 
 Every trainer runs as its users run it, whole loop, with its own environment; only the clock decides when it goes on.
 A turn that has been warmed up is compared with the others' turns of the same round, so that a machine whose speed
-drifts treats all alike. Prints a table (medians, with the quartiles of the ratios) and adds to
-benchmarks/results/<date>.json.
+drifts treats all alike. A few rounds of each setting of the grid, alone with ours, choose the best-tuned peer; then
+ours, the peer as it comes and that one take the turns that count. Prints a table (medians, with the quartiles of the
+ratios) and adds to benchmarks/results/<date>.json.
 
     python benchmarks/turns.py banking77
     python benchmarks/turns.py alpaca_gpt4_en --rounds 5
@@ -14,8 +15,10 @@ benchmarks/results/<date>.json.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -36,27 +39,34 @@ GRID = tuple(f"{kind}-{way}" for kind in ("float32", "autocast", "weights") for 
 ENCODER = (OURS, "default", *GRID)
 CHAT = (OURS, "default", "bf16", "bf16-grouped", "bf16-eager-grouped")
 PREDICTION = (OURS, "pipeline", "pipeline-32", "openvino")
+DEFAULTS = ("default", "pipeline")  # a peer as it comes
 STEPS = 10
+CHOOSING = 2  # rounds that count of each setting of the grid
+QUIET = {"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
 
 
 class Worker:
     """A trainer in a process of its own."""
 
     def __init__(self, name: str, command: Sequence[str]) -> None:
-        self.name, self.seconds = name, []  # type: ignore[var-annotated]
+        self.name, self.once = name, 0.0
+        self.seconds: list[float] = []
         self.process = subprocess.Popen(
             [sys.executable, *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=(HERE / "results" / f"{name}.log").open("w"),
             text=True,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"},
+            env={**os.environ, **QUIET, "CHAINRULE_CACHE": str(MADE / "cache")},
         )
 
     def turn(self) -> float:
         """Let it do one turn."""
         self._say("go")
-        return float(self._answer()["seconds"])
+        answer = self._answer()
+        if "once" in answer:
+            self.once, answer = float(answer["once"]), self._answer()
+        return float(answer["seconds"])
 
     def stop(self) -> float:
         """End it; its peak memory in MB."""
@@ -112,30 +122,76 @@ def classifier() -> Path:
 
 
 def take_turns(trainers: Sequence[str], workload: str, rounds: int, steps: int, artifact: str) -> dict[str, Any]:
-    """Seconds of every turn by trainer, the first round left out, and peak memory."""
-    workers = [Worker(name, command(name, workload, steps, artifact)) for name in trainers]
+    """Of every trainer: seconds of its turns, and of what it did once before them; steps of a whole run; peak memory.
+
+    Each has made its first turn, which does not count, before the next one is started.
+    """
+    workers: list[Worker] = []
     try:
         for number in range(rounds + 1):
-            for worker in workers:
+            for name in trainers:
+                if not number:
+                    workers.append(Worker(name, command(name, workload, steps, artifact)))
+                worker = workers[-1] if not number else next(one for one in workers if one.name == name)
                 seconds = worker.turn()
                 if number:
                     worker.seconds.append(seconds)
                 print(f"round {number} {worker.name} {seconds:.2f} s", file=sys.stderr, flush=True)
-        return {worker.name: {"seconds": worker.seconds, "peak_memory_mb": worker.stop()} for worker in workers}
+        whole = whole_turns(workload, steps)
+        return {
+            worker.name: {
+                "seconds": worker.seconds,
+                "once": worker.once,
+                "whole_turns": whole,
+                "peak_memory_mb": worker.stop(),
+            }
+            for worker in workers
+        }
     finally:
         for worker in workers:
             worker.process.kill()
 
 
+def whole_turns(workload: str, steps: int) -> float:
+    """Turns of a whole run of the workload, which what is done once is spread over."""
+    if workload not in WORKLOADS or WORKLOADS[workload].task == "text-generation":
+        return 1.0
+    setting = WORKLOADS[workload]
+    with (setting.folder / "train.csv").open(encoding="utf-8", newline="") as file:
+        rows = sum(1 for _ in csv.DictReader(file))
+    return float(setting.epochs * rows / (setting.batch_size * steps))
+
+
+def ratios(theirs: dict[str, Any], ours: dict[str, Any]) -> tuple[float, float, float]:
+    """Median and quartiles of the peer's time over ours, turn by turn, with what was done once in its share."""
+    shares = [result["once"] / result["whole_turns"] for result in (theirs, ours)]
+    pairs = zip(theirs["seconds"], ours["seconds"], strict=True)
+    found = [(a + shares[0]) / (b + shares[1]) for a, b in pairs]
+    if len(found) < 2:
+        return found[0], found[0], found[0]
+    low, middle, high = quantiles(found, n=4, method="inclusive")
+    return middle, low, high
+
+
+def choose(peers: Sequence[str], workload: str, steps: int, artifact: str) -> str:
+    """The fastest of the settings, each in turn with ours alone."""
+    found: dict[str, float] = {}
+    for name in peers:
+        shutil.rmtree(MADE / "cache" / "trunks", ignore_errors=True)
+        results = take_turns([OURS, name], workload, CHOOSING, steps, artifact)
+        add_results([{"choosing": workload, "trainer": key, **result} for key, result in results.items()])
+        found[name], _, _ = ratios(results[name], results[OURS])
+        print(f"{name}: {found[name]:.2f} times the time of ours ({CHOOSING} rounds)", flush=True)
+    return min(found, key=lambda name: found[name])
+
+
 def table(results: dict[str, Any], rows: int, unit: str) -> list[str]:
     """Rate, spread, ratio to ours with its quartiles, and peak memory of each."""
     lines = [f"| | {unit}/s | time / ours | quartiles | peak memory, MB |", "|---|---|---|---|---|"]
-    ours = results[OURS]["seconds"]
     for name, result in results.items():
-        ratios = [a / b for a, b in zip(result["seconds"], ours, strict=True)]
-        low, _, high = quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else (ratios[0],) * 3
-        rate = rows / median(result["seconds"])
-        cells = f"{rate:.0f} | {median(ratios):.2f} | {low:.2f}–{high:.2f} | {result['peak_memory_mb']:.0f}"
+        middle, low, high = ratios(result, results[OURS])
+        rate = rows / (median(result["seconds"]) + result["once"] / result["whole_turns"])
+        cells = f"{rate:.0f} | {middle:.2f} | {low:.2f}–{high:.2f} | {result['peak_memory_mb']:.0f}"
         lines.append(f"| {name} | {cells} |")
     return lines
 
@@ -143,7 +199,7 @@ def table(results: dict[str, Any], rows: int, unit: str) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("workload", choices=[*sorted(WORKLOADS), "predict"])
-    parser.add_argument("--trainers", nargs="+", help="chainrule and peers; by default the whole grid")
+    parser.add_argument("--trainers", nargs="+", help="peers; by default as they come, and the best of a grid")
     parser.add_argument("--rounds", type=int, default=30, help="turns of each that count")
     parser.add_argument("--quick", action="store_true", help="4 rounds")
     parser.add_argument(
@@ -161,10 +217,15 @@ def main() -> None:
     else:
         whole, steps, unit = ENCODER, STEPS, "rows"
         rows = STEPS * WORKLOADS[options.workload].batch_size
-    peers = [name for name in options.trainers or whole if name != OURS]
     artifact = options.artifact or (str(classifier()) if options.workload == "predict" else "")
+    peers = [name for name in options.trainers or () if name != OURS]
+    if not peers:
+        tuned = [name for name in whole if name not in (OURS, *DEFAULTS)]
+        best = choose(tuned, options.workload, steps, artifact) if len(tuned) > 1 else tuned[0]
+        peers = [*(name for name in DEFAULTS if name in whole), best]
     # Language models take gigabytes: one peer at a time.
     for together in [[name] for name in peers] if unit == "chats" else [peers]:
+        shutil.rmtree(MADE / "cache" / "trunks", ignore_errors=True)
         results = take_turns([OURS, *together], options.workload, rounds, steps, artifact)
         add_results([{"turns": options.workload, "trainer": name, **result} for name, result in results.items()])
         print("\n".join(table(results, rows, unit)), flush=True)

@@ -39,6 +39,17 @@ def gated_silu(both: torch.Tensor) -> torch.Tensor:
     return functional.silu(gate) * values
 
 
+def gelu_gradient(
+    above: torch.Tensor, values: torch.Tensor, bias: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The gradients of `bias_gelu` by compiled kernels, of its two arguments."""
+    result = torch.empty_like(values)
+    dbias = None if bias is None else torch.zeros_like(bias)
+    half = native.is_half(values)
+    native.call("gelu_backward", half, above.contiguous(), values, bias, result, dbias, *_rows(values))
+    return result, dbias
+
+
 class _BiasGelu(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, values: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -50,12 +61,7 @@ class _BiasGelu(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        values, bias = context.saved_tensors
-        result = torch.empty_like(values)
-        dbias = None if bias is None else torch.zeros_like(bias)
-        above = gradients[0].contiguous()
-        native.call("gelu_backward", native.is_half(values), above, values, bias, result, dbias, *_rows(values))
-        return result, dbias
+        return gelu_gradient(gradients[0], *context.saved_tensors)
 
 
 class _GatedSilu(torch.autograd.Function):

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn import functional
+
+from chainrule.kernels.linear import multiply, multiply_across
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class _AdaptedLinears(torch.autograd.Function):
         second = torch.block_diag(*scaled).to(compute.dtype)  # type: ignore[no-untyped-call]
         flat = values.reshape(-1, values.shape[-1])
         inner = torch.mm(flat, first.t())
-        result = functional.linear(flat, compute, None if bias is None else bias.to(compute.dtype))
+        result = multiply(flat, compute, bias)
         result.addmm_(inner, second.t())
         context.save_for_backward(flat, compute, first, second, inner)
         context.scales, context.sizes = scales, [part.shape for part in seconds]
@@ -75,7 +76,7 @@ class _AdaptedLinears(torch.autograd.Function):
         middle = torch.mm(above, second)
         dvalues = None
         if context.needs_input_grad[0]:
-            dvalues = torch.mm(above, compute).addmm_(middle, first).view(*gradients[0].shape[:-1], -1)
+            dvalues = multiply_across(above, compute).addmm_(middle, first).view(*gradients[0].shape[:-1], -1)
         dfirsts = torch.split(torch.mm(middle.t(), flat).float(), [rank for _, rank in context.sizes])
         whole = torch.mm(above.t(), inner).float()
         dseconds, row, column = [], 0, 0

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 
 from chainrule.kernels import native
+from chainrule.kernels.activation import bias_gelu, gelu_gradient
 
 
 def rounded(weight: Any) -> torch.Tensor:
@@ -116,6 +117,39 @@ def widen(weight: Any) -> None:
         weight.data = weight.data.float()
 
 
+def half_linear_gelu(values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """GELU of `half_linear`, in one pass where there are tiles; the arguments are the same."""
+    compute = rounded(weight)
+    if not on_tiles(values, compute):
+        return bias_gelu(half_linear(values, weight, None), bias)
+    result: torch.Tensor = _LinearGelu.apply(values, compute, weight, bias)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _LinearGelu(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        context: Any, values: torch.Tensor, compute: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        flat, keep = values.reshape(-1, values.shape[-1]), any(context.needs_input_grad)
+        before, after = multiply_gelu(flat, compute, bias, keep=keep)
+        context.save_for_backward(flat if weight.requires_grad else None, compute, before)
+        return after.view(*values.shape[:-1], len(compute))
+
+    @staticmethod
+    def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        flat, compute, before = context.saved_tensors
+        wanted = context.needs_input_grad
+        inner, _ = gelu_gradient(gradients[0].reshape(before.shape), before, None)
+        dvalues = multiply_across(inner, compute).view(*gradients[0].shape[:-1], -1) if wanted[0] else None
+        dweight = dbias = None
+        if wanted[2]:
+            dweight, dbias = weight_gradient(inner, flat, sums=wanted[3])
+        elif wanted[3]:
+            dbias = column_sums(inner)
+        return dvalues, None, dweight, dbias
+
+
 class _HalfLinears(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -126,7 +160,7 @@ class _HalfLinears(torch.autograd.Function):
         context.save_for_backward(values if learns else None, compute)
         context.sizes = [len(weight) for weight in weights]
         bias = torch.cat(biases) if len(biases) > 1 else (biases[0] if biases else None)
-        return _product(values, compute, bias)
+        return multiply(values, compute, bias)
 
     @staticmethod
     def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -135,20 +169,91 @@ class _HalfLinears(torch.autograd.Function):
         flat = gradient.reshape(-1, gradient.shape[-1])
         wanted, count = context.needs_input_grad, len(sizes)
         for_weights, for_biases = wanted[3 : 3 + count], wanted[3 + count :]
-        dvalues = torch.mm(flat, compute).view(*gradient.shape[:-1], -1) if wanted[0] else None
+        dvalues = multiply_across(flat, compute).view(*gradient.shape[:-1], -1) if wanted[0] else None
         dweights: Sequence[torch.Tensor | None] = [None] * count
         dbiases: Sequence[torch.Tensor | None] = [None] * len(for_biases)
         if any(for_weights):
-            dweights = torch.split(torch.mm(flat.t(), values.reshape(-1, values.shape[-1])), sizes)
-        if any(for_biases):
+            dweight, dbias = weight_gradient(flat, values.reshape(-1, values.shape[-1]), sums=any(for_biases))
+            dweights = torch.split(dweight, sizes)
+            if dbias is not None:
+                dbiases = torch.split(dbias, sizes)
+        elif any(for_biases):
             dbiases = torch.split(column_sums(flat), sizes)
         return dvalues, None, None, *dweights, *dbiases
 
 
-def _product(values: torch.Tensor, compute: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def multiply(values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """values · weightᵀ + bias.
+
+    Args:
+        values: (…, inputs) bfloat16.
+        weight: (outputs, inputs) bfloat16.
+        bias: (outputs,), or None.
+
+    Returns:
+        (…, outputs) bfloat16.
+    """
     flat = values.reshape(-1, values.shape[-1])  # of more than two dimensions torch may make a batch of products
-    rounded_bias = None if bias is None else bias.to(compute.dtype)
-    return functional.linear(flat, compute, rounded_bias).view(*values.shape[:-1], len(compute))
+    if on_tiles(flat, weight):
+        result = flat.new_empty(len(flat), len(weight))
+        native.call("product", *_operands(flat, weight, bias), result, None, *flat.shape, len(weight), 0)
+    else:
+        result = functional.linear(flat, weight, None if bias is None else bias.to(weight.dtype))
+    return result.view(*values.shape[:-1], len(weight))
+
+
+def multiply_across(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """values · weight, of (rows, outputs) and (outputs, inputs) in bfloat16: the gradient of what a layer reads."""
+    if not on_tiles(values, weight):
+        return torch.mm(values, weight)
+    result = values.new_empty(len(values), weight.shape[1])
+    native.call("product", *_operands(values, weight, None), result, None, *values.shape, weight.shape[1], 1)
+    return result
+
+
+def multiply_gelu(
+    values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, keep: bool
+) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """values · weightᵀ + bias where it is to be kept, and GELU of it, on tiles: (rows, outputs) each."""
+    before = values.new_empty(len(values), len(weight)) if keep else None
+    after = values.new_empty(len(values), len(weight))
+    native.call("product", *_operands(values, weight, bias), before, after, *values.shape, len(weight), 0)
+    return before, after
+
+
+def on_tiles(values: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether a product of these is made on tiles."""
+    half = values.dtype == weight.dtype == torch.bfloat16
+    return half and weight.shape[0] % 32 == weight.shape[1] % 32 == 0 and native.tiles()
+
+
+def _operands(
+    values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    return values.contiguous(), weight.contiguous(), None if bias is None else bias.float()
+
+
+def weight_gradient(
+    gradient: torch.Tensor, values: torch.Tensor, *, sums: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """gradientᵀ · values, and the column sums of the gradient where they are asked for.
+
+    Args:
+        gradient: (rows, outputs) bfloat16.
+        values: (rows, inputs) bfloat16.
+
+    Returns:
+        (outputs, inputs) bfloat16, and (outputs,) float32 or None.
+    """
+    outputs, inputs = gradient.shape[1], values.shape[1]
+    half = gradient.dtype == values.dtype == torch.bfloat16
+    if not (half and outputs % 32 == inputs % 32 == 0 and native.tiles()):
+        return torch.mm(gradient.t(), values), column_sums(gradient) if sums else None
+    result = gradient.new_empty(outputs, inputs)
+    total = torch.zeros(outputs) if sums else None
+    rows = len(gradient)
+    native.call("weight_gradient", gradient.contiguous(), values.contiguous(), result, total, rows, outputs, inputs)
+    return result, total
 
 
 def column_sums(values: torch.Tensor) -> torch.Tensor:

@@ -42,6 +42,10 @@ _SIGNATURES = {
     "softmax_backward": "ippp" + "ll" + "fiuu",
     "heads_forward": "ippl" + "p" + "llll" + "fiuu",
     "heads_backward": "ipppl" + "p" + "llll" + "fiuu",
+    "tiled_forward": "ppppp" + "pp" + "fiuu",
+    "tiled_backward": "pppppppp" + "pp" + "fiuu",
+    "weight_gradient": "pppp" + "lll",
+    "product": "ppppp" + "lll" + "i",
     "dropout": "ipp" + "ll" + "iuu",
     "column_sum": "ipp" + "ll",
     "gather_sum": "ipppp" + "ll",
@@ -74,6 +78,17 @@ def call(name: str, *arguments: torch.Tensor | float | None) -> Any:
         raise RuntimeError("the compiled kernels are not available")
     library.chainrule_threads(torch.get_num_threads())
     return getattr(library, f"chainrule_{name}")(*[_argument(argument) for argument in arguments])
+
+
+def tiles() -> bool:
+    """Whether the processor multiplies bfloat16 on tile registers (AMX), the compiler knows them, and they are ours."""
+    return available() and _tiles()
+
+
+@lru_cache(maxsize=1)
+def _tiles() -> bool:
+    library = _library()
+    return library is not None and bool(library.chainrule_tiles())
 
 
 def must_build() -> bool:

@@ -6,6 +6,7 @@ dimensions (i, i + size/2) as Llama and Qwen have them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -13,7 +14,17 @@ from typing import Any
 import torch
 
 from chainrule.kernels import native
-from chainrule.kernels.attention import Options, attend, attend_backward, attention, byte_mask, options_of
+from chainrule.kernels.attention import (
+    Options,
+    attend,
+    attend_backward,
+    attend_backward_on_tiles,
+    attend_on_tiles,
+    attention,
+    byte_mask,
+    options_of,
+    tiled,
+)
 
 BLOCK = 128  # queries that are worked through at once, about
 
@@ -72,12 +83,12 @@ def rotary_attention(
     if native.usable(projected) and (mask is None or bytes_mask is not None):
         cos, sin = (part.float().contiguous() for part in table)
         options = options_of(batch, heads.count, scaling, dropout, causal)
-        blocks = _blocks((*sight.starts, projected.shape[1]), causal)
+        bounds = (*sight.starts, projected.shape[1])
         if len(sight.starts) > 1:
             bytes_mask = None
-        result: torch.Tensor = _RotaryAttention.apply(  # type: ignore[no-untyped-call]
-            projected, cos, sin, bytes_mask, heads, (options, blocks)
-        )
+        example = projected[:, None, :, : heads.size]
+        kind: Any = _TiledRotaryAttention if tiled(example, example) else _RotaryAttention
+        result: torch.Tensor = kind.apply(projected, cos, sin, bytes_mask, heads, (options, bounds))
         return result
     parts = projected.view(*projected.shape[:2], -1, heads.size).transpose(1, 2)
     query, key, value = torch.split(parts, [heads.count, heads.keys, heads.keys], 1)
@@ -101,17 +112,13 @@ class _RotaryAttention(torch.autograd.Function):
         sin: torch.Tensor,
         mask: torch.Tensor | None,
         heads: Heads,
-        plan: tuple[Options, list[tuple[slice, slice]]],
+        plan: tuple[Options, tuple[int, ...]],
     ) -> torch.Tensor:
-        options, blocks = plan
-        projected = projected.contiguous()
-        batch, length = projected.shape[:2]
-        groups, shared = batch * heads.keys, heads.count // heads.keys
-        query = projected.new_empty(groups, shared, length, heads.size)
-        key, value = projected.new_empty(2, groups, length, heads.size).unbind()
-        sizes = (0 if len(cos) == 1 else length * heads.size, batch, length, heads.count, heads.keys, heads.size)
-        half = native.is_half(projected)
-        native.call("rotate_forward", half, projected, query, key, value, cos, sin, *sizes)
+        options, bounds = plan
+        blocks = _blocks(bounds, options.causal)
+        rotated, sizes = _rotated(projected, cos, sin, heads)
+        query, key, value = rotated
+        groups, shared, length = query.shape[:3]
         outputs, kept = [], []
         for number, (rows, keys) in enumerate(blocks):
             seen = key[:, keys], value[:, keys]
@@ -122,7 +129,7 @@ class _RotaryAttention(torch.autograd.Function):
         context.save_for_backward(key, value, cos, sin, *kept)
         context.options, context.sizes, context.blocks = options, sizes, blocks
         whole = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)
-        return whole.view(batch, heads.count, length, heads.size).transpose(1, 2).flatten(2)
+        return whole.view(len(projected), heads.count, length, heads.size).transpose(1, 2).flatten(2)
 
     @staticmethod
     def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -139,10 +146,70 @@ class _RotaryAttention(torch.autograd.Function):
             dquery[:, :, rows] = first.view(*above.shape[:2], -1, size)
             dkey[:, seen] += second
             dvalue[:, seen] += third
-        result = above.new_empty(batch, length, (count + 2 * keys) * size)
-        half = native.is_half(above)
-        native.call("rotate_backward", half, result, dquery, dkey, dvalue, cos, sin, *context.sizes)
-        return result, None, None, None, None, None
+        return _rotated_back((dquery, dkey, dvalue), cos, sin, context.sizes), None, None, None, None, None
+
+
+class _TiledRotaryAttention(torch.autograd.Function):
+    """The same on tiles, where rows that stand side by side are one piece each."""
+
+    @staticmethod
+    def forward(
+        context: Any,
+        projected: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        mask: torch.Tensor | None,
+        heads: Heads,
+        plan: tuple[Options, tuple[int, ...]],
+    ) -> torch.Tensor:
+        options, bounds = plan
+        rotated, sizes = _rotated(projected, cos, sin, heads)
+        batch, length = projected.shape[:2]
+        parts = [part.view(batch, -1, length, heads.size) for part in rotated]
+        output = projected.new_empty(batch, length, heads.count, heads.size)
+        keep, softmaxes = any(context.needs_input_grad), []
+        for number, rows in enumerate(slice(*ends) for ends in pairwise(bounds)):
+            pieces, into = [part[:, :, rows] for part in parts], output[:, rows].transpose(1, 2)
+            softmaxes.append(attend_on_tiles(pieces, mask, into, _of_block(options, number), keep))
+        context.save_for_backward(*parts, cos, sin, mask, *softmaxes)
+        context.options, context.sizes, context.bounds = options, sizes, bounds
+        return output.flatten(2)
+
+    @staticmethod
+    def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        *parts, cos, sin, mask = context.saved_tensors[:6]
+        _, batch, length, count, _, size = context.sizes
+        above = gradients[0].reshape(batch, length, count, size)
+        into = [torch.empty_like(part) for part in parts]
+        for number, rows in enumerate(slice(*ends) for ends in pairwise(context.bounds)):
+            pieces, places = ([part[:, :, rows] for part in whole] for whole in (parts, into))
+            softmaxes, options = context.saved_tensors[6 + number], _of_block(context.options, number)
+            attend_backward_on_tiles(above[:, rows].transpose(1, 2), pieces, mask, softmaxes, options, places)
+        return _rotated_back(into, cos, sin, context.sizes), None, None, None, None, None
+
+
+def _rotated(
+    projected: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, heads: Heads
+) -> tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor], tuple[int, ...]]:
+    """Query (groups, heads of each, length, size), key and value (groups, length, size), and the kernel's sizes."""
+    projected = projected.contiguous()
+    batch, length = projected.shape[:2]
+    groups, shared = batch * heads.keys, heads.count // heads.keys
+    query = projected.new_empty(groups, shared, length, heads.size)
+    key, value = projected.new_empty(2, groups, length, heads.size).unbind()
+    sizes = (0 if len(cos) == 1 else length * heads.size, batch, length, heads.count, heads.keys, heads.size)
+    native.call("rotate_forward", native.is_half(projected), projected, query, key, value, cos, sin, *sizes)
+    return (query, key, value), sizes
+
+
+def _rotated_back(
+    gradients: Sequence[torch.Tensor], cos: torch.Tensor, sin: torch.Tensor, sizes: tuple[int, ...]
+) -> torch.Tensor:
+    """The gradient of what `_rotated` was given."""
+    _, batch, length, count, keys, size = sizes
+    result = gradients[0].new_empty(batch, length, (count + 2 * keys) * size)
+    native.call("rotate_backward", native.is_half(result), result, *gradients, cos, sin, *sizes)
+    return result
 
 
 def _blocks(bounds: tuple[int, ...], causal: bool) -> list[tuple[slice, slice]]:

@@ -20,7 +20,7 @@ from chainrule.kernels.adapter import LowRank, adapted_linears
 from chainrule.kernels.attention import attention, self_attention
 from chainrule.kernels.dropout import dropout
 from chainrule.kernels.embedding import embedding
-from chainrule.kernels.linear import half_linears, rounded, stacked
+from chainrule.kernels.linear import half_linear_gelu, half_linears, rounded, stacked
 from chainrule.kernels.norm import norm, residual_norm, root_norm
 from chainrule.kernels.rotary import Heads, Sight, rotary_attention
 
@@ -181,6 +181,8 @@ class Intermediate:
 
     def __call__(self, hidden_states: torch.Tensor) -> torch.Tensor:
         dense = self.module.dense
+        if is_half() and dense is plain_layer(dense):
+            return half_linear_gelu(narrow(hidden_states), dense.weight, dense.bias)
         return bias_gelu(product([dense], hidden_states, biased=False), plain_layer(dense).bias)
 
 

@@ -108,12 +108,13 @@ inline float rise(float x, float bound, const float (&coefficients)[N]) {
 
 // GELU and its slope. In float32 by the exponential; in bfloat16, which has 8 bits, by polynomials of least greatest
 // error (linear programming): the normal distribution's function within 2.3e-5, the slope within 1.1e-4.
+const float GELU_CURVE[] = {3.988563300e-1f, -6.624081813e-2f, 9.747062229e-3f, -1.085485232e-3f, 8.902479697e-5f,
+                            -5.136550511e-6f, 1.940876604e-7f, -4.254271660e-9f, 4.059892570e-11f};
+
 template <typename T>
 inline float gelu(float x) {
     if constexpr (std::is_same_v<T, bf16>) {
-        const float curve[] = {3.988563300e-1f, -6.624081813e-2f, 9.747062229e-3f, -1.085485232e-3f, 8.902479697e-5f,
-                               -5.136550511e-6f, 1.940876604e-7f, -4.254271660e-9f, 4.059892570e-11f};
-        return x * rise(x, 4.1f, curve);
+        return x * rise(x, 4.1f, GELU_CURVE);
     } else {
         float density;
         return x * normal(x, density);

@@ -6,6 +6,8 @@
 #include "adamw.hpp"
 #include "attention.hpp"
 #include "chains.hpp"
+#include "tiled_attention.hpp"
+#include "tiled_product.hpp"
 
 #define BOTH(CALL_FLOAT, CALL_BF16) (half ? (CALL_BF16) : (CALL_FLOAT))
 #define AS(T, pointer) static_cast<T *>(pointer)
@@ -117,6 +119,38 @@ void chainrule_heads_backward(int32_t half, const void *above, const void *proje
     const Heads shape{mask, mask_batch, batch, length, heads, size, scale, {level, key0, key1}};
     BOTH(heads_backward(IN(float, above), IN(float, projected), AS(float, below), shape),
          heads_backward(IN(bf16, above), IN(bf16, projected), AS(bf16, below), shape));
+}
+
+// Whether this process may use tiles, and the kernels that are made of them; without tiles they are never called.
+#ifdef HAS_TILES
+int32_t chainrule_tiles() { return tiles_granted(); }
+#define TILED(CALL) CALL
+#else
+int32_t chainrule_tiles() { return 0; }
+#define TILED(CALL) (void)0
+#endif
+
+void chainrule_tiled_forward(const void *query, const void *key, const void *value, void *out, void *softmaxes,
+                             const int64_t *sizes, const uint8_t *mask, float scale, int32_t level, uint32_t key0, uint32_t key1) {
+    TILED(tiled_forward(IN(bf16, query), IN(bf16, key), IN(bf16, value), AS(bf16, out),
+                        AS(Softmax, softmaxes), tiled_heads(sizes, mask, scale, {level, key0, key1})));
+}
+
+void chainrule_tiled_backward(const void *above, const void *query, const void *key, const void *value, void *dquery,
+                              void *dkey, void *dvalue, const void *softmaxes, const int64_t *sizes, const uint8_t *mask, float scale,
+                              int32_t level, uint32_t key0, uint32_t key1) {
+    TILED(tiled_backward(IN(bf16, above), IN(bf16, query), IN(bf16, key), IN(bf16, value), AS(bf16, dquery),
+                         AS(bf16, dkey), AS(bf16, dvalue), IN(Softmax, softmaxes), tiled_heads(sizes, mask, scale, {level, key0, key1})));
+}
+
+void chainrule_weight_gradient(const void *g, const void *x, void *dw, float *sums, int64_t rows, int64_t outputs,
+                               int64_t inputs) {
+    TILED(weight_gradient(IN(bf16, g), IN(bf16, x), AS(bf16, dw), sums, rows, outputs, inputs));
+}
+
+void chainrule_product(const void *x, const void *w, const float *bias, void *y, void *after, int64_t rows,
+                       int64_t inputs, int64_t outputs, int32_t across) {
+    TILED(product({IN(bf16, x), IN(bf16, w), bias, AS(bf16, y), AS(bf16, after), rows, inputs, outputs, across}));
 }
 
 void chainrule_dropout(int32_t half, const void *x, void *y, int64_t rows, int64_t columns, int32_t level,
