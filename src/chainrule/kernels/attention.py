@@ -98,16 +98,16 @@ def self_attention(
         by_keys = bytes_mask is None or bytes_mask.shape[1] == 1
         short = length * width // heads // 3 <= HEAD_BY_HEAD_TO[not torch.is_grad_enabled()]
         kind: Any = _HeadByHead if by_keys and short else _SelfAttention
-        if tiled(*_heads(projected, heads)[:2]):
+        if tiled(*heads_of(projected, heads)[:2]):
             kind = _TiledSelfAttention
         result: torch.Tensor = kind.apply(projected, bytes_mask, options_of(batch, heads, scaling, dropout, False))
         return result
-    query, key, value = _heads(projected, heads)
+    query, key, value = heads_of(projected, heads)
     output = attention(query, key, value, mask, scaling, dropout)
     return output.transpose(1, 2).reshape(batch, length, width // 3)
 
 
-def _heads(projected: torch.Tensor, heads: int) -> tuple[torch.Tensor, ...]:
+def heads_of(projected: torch.Tensor, heads: int) -> tuple[torch.Tensor, ...]:
     """Queries, keys and values, each (batch, heads, length, size), as views of (batch, length, 3 · heads · size)."""
     batch, length, _ = projected.shape
     return projected.view(batch, length, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind()
@@ -278,7 +278,7 @@ class _TiledSelfAttention(torch.autograd.Function):
         batch, length, width = projected.shape
         projected = projected.contiguous()
         output = projected.new_empty(batch, length, options.heads, width // 3 // options.heads)
-        parts, keep = _heads(projected, options.heads), any(context.needs_input_grad)
+        parts, keep = heads_of(projected, options.heads), any(context.needs_input_grad)
         softmaxes = attend_on_tiles(parts, mask, output.transpose(1, 2), options, keep)
         context.save_for_backward(projected, mask, softmaxes)
         context.options = options
@@ -289,7 +289,7 @@ class _TiledSelfAttention(torch.autograd.Function):
         projected, mask, softmaxes = context.saved_tensors
         options, result = context.options, torch.empty_like(projected)
         above = gradients[0].contiguous().view(*projected.shape[:2], options.heads, -1).transpose(1, 2)
-        parts, into = (_heads(whole, options.heads) for whole in (projected, result))
+        parts, into = (heads_of(whole, options.heads) for whole in (projected, result))
         attend_backward_on_tiles(above, parts, mask, softmaxes, options, into)
         return result, None, None
 

@@ -196,18 +196,34 @@ def multiply(values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
     flat = values.reshape(-1, values.shape[-1])  # of more than two dimensions torch may make a batch of products
     if on_tiles(flat, weight):
         result = flat.new_empty(len(flat), len(weight))
-        native.call("product", *_operands(flat, weight, bias), result, None, *flat.shape, len(weight), 0)
+        native.call("product", *_operands(flat, weight, bias), None, None, result, None, *flat.shape, len(weight), 0)
     else:
         result = functional.linear(flat, weight, None if bias is None else bias.to(weight.dtype))
     return result.view(*values.shape[:-1], len(weight))
 
 
-def multiply_across(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """values · weight, of (rows, outputs) and (outputs, inputs) in bfloat16: the gradient of what a layer reads."""
+def multiply_across(
+    values: torch.Tensor,
+    weight: torch.Tensor,
+    *,
+    before: torch.Tensor | None = None,
+    plus: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """values · weight, times the slope of GELU at `before`, plus `plus`: the gradient of what a layer reads.
+
+    Args:
+        values: (rows, outputs) bfloat16.
+        weight: (outputs, inputs) bfloat16.
+        before, plus: (rows, inputs) bfloat16, or None; only where `on_tiles`.
+
+    Returns:
+        (rows, inputs) bfloat16.
+    """
     if not on_tiles(values, weight):
         return torch.mm(values, weight)
     result = values.new_empty(len(values), weight.shape[1])
-    native.call("product", *_operands(values, weight, None), result, None, *values.shape, weight.shape[1], 1)
+    operands = (*_operands(values, weight, None), before, plus, result, None)
+    native.call("product", *operands, *values.shape, weight.shape[1], 1)
     return result
 
 
@@ -217,7 +233,7 @@ def multiply_gelu(
     """values · weightᵀ + bias where it is to be kept, and GELU of it, on tiles: (rows, outputs) each."""
     before = values.new_empty(len(values), len(weight)) if keep else None
     after = values.new_empty(len(values), len(weight))
-    native.call("product", *_operands(values, weight, bias), before, after, *values.shape, len(weight), 0)
+    native.call("product", *_operands(values, weight, bias), None, None, before, after, *values.shape, len(weight), 0)
     return before, after
 
 

@@ -45,7 +45,7 @@ _SIGNATURES = {
     "tiled_forward": "ppppp" + "pp" + "fiuu",
     "tiled_backward": "pppppppp" + "pp" + "fiuu",
     "weight_gradient": "pppp" + "lll",
-    "product": "ppppp" + "lll" + "i",
+    "product": "ppppppp" + "lll" + "i",
     "dropout": "ipp" + "ll" + "iuu",
     "column_sum": "ipp" + "ll",
     "gather_sum": "ipppp" + "ll",

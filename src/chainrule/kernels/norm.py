@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -71,6 +72,83 @@ def residual_norm(
     return wide.to(values.dtype)
 
 
+@dataclass(frozen=True)
+class Normed:
+    """What a layer norm was made with, for its gradient.
+
+    Attributes:
+        total: (…, columns) what the statistics are of.
+        mean, deviation: (rows,), of the deviation one over it.
+        drop: the dropout.
+        has: whether it had a bias, a residual and a shift.
+    """
+
+    total: torch.Tensor
+    mean: torch.Tensor
+    deviation: torch.Tensor
+    drop: tuple[int, int, int]
+    root: int
+    has: tuple[bool, bool, bool]
+
+
+@dataclass(frozen=True)
+class NormGradients:
+    """Of the arguments of `residual_norm`, None where there is none."""
+
+    values: torch.Tensor
+    bias: torch.Tensor | None
+    residual: torch.Tensor
+    weight: torch.Tensor
+    shift: torch.Tensor | None
+
+
+def norm_forward(
+    values: torch.Tensor,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    weight: torch.Tensor,
+    shift: torch.Tensor | None,
+    options: tuple[float, int, int, bool],
+) -> tuple[torch.Tensor, Normed]:
+    """`residual_norm` by compiled kernels, and what its gradient is made from.
+
+    Args:
+        options: epsilon, level of the dropout, 1 for the root-mean-square norm, whether a backward follows.
+    """
+    epsilon, level, root, backward_follows = options
+    columns = values.shape[-1]
+    rows = values.numel() // columns
+    values = values.contiguous()
+    residual = None if residual is None else residual.contiguous()
+    drop = (level, *(draw_key() if level else (0, 0)))
+    plain = bias is None and residual is None and not level
+    total = values if plain or not backward_follows else torch.empty_like(values)
+    result = torch.empty_like(values)
+    mean, deviation = torch.empty(2, rows).unbind()
+    native.call(
+        "norm_forward", native.is_half(values), values, bias, residual, weight, shift, result,
+        None if total is values else total, mean, deviation, rows, columns, epsilon, root, *drop,
+    )  # fmt: skip
+    has = (bias is not None, residual is not None, shift is not None)
+    return result, Normed(total, mean, deviation, drop, root, has)
+
+
+def norm_gradients(above: torch.Tensor, normed: Normed, weight: torch.Tensor) -> NormGradients:
+    """From the gradient of what `norm_forward` gave."""
+    total, drop = normed.total, normed.drop
+    columns = total.shape[-1]
+    has_bias, _, has_shift = normed.has
+    below = torch.empty_like(total)
+    dvalues = torch.empty_like(total) if drop[0] else below
+    sums = torch.zeros(3, columns)
+    dbias, dshift = sums[2] if has_bias else None, sums[1] if has_shift else None
+    native.call(
+        "norm_backward", native.is_half(total), above.contiguous(), total, normed.mean, normed.deviation, weight, below,
+        dvalues, sums[0], dshift, dbias, total.numel() // columns, columns, normed.root, *drop,
+    )  # fmt: skip
+    return NormGradients(dvalues, dbias, below, sums[0], dshift)
+
+
 class _ResidualNorm(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -82,45 +160,15 @@ class _ResidualNorm(torch.autograd.Function):
         shift: torch.Tensor | None,
         options: tuple[float, int, int, bool],
     ) -> torch.Tensor:
-        epsilon, level, root, backward_follows = options
-        columns = values.shape[-1]
-        rows = values.numel() // columns
-        values = values.contiguous()
-        residual = None if residual is None else residual.contiguous()
-        drop = (level, *(draw_key() if level else (0, 0)))
-        plain = bias is None and residual is None and not level
-        total = values if plain or not backward_follows else torch.empty_like(values)
-        result = torch.empty_like(values)
-        mean, deviation = torch.empty(2, rows).unbind()
-        native.call(
-            "norm_forward", native.is_half(values), values, bias, residual, weight, shift, result,
-            None if total is values else total, mean, deviation, rows, columns, epsilon, root, *drop,
-        )  # fmt: skip
-        context.save_for_backward(total, mean, deviation, weight)
-        context.drop, context.root = drop, root
-        context.has = (bias is not None, residual is not None, shift is not None)
+        result, normed = norm_forward(values, bias, residual, weight, shift, options)
+        context.save_for_backward(normed.total, normed.mean, normed.deviation, weight)
+        context.rest = normed.drop, normed.root, normed.has
         return result
 
     @staticmethod
     def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        total, mean, deviation, weight = context.saved_tensors
-        gradient = gradients[0].contiguous()
-        columns = total.shape[-1]
-        rows = total.numel() // columns
-        has_bias, has_residual, has_shift = context.has
-        below = torch.empty_like(total)
-        dvalues = torch.empty_like(total) if context.drop[0] else below
-        sums = torch.zeros(3, columns)
-        native.call(
-            "norm_backward", native.is_half(total), gradient, total, mean, deviation, weight, below, dvalues,
-            sums[0], sums[1] if has_shift else None, sums[2] if has_bias else None, rows, columns, context.root,
-            *context.drop,
-        )  # fmt: skip
-        return (
-            dvalues,
-            sums[2] if has_bias else None,
-            below if has_residual else None,
-            sums[0],
-            sums[1] if has_shift else None,
-            None,
-        )
+        *tensors, weight = context.saved_tensors
+        normed = Normed(*tensors, *context.rest)
+        found = norm_gradients(gradients[0], normed, weight)
+        residual = found.residual if normed.has[1] else None
+        return found.values, found.bias, residual, found.weight, found.shift, None

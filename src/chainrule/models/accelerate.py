@@ -40,6 +40,7 @@ def accelerate(model: Any, device: torch.device) -> None:
         forward = _forward_for(module, users)
         if forward is not None:
             module.forward = forward
+    _join_layers(model)
     _shorten_last_layer(model)
     if model.config._attn_implementation == "sdpa":
         AttentionInterface.register(NAME, _attention)
@@ -157,6 +158,17 @@ def _compiled_forward_for(module: Any) -> Any:
     elif kind.__name__ in ROTARY_ATTENTIONS and _consists(module, **dict.fromkeys(_ROTARY_LAYERS, nn.Linear)):
         forward = forwards.RotaryAttention(module)
     return forward
+
+
+def _join_layers(model: Any) -> None:
+    """Let layers that consist of what `forwards` knows, and nothing else, be made half by half."""
+    known = {"attention.self": forwards.SelfAttention, "attention.output": forwards.Residual}
+    known |= {"intermediate": forwards.Intermediate, "output": forwards.Residual}
+    for layer in layer_stack(model) if native.available() and native.tiles() else ():
+        parts = {name: _forward_of(part) for name, part in layer.named_modules() if name in known}
+        alone = {name for name, _ in layer.named_children()} == {"attention", "intermediate", "output"}
+        if alone and all(isinstance(parts.get(name), kind) for name, kind in known.items()):
+            layer.forward = forwards.EncoderLayer(layer)
 
 
 def _shorten_last_layer(model: Any) -> None:

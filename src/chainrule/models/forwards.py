@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from chainrule.kernels import encoder
 from chainrule.kernels.activation import bias_gelu, gated_silu
 from chainrule.kernels.adamw import catch_up
 from chainrule.kernels.adapter import LowRank, adapted_linears
@@ -265,6 +266,42 @@ def _starts(places: torch.Tensor | None) -> tuple[int, ...]:
     if places is None or len(places) != 1:
         return (0,)
     return (0, *(torch.nonzero(places[0, 1:] != places[0, :-1] + 1).flatten() + 1).tolist())
+
+
+class EncoderLayer:
+    """A BERT-shaped layer as two functions, its two halves, in bfloat16 where the processor has tiles."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+        self.parts = [part for part in module.modules() if part is not module]
+
+    def __call__(self, hidden_states: torch.Tensor, attention_mask: Any = None, *rest: Any, **options: Any) -> Any:
+        module, own = self.module, self.module.attention.self
+        asked = options.get("past_key_values") is not None or options.get("output_attentions") or any(rest)
+        layers = [(own.query, own.key, own.value), (module.attention.output.dense,)]
+        layers += [(module.intermediate.dense,), (module.output.dense,)]
+        plain = all(layer is plain_layer(layer) for group in layers for layer in group)
+        if plain and is_half() and not asked and not any(part._forward_hooks for part in self.parts):
+            values = narrow(hidden_states)
+            project, join, widen, close = (_weights(group) for group in layers)
+            rate = own.dropout.p if own.training else 0.0
+            look = encoder.Attention(own.num_attention_heads, own.scaling, attention_mask, rate)
+            attended = None
+            if encoder.fits(values, project, join, widen, close):
+                attended = encoder.attention_half(values, project, join, _end(module.attention.output), look)
+            if attended is not None:
+                return encoder.feed_forward(attended, widen, close, _end(module.output))
+        return type(module).forward(module, hidden_states, attention_mask, *rest, **options)
+
+
+def _weights(layers: Sequence[Any]) -> encoder.Weights:
+    weights = tuple(layer.weight for layer in layers)
+    return encoder.Weights(_compute(weights), weights, tuple(layer.bias for layer in layers if layer.bias is not None))
+
+
+def _end(module: Any) -> encoder.End:
+    last = module.LayerNorm
+    return encoder.End(last.weight, last.bias, last.eps, module.dropout.p if module.dropout.training else 0.0)
 
 
 class FirstTokenLayer:

@@ -111,6 +111,9 @@ inline float rise(float x, float bound, const float (&coefficients)[N]) {
 const float GELU_CURVE[] = {3.988563300e-1f, -6.624081813e-2f, 9.747062229e-3f, -1.085485232e-3f, 8.902479697e-5f,
                             -5.136550511e-6f, 1.940876604e-7f, -4.254271660e-9f, 4.059892570e-11f};
 
+const float SLOPE_CURVE[] = {7.975545985e-1f, -2.646868227e-1f, 5.837940513e-2f, -8.716677731e-3f, 9.176257828e-4f,
+                             -6.814054412e-5f, 3.473456468e-6f, -1.149766458e-7f, 2.215130082e-9f, -1.878744700e-11f};
+
 template <typename T>
 inline float gelu(float x) {
     if constexpr (std::is_same_v<T, bf16>) {
@@ -124,10 +127,7 @@ inline float gelu(float x) {
 template <typename T>
 inline float gelu_slope(float x) {
     if constexpr (std::is_same_v<T, bf16>) {
-        const float curve[] = {7.975545985e-1f, -2.646868227e-1f, 5.837940513e-2f, -8.716677731e-3f,
-                               9.176257828e-4f, -6.814054412e-5f, 3.473456468e-6f, -1.149766458e-7f,
-                               2.215130082e-9f, -1.878744700e-11f};
-        return rise(x, 4.5f, curve);
+        return rise(x, 4.5f, SLOPE_CURVE);
     } else {
         float density;
         const float share = normal(x, density);
