@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
-from chainrule.kernels.linear import multiply, multiply_across
+from chainrule.kernels.linear import multiply, multiply_across, weight_gradient
+
+TILE_COLUMNS = 32
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,10 @@ class _AdaptedLinears(torch.autograd.Function):
         *adapters: torch.Tensor,
     ) -> torch.Tensor:
         firsts, seconds = adapters[: len(scales)], adapters[len(scales) :]
-        first = torch.cat(firsts).to(compute.dtype)
-        scaled = [part * scale for part, scale in zip(seconds, scales, strict=True)]
-        second = torch.block_diag(*scaled).to(compute.dtype)  # type: ignore[no-untyped-call]
+        first, second = _stacked(firsts, seconds, scales, compute.dtype)
         flat = values.reshape(-1, values.shape[-1])
-        inner = torch.mm(flat, first.t())
-        result = multiply(flat, compute, bias)
-        result.addmm_(inner, second.t())
+        inner = multiply(flat, first)
+        result = multiply(flat, compute, bias, (inner, second))
         context.save_for_backward(flat, compute, first, second, inner)
         context.scales, context.sizes = scales, [part.shape for part in seconds]
         return result.view(*values.shape[:-1], len(compute))
@@ -73,14 +72,34 @@ class _AdaptedLinears(torch.autograd.Function):
     def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         flat, compute, first, second, inner = context.saved_tensors
         above = gradients[0].reshape(-1, gradients[0].shape[-1])
-        middle = torch.mm(above, second)
+        middle = multiply_across(above, second)
         dvalues = None
         if context.needs_input_grad[0]:
-            dvalues = multiply_across(above, compute).addmm_(middle, first).view(*gradients[0].shape[:-1], -1)
-        dfirsts = torch.split(torch.mm(middle.t(), flat).float(), [rank for _, rank in context.sizes])
-        whole = torch.mm(above.t(), inner).float()
-        dseconds, row, column = [], 0, 0
+            dvalues = multiply_across(above, compute, more=(middle, first)).view(*gradients[0].shape[:-1], -1)
+        of_first, _ = weight_gradient(middle, flat, sums=False)
+        of_second, _ = weight_gradient(above, inner, sums=False)
+        dfirsts, dseconds, row, column = [], [], 0, 0
         for scale, (rows, columns) in zip(context.scales, context.sizes, strict=True):
-            dseconds.append(whole[row : row + rows, column : column + columns] * scale)
+            dfirsts.append(of_first[column : column + columns].float())
+            dseconds.append(of_second[row : row + rows, column : column + columns].float() * scale)
             row, column = row + rows, column + columns
         return dvalues, None, None, None, *dfirsts, *dseconds
+
+
+def _stacked(
+    firsts: Sequence[torch.Tensor], seconds: Sequence[torch.Tensor], scales: Sequence[float], dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `first` of all adapters one below the other, their scaled `second` as blocks beside each other.
+
+    Where their ranks make no whole tiles, zeros do.
+    """
+    ranks = [second.shape[1] for second in seconds]
+    whole = -(-sum(ranks) // TILE_COLUMNS) * TILE_COLUMNS
+    first = firsts[0].new_zeros(whole, firsts[0].shape[1], dtype=dtype)
+    second = seconds[0].new_zeros(sum(map(len, seconds)), whole, dtype=dtype)
+    row = column = 0
+    for down, up, scale, rank in zip(firsts, seconds, scales, ranks, strict=True):
+        first[column : column + rank] = down
+        second[row : row + len(up), column : column + rank] = up * scale
+        row, column = row + len(up), column + rank
+    return first, second

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional
 
 from chainrule.kernels import native
 from chainrule.kernels.activation import bias_gelu, gelu_gradient
+
+MOST_TERMS = 8192  # of a product on tiles: the right side of 32 columns of more does not stay in the cache
 
 
 def rounded(weight: Any) -> torch.Tensor:
@@ -182,23 +184,31 @@ class _HalfLinears(torch.autograd.Function):
         return dvalues, None, None, *dweights, *dbiases
 
 
-def multiply(values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """values · weightᵀ + bias.
+def multiply(
+    values: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    more: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """values · weightᵀ + bias, plus the product of `more`.
 
     Args:
         values: (…, inputs) bfloat16.
         weight: (outputs, inputs) bfloat16.
         bias: (outputs,), or None.
+        more: (rows, few) and (outputs, few) bfloat16, or None.
 
     Returns:
         (…, outputs) bfloat16.
     """
     flat = values.reshape(-1, values.shape[-1])  # of more than two dimensions torch may make a batch of products
-    if on_tiles(flat, weight):
+    if on_tiles(flat, weight) and (more is None or more[0].shape[1] % 32 == 0):
         result = flat.new_empty(len(flat), len(weight))
-        native.call("product", *_operands(flat, weight, bias), None, None, result, None, *flat.shape, len(weight), 0)
+        _product(flat, weight, Ends(bias=bias, more=more, y=result))
     else:
         result = functional.linear(flat, weight, None if bias is None else bias.to(weight.dtype))
+        if more is not None:
+            result.addmm_(more[0], more[1].t())
     return result.view(*values.shape[:-1], len(weight))
 
 
@@ -208,23 +218,27 @@ def multiply_across(
     *,
     before: torch.Tensor | None = None,
     plus: torch.Tensor | None = None,
+    more: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """values · weight, times the slope of GELU at `before`, plus `plus`: the gradient of what a layer reads.
+    """values · weight plus the product of `more`, times the slope of GELU at `before`, plus `plus`.
+
+    That is the gradient of what a layer reads.
 
     Args:
         values: (rows, outputs) bfloat16.
         weight: (outputs, inputs) bfloat16.
         before, plus: (rows, inputs) bfloat16, or None; only where `on_tiles`.
+        more: (rows, few) and (few, inputs) bfloat16, or None.
 
     Returns:
         (rows, inputs) bfloat16.
     """
-    if not on_tiles(values, weight):
-        return torch.mm(values, weight)
-    result = values.new_empty(len(values), weight.shape[1])
-    operands = (*_operands(values, weight, None), before, plus, result, None)
-    native.call("product", *operands, *values.shape, weight.shape[1], 1)
-    return result
+    if on_tiles(values, weight) and len(weight) <= MOST_TERMS and (more is None or more[0].shape[1] % 32 == 0):
+        result = values.new_empty(len(values), weight.shape[1])
+        _product(values, weight, Ends(more=more, before=before, plus=plus, y=result), across=True)
+        return result
+    result = torch.mm(values, weight)
+    return result if more is None else result.addmm_(*more)
 
 
 def multiply_gelu(
@@ -233,7 +247,7 @@ def multiply_gelu(
     """values · weightᵀ + bias where it is to be kept, and GELU of it, on tiles: (rows, outputs) each."""
     before = values.new_empty(len(values), len(weight)) if keep else None
     after = values.new_empty(len(values), len(weight))
-    native.call("product", *_operands(values, weight, bias), None, None, before, after, *values.shape, len(weight), 0)
+    _product(values, weight, Ends(bias=bias, y=before, after=after))
     return before, after
 
 
@@ -243,10 +257,25 @@ def on_tiles(values: torch.Tensor, weight: torch.Tensor) -> bool:
     return half and weight.shape[0] % 32 == weight.shape[1] % 32 == 0 and native.tiles()
 
 
-def _operands(
-    values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    return values.contiguous(), weight.contiguous(), None if bias is None else bias.float()
+class Ends(NamedTuple):
+    """What is done with a product before it is written to `y`, and where else it goes: cpp/tiled_product.hpp."""
+
+    bias: torch.Tensor | None = None
+    more: tuple[torch.Tensor, torch.Tensor] | None = None
+    before: torch.Tensor | None = None
+    plus: torch.Tensor | None = None
+    y: torch.Tensor | None = None
+    after: torch.Tensor | None = None
+
+
+def _product(values: torch.Tensor, weight: torch.Tensor, ends: Ends, *, across: bool = False) -> None:
+    outputs = weight.shape[1] if across else weight.shape[0]
+    more = (None, None) if ends.more is None else tuple(part.contiguous() for part in ends.more)
+    few = 0 if ends.more is None else ends.more[0].shape[1]
+    bias = None if ends.bias is None else ends.bias.float()
+    sizes = (*values.shape, outputs, few, int(across))
+    read = (values.contiguous(), weight.contiguous(), *more, bias, ends.before, ends.plus)
+    native.call("product", *read, ends.y, ends.after, *sizes)
 
 
 def weight_gradient(

@@ -45,7 +45,7 @@ _SIGNATURES = {
     "tiled_forward": "ppppp" + "pp" + "fiuu",
     "tiled_backward": "pppppppp" + "pp" + "fiuu",
     "weight_gradient": "pppp" + "lll",
-    "product": "ppppppp" + "lll" + "i",
+    "product": "pp" + "pp" + "ppp" + "pp" + "llll" + "i",
     "dropout": "ipp" + "ll" + "iuu",
     "column_sum": "ipp" + "ll",
     "gather_sum": "ipppp" + "ll",

@@ -148,10 +148,11 @@ void chainrule_weight_gradient(const void *g, const void *x, void *dw, float *su
     TILED(weight_gradient(IN(bf16, g), IN(bf16, x), AS(bf16, dw), sums, rows, outputs, inputs));
 }
 
-void chainrule_product(const void *x, const void *w, const float *bias, const void *before, const void *plus, void *y,
-                       void *after, int64_t rows, int64_t inputs, int64_t outputs, int32_t across) {
-    TILED(product({IN(bf16, x), IN(bf16, w), bias, IN(bf16, before), IN(bf16, plus), AS(bf16, y), AS(bf16, after), rows,
-                   inputs, outputs, across}));
+void chainrule_product(const void *x, const void *w, const void *more_x, const void *more_w, const float *bias,
+                       const void *before, const void *plus, void *y, void *after, int64_t rows, int64_t inputs,
+                       int64_t outputs, int64_t more, int32_t across) {
+    TILED(product({IN(bf16, x), IN(bf16, w), IN(bf16, more_x), IN(bf16, more_w), bias, IN(bf16, before),
+                   IN(bf16, plus), AS(bf16, y), AS(bf16, after), rows, inputs, outputs, more, across}));
 }
 
 void chainrule_dropout(int32_t half, const void *x, void *y, int64_t rows, int64_t columns, int32_t level,

@@ -107,23 +107,29 @@ inline __m512 widened(const bf16 *from) {
 }
 
 // y = x · wᵀ + bias of a weight (outputs, inputs), or x · w of one (inputs, outputs). `after` gets GELU of it as well;
-// where `before` is given, the result is multiplied with the slope of GELU there; `plus` is added in the end.
+// where `before` is given, the result is multiplied with the slope of GELU there; `plus` is added in the end. `x` and `w`
+// may go on in `more_x` (rows, more) and `more_w`, which lies as `w` does.
 struct Product {
-    const bf16 *x, *w;
+    const bf16 *x, *w, *more_x, *more_w;
     const float *bias;
     const bf16 *before, *plus;
     bf16 *y, *after;
-    int64_t rows, inputs, outputs;
+    int64_t rows, inputs, outputs, more;
     int32_t across;
     bool past = rows * outputs * 2 > PAST_BYTES;
 
     // The right sides of all columns of a block of 32, step after step.
     void pack(int64_t column, bf16 *to, const Interleaving &way) const {
-        for (int64_t k = 0; k < inputs; k += SIDE, to += PAIR)
+        pack(w, inputs, column, to, way);
+        pack(more_w, more, column, to + inputs * SIDE, way);
+    }
+
+    void pack(const bf16 *from, int64_t terms, int64_t column, bf16 *to, const Interleaving &way) const {
+        for (int64_t k = 0; k < terms; k += SIDE, to += PAIR)
             if (across)
-                pack_terms(w + k * outputs + column, outputs, to, way);
+                pack_terms(from + k * outputs + column, outputs, to, way);
             else
-                pack_columns(w + column * inputs + k, inputs, to);
+                pack_columns(from + column * terms + k, terms, to);
     }
 
     // One row of a block of sums to where it belongs.
@@ -173,14 +179,15 @@ inline void product(const Product &p) {
     int64_t across = team;  // threads side by side; the others divide the rows
     while (team % across || (across > 1 && p.outputs / across < 2 * SIDE)) --across;
     const int64_t down = team / across, blocks = (p.rows + SIDE - 1) / SIDE, steps = p.inputs / SIDE;
-    const int64_t most = std::max<int64_t>(SIDE, RIGHT_BYTES / 2 / p.inputs / SIDE * SIDE);
+    const int64_t terms = p.inputs + p.more, most = std::max<int64_t>(SIDE, RIGHT_BYTES / 2 / terms / SIDE * SIDE);
     const int64_t near = (steps + (steps + NEAR_STEPS - 1) / NEAR_STEPS - 1) / ((steps + NEAR_STEPS - 1) / NEAR_STEPS);
 #pragma omp parallel num_threads(team)
     {
         Tiles tiles;
         const Interleaving way;
-        Scratch &room = scratch_of(16384 + (most + SIDE) * p.inputs * 2 + 2 * most * SIDE * 4);
-        bf16 *right = room.take<bf16>(most * p.inputs), *last = room.take<bf16>(SIDE * p.inputs);
+        Scratch &room = scratch_of(16384 + (most + SIDE) * terms * 2 + 2 * most * SIDE * 4);
+        bf16 *right = room.take<bf16>(most * terms), *last = room.take<bf16>(SIDE * p.inputs);
+        bf16 *last_more = room.take<bf16>(SIDE * p.more);
         float *sums[2] = {room.take<float>(most * SIDE), room.take<float>(most * SIDE)};
         const int64_t me = thread_number(), side = me % across, level = me / across, wide = p.outputs / SIDE;
         const int64_t from = wide * side / across * SIDE, to = wide * (side + 1) / across * SIDE;
@@ -188,11 +195,12 @@ inline void product(const Product &p) {
         for (int64_t start = from; start < to; start += most) {
             const int64_t end = std::min(to, start + most);
             if (top < bottom)
-                for (int64_t n = start; n < end; n += SIDE) p.pack(n, right + (n - start) * p.inputs, way);
+                for (int64_t n = start; n < end; n += SIDE) p.pack(n, right + (n - start) * terms, way);
             Pending pending;
             for (int64_t block = top; block < bottom; ++block) {
                 const int64_t row = block * SIDE, count = std::min(SIDE, p.rows - row);
                 const bf16 *left = rows_or_copy(p.x, p.inputs, row, p.rows, p.inputs, last);
+                const bf16 *more = rows_or_copy(p.more_x, p.more, row, p.rows, p.more, last_more);
                 if (row + 2 * SIDE <= p.rows) {
                     const char *next = reinterpret_cast<const char *>(left + SIDE * p.inputs);
                     for (int64_t place = 0; place < SIDE * p.inputs * 2; place += 64) _mm_prefetch(next + place, _MM_HINT_T1);
@@ -206,12 +214,15 @@ inline void product(const Product &p) {
                         else
                             clear_block();
                         add_products(left + first * SIDE, p.inputs, 16 * p.inputs, SIDE,
-                                     right + (n - start) * p.inputs + first * PAIR, now, [&](int64_t s) {
+                                     right + (n - start) * terms + first * PAIR, now, [&](int64_t s) {
                                          pending.write(p, SIDE * s / now, SIDE * (s + 1) / now);
                                      });
+                        const bool done = first + now == steps;
+                        if (done && p.more)
+                            add_rows(more, p.more, right + (n - start) * terms + steps * PAIR, p.more / SIDE);
                         put_block(place, SIDE);
                         pending = {};
-                        if (first + now == steps) pending = {place, row, n, count};
+                        if (done) pending = {place, row, n, count};
                     }
             }
             pending.write(p, 0, SIDE);
