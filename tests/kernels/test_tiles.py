@@ -128,7 +128,7 @@ def test_attention(heads: int, key_heads: int, size: int, queries: int, keys: in
     ours = [part.clone().requires_grad_() for part in parts]
     torch.manual_seed(5)
     result = attention(ours[0], ours[1], ours[2], mask, size**-0.5, 0.0, causal)
-    result.backward(above)
+    result.backward(above)  # type: ignore[no-untyped-call]
     exact = [part.double().requires_grad_() for part in parts]
     wide = [part.repeat_interleave(heads // key_heads, 1) for part in exact[1:]]
     scores = exact[0] @ wide[0].transpose(-1, -2) * size**-0.5
@@ -136,7 +136,7 @@ def test_attention(heads: int, key_heads: int, size: int, queries: int, keys: in
     if causal:
         hidden = hidden | torch.ones(queries, keys, dtype=torch.bool).triu(1 + keys - queries)
     wanted = torch.softmax(scores.masked_fill(hidden, -1e30), -1) @ wide[1]
-    wanted.backward(above.double())
+    wanted.backward(above.double())  # type: ignore[no-untyped-call]
     near(result, wanted, 2e-2)
     for mine, theirs in zip(ours, exact, strict=True):
         assert mine.grad is not None
@@ -182,14 +182,14 @@ def test_adapters_of_ranks_that_fill_no_tile(ranks: tuple[int, ...]) -> None:
     ]
     result = adapted_linears(values, compute, None, adapters)
     above = some(*result.shape, seed=2)
-    result.backward(above)
+    result.backward(above)  # type: ignore[no-untyped-call]
     exact = values.detach().double().requires_grad_()
     doubles = [
         (a.first.detach().double().requires_grad_(), a.second.detach().double().requires_grad_()) for a in adapters
     ]
     updates = torch.cat([0.5 * second @ first for first, second in doubles])
     wanted = exact @ (compute.double() + updates).t()
-    wanted.backward(above.double())
+    wanted.backward(above.double())  # type: ignore[no-untyped-call]
     near(result, wanted, 2e-2)
     pairs = [(values, exact)] + [
         pair for a, b in zip(adapters, doubles, strict=True) for pair in ((a.first, b[0]), (a.second, b[1]))
@@ -270,10 +270,10 @@ def test_whoever_watches_a_part_sees_it() -> None:
 def test_the_linear_layer_with_gelu_alone() -> None:
     values, weight, bias = some(2, 9, 64).requires_grad_(), torch.randn(96, 64, requires_grad=True), torch.randn(96)
     result = half_linear_gelu(values, weight, bias.requires_grad_())
-    result.backward(some(2, 9, 96, seed=1))
+    result.backward(some(2, 9, 96, seed=1))  # type: ignore[no-untyped-call]
     exact = [part.detach().double().requires_grad_() for part in (values, weight.bfloat16(), bias)]
     wanted = functional.gelu(functional.linear(*exact))
-    wanted.backward(some(2, 9, 96, seed=1).double())
+    wanted.backward(some(2, 9, 96, seed=1).double())  # type: ignore[no-untyped-call]
     near(result, wanted)
     for mine, theirs in zip((values, weight, bias), exact, strict=True):
         assert mine.grad is not None

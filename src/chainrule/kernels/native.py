@@ -12,6 +12,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from chainrule.system.device import cpu_flags
 VERSION = 1
 SOURCES = Path(__file__).with_name("cpp")
 FORMATS = (torch.float32, torch.bfloat16)
+SIZES_OF = {"product": 5, "weight_gradient": 3}  # how many of the last arguments are sizes
 _BUILD_SECONDS = 180
 
 # The letters of a signature: p pointer, l int64, i int32, u uint32, f float32.
@@ -77,7 +79,16 @@ def call(name: str, *arguments: torch.Tensor | float | None) -> Any:
     if library is None:
         raise RuntimeError("the compiled kernels are not available")
     library.chainrule_threads(torch.get_num_threads())
-    return getattr(library, f"chainrule_{name}")(*[_argument(argument) for argument in arguments])
+    with _told(name, arguments):
+        return getattr(library, f"chainrule_{name}")(*[_argument(argument) for argument in arguments])
+
+
+def _told(name: str, arguments: tuple[Any, ...]) -> AbstractContextManager[Any]:
+    """Torch's profiler, where one watches, is told of the kernel, and of a product's sizes."""
+    if not torch.autograd.profiler._is_profiler_enabled:
+        return nullcontext()
+    sizes = arguments[-SIZES_OF[name] :] if name in SIZES_OF else ()
+    return torch.profiler.record_function(" ".join(map(str, (f"chainrule::{name}", *sizes))))
 
 
 def tiles() -> bool:
