@@ -18,6 +18,9 @@ from chainrule.api import (
     serve,
     show,
     train,
+    watch,
+    watch_export,
+    watch_summary,
 )
 from chainrule.core.artifact import Artifact, Run
 from chainrule.core.recipe import Recipe, read_recipe
@@ -50,4 +53,7 @@ __all__ = [
     "serve",
     "show",
     "train",
+    "watch",
+    "watch_export",
+    "watch_summary",
 ]

@@ -11,6 +11,7 @@ from chainrule.api.serving import serve
 from chainrule.api.showing import SHOWN, show
 from chainrule.api.training import find_learning_rate, reproduce, resume, train
 from chainrule.api.using import evaluate, predict
+from chainrule.api.watching import watch, watch_export, watch_summary
 
 __all__ = [
     "LOSS",
@@ -35,4 +36,7 @@ __all__ = [
     "serve",
     "show",
     "train",
+    "watch",
+    "watch_export",
+    "watch_summary",
 ]

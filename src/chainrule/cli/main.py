@@ -25,6 +25,7 @@ from chainrule.cli import (
     serve,
     show,
     train,
+    watch,
 )
 from chainrule.cli.output import print_json
 from chainrule.errors import ChainruleError, Problem, ShortageError, UserError, Where
@@ -77,6 +78,7 @@ _VERBS = (
     reproduce.reproduce,
     check_gradients.check_gradients,
     serve.serve,
+    watch.watch,
     show.show,
 )
 for _verb in _VERBS:

@@ -21,6 +21,7 @@ MANIFEST = "chainrule.json"
 EVENTS = "events.jsonl"
 FOLDS = "folds"  # in a run that was cross-validated: a folder for each fold
 ROWS = "rows.safetensors"  # hashes of the rows it was made with, and the recorded cut
+REFERENCE = "reference.json"  # counts and moments of the validation rows: what is usual, for watching
 
 
 Runtime = Literal["torch", "onnx", "openvino", "none"]  # what runs the model here; none: only other programs do

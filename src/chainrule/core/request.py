@@ -55,8 +55,22 @@ class StudentLimits(TypedDict, total=False):
     allow_slower: bool
 
 
-class ServingFlags(TypedDict, total=False):
-    """Where `serve` listens, who may ask, and its limits, which `chainrule.serving.limits` explains."""
+class WatchingFlags(TypedDict, total=False):
+    """How closely a model is watched, which `chainrule.monitoring.settings` explains, and who is told."""
+
+    window: str | None
+    false_alarms: str | None
+    monitor_rows: int | None
+    keep_text: str | float | None
+    segment: str | None
+    low_confidence: float | None
+    webhook: str | None
+
+
+class ServingFlags(WatchingFlags, total=False):
+    """Where `serve` listens, who may ask, what it keeps, and limits, which `chainrule.serving.limits` explains."""
+
+    monitor: str | Path | None
 
     host: str
     port: int

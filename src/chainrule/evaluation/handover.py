@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from chainrule.core.artifact import MANIFEST, ROWS, Artifact, Manifest, Runtime, Speed, Step
+from chainrule.core.artifact import MANIFEST, REFERENCE, ROWS, Artifact, Manifest, Runtime, Speed, Step
 from chainrule.evaluation.card import model_card
 from chainrule.evaluation.parity import SAME, Bound, Rows, compare, compare_made_up, require
 from chainrule.inference.predict import Predictor, load_predictor
@@ -80,8 +80,10 @@ def hand_over(
         manifest = _manifest(parent.artifact.manifest, folder, written, (done,))
         write_text(folder / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
         write_text(folder / "README.md", model_card(manifest, None))
-        if (parent.artifact.path / ROWS).is_file():
-            shutil.copyfile(parent.artifact.path / ROWS, folder / ROWS)
+        kept = (ROWS, REFERENCE) if written.bound is SAME else (ROWS,)  # another model finds other things usual
+        for name in kept:
+            if (parent.artifact.path / name).is_file():
+                shutil.copyfile(parent.artifact.path / name, folder / name)
     return manifest, done
 
 

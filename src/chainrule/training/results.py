@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from chainrule.core.artifact import MANIFEST, ROWS, Manifest
+from chainrule.core.artifact import MANIFEST, REFERENCE, ROWS, Manifest
 from chainrule.core.recipe import Recipe, parse_options
 from chainrule.core.report import EvaluationReport, Finding
 from chainrule.core.task import Predictions, Task
@@ -26,6 +26,9 @@ from chainrule.evaluation.written import sample, with_texts
 from chainrule.models.inspect import count_parameters
 from chainrule.models.save import save_model, weights_file
 from chainrule.models.scratch import first_weights_hash
+from chainrule.monitoring.features import gauge_of
+from chainrule.monitoring.reference import MOST, Reference, reference_of
+from chainrule.monitoring.said import said_of
 from chainrule.system.files import atomic_folder, atomic_path, sha256, write_json, write_text
 from chainrule.system.memory import PeakMemory
 from chainrule.system.progress import Display
@@ -65,7 +68,25 @@ def save_artifact(out: Path, job: Job, recipe: Recipe, prepared: Prepared, outco
         write_text(folder / "README.md", model_card(manifest, None))
         with atomic_path(folder / ROWS) as path:
             save_file(_row_arrays(prepared.dataset), path)
+        reference = _reference(job, prepared, outcome)
+        if reference is not None:
+            write_text(folder / REFERENCE, reference.model_dump_json(indent=1) + "\n")
     return manifest
+
+
+def _reference(job: Job, prepared: Prepared, outcome: Outcome) -> Reference | None:
+    """What is usual among the validation rows, in counts and moments; None where the task has nothing to count."""
+    if job.task.writes or job.task.embeds:
+        return None
+    encoded = prepared.encoded["validation"]
+    rows = np.unique(np.linspace(0, len(encoded) - 1, min(MOST, len(encoded))).astype(int))
+    kind, targets = job.task.target.kind, encoded.targets
+    true = targets[rows] if kind == "class" and targets is not None else None
+    said = said_of(kind, prepared.dataset.labels, outcome.predictions.take(rows), true)
+    if job.task.sees:
+        return reference_of("validation", said, None)
+    features = gauge_of(prepared.tokenizer, outcome.model).measure(encoded.take(rows))
+    return reference_of("validation", said, features)
 
 
 def _manifest(

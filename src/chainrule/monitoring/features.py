@@ -1,0 +1,82 @@
+"""What is measured of a row before a model reads it: its length, its unknown tokens, and a short vector."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from chainrule.data.encode import Encoded
+
+SIZE = 16  # numbers of a short vector
+SEED = 20_260_101
+
+
+@dataclass(frozen=True)
+class Features:
+    """Of n rows.
+
+    Attributes:
+        lengths: (n,) tokens, without the limit of the model.
+        unknown: (n,) the share of tokens that the vocabulary does not have; None where it has all.
+        vectors: (n, SIZE) float64; None where the model has no table of embeddings.
+    """
+
+    lengths: np.ndarray
+    unknown: np.ndarray | None = None
+    vectors: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+
+@dataclass(frozen=True)
+class Gauge:
+    """How rows are measured for one model.
+
+    Attributes:
+        unknown: the id of the unknown token, or None.
+        table: (vocabulary, SIZE) the model's embeddings of tokens, projected at random; a row's vector is their mean.
+            Distances survive such a projection (Johnson and Lindenstrauss, 1984), and no layer of the model is run.
+    """
+
+    unknown: int | None
+    table: np.ndarray | None
+
+    def measure(self, encoded: Encoded, first: int = 0, rows: int | None = None) -> Features:
+        """Measure rows from `first` on."""
+        count = len(encoded) - first if rows is None else rows
+        lengths = np.asarray(encoded.full_lengths[first : first + count])
+        if encoded.pixels is not None or not len(encoded.ids):
+            return Features(lengths)
+        ends = encoded.offsets if encoded.sequences is None else encoded.offsets[encoded.sequences]
+        ends = np.asarray(ends[first : first + count + 1])
+        ids = encoded.ids[ends[0] : ends[-1]]
+        ends = ends - ends[0]
+        sizes = np.maximum(np.diff(ends), 1)
+        unknown = None if self.unknown is None else _sums((ids == self.unknown).astype(float), ends) / sizes
+        vectors = None
+        if self.table is not None and (not len(ids) or int(ids.max()) < len(self.table)):
+            vectors = _sums(self.table[ids], ends) / sizes[:, None]
+        return Features(lengths, unknown, vectors)
+
+
+def gauge_of(tokenizer: Any, model: Any) -> Gauge:
+    """How rows of this model are measured; a model in a graph of another engine has no table."""
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    layer = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    weight = getattr(layer, "weight", None)
+    table = None
+    if weight is not None and weight.ndim == 2 and weight.is_floating_point():
+        numbers = weight.detach().float().cpu().numpy().astype(np.float64)
+        chance = np.random.default_rng(SEED).standard_normal((numbers.shape[1], SIZE))
+        table = numbers @ chance / np.sqrt(SIZE)
+    return Gauge(None if unknown is None else int(unknown), table)
+
+
+def _sums(values: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Sums of the stretches between ends."""
+    whole = np.concatenate([np.zeros((1, *values.shape[1:])), np.cumsum(values, axis=0)])
+    found: np.ndarray = whole[ends[1:]] - whole[ends[:-1]]
+    return found
