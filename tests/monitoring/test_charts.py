@@ -10,7 +10,7 @@ from scipy.stats import binomtest, fisher_exact, kstest, norm, poisson
 
 from chainrule.monitoring.charts import Count, draw_of, limit_for, run_length
 from chainrule.monitoring.drift import count_drift, vector_drift
-from chainrule.testing.streams import ROWS, alarms_of, stream
+from chainrule.testing.streams import HOUR, ROWS, alarms_of, stream
 
 pytestmark = pytest.mark.unit
 
@@ -69,11 +69,8 @@ def test_scores_are_normal_and_independent_whatever_the_rate(rate: float) -> Non
 def test_false_alarms_are_as_rare_as_stated() -> None:
     """One in 40 windows is asked for, so that a test of seconds sees many; the bound is the 99.9 % one of Poisson."""
     share, windows = 1 / 40, 150
-    for rate, span in ((0.5, None), (8.0, None), (8.0, ROWS)):
-        alarms = sum(
-            len(alarms_of(stream(windows, rate, seed=run), share, **({} if span is None else {"span": span})))
-            for run in range(12)
-        )
+    for rate, span in ((0.5, HOUR), (8.0, HOUR), (8.0, ROWS)):
+        alarms = sum(len(alarms_of(stream(windows, rate, seed=run), share, span)) for run in range(12))
         assert alarms <= poisson.isf(1e-3, 12 * windows * share)
 
 
@@ -100,7 +97,9 @@ def test_counts_of_the_same_rows_drift_as_rarely_as_stated() -> None:
     generator, alarm, trials = np.random.default_rng(1), 0.01, 600
     shares = np.array([0.6, 0.3, 0.08, 0.019, 0.001])
     found = [
-        count_drift("label", generator.multinomial(1500, shares).tolist(), generator.multinomial(300, shares), alarm)
+        count_drift(
+            "label", generator.multinomial(1500, shares).tolist(), generator.multinomial(300, shares).tolist(), alarm
+        )
         for _ in range(trials)
     ]
     by_chance = sum(drift is not None and drift.probability < alarm for drift in found)

@@ -8,6 +8,7 @@ from typing import Any, Unpack
 
 from chainrule.api.entry import set_environment
 from chainrule.core.request import ServingFlags
+from chainrule.errors import Problem, RecipeError, Where
 from chainrule.system.progress import Display, Quiet
 
 
@@ -26,6 +27,10 @@ def serve(
         flags: `host` (default 127.0.0.1) and `port` (8000; 0 for one that is free); `keys`, a file of API keys, one a
             line, else those of the environment variable CHAINRULE_API_KEYS, or none; `no_auth` lets anybody ask who
             reaches the address: else one that is not loopback needs a key; `origins` of web pages that may ask (none);
+            `monitor`, a file that predictions are kept in and watched with, and `window`, `false_alarms`,
+            `monitor_rows`, `keep_text`, `segment`, `low_confidence` and `webhook`, as `watch` explains them; `split`,
+            e.g. "a=90,b=10", which shares out requests that name no model; `shadows`, e.g. ["a=b"]: b is asked what a
+            has answered; `reload`, seconds between looks for new versions (else at SIGHUP);
             and limits: `max_rows`, `max_text`, `max_tokens`, `max_body`, `queue`, `writing_queue`, `timeout`, `wait`,
             `batch_tokens` and `reading`.
 
@@ -41,8 +46,9 @@ def serve(
 
     for module in ("fastapi", "uvicorn", "prometheus_client"):
         require(module, extra="serve", purpose="chainrule serve")
+    from chainrule.monitoring.session import FLAGS, settings_given
     from chainrule.serving.limits import read_limits
-    from chainrule.serving.server import Access
+    from chainrule.serving.server import Access, Operation
     from chainrule.serving.server import serve as run
 
     given = [artifacts] if isinstance(artifacts, str | Path) else artifacts
@@ -54,7 +60,25 @@ def serve(
         flags.pop("no_auth", False),
         origins,
     )
-    limits = {name: value for name, value in flags.items() if value is not None}
+    monitor, named = flags.pop("monitor", None), dict[str, Any]((name, flags.get(name)) for name in FLAGS)
+    if monitor is None and any(value is not None for value in named.values()):
+        first = next(name for name, value in named.items() if value is not None)
+        problem = Problem("a monitor for it", "none", "Name its file: --monitor FILE.db", Where(field=first))
+        raise RecipeError("Nothing is watched.", [problem])
+    operation = Operation(
+        None if monitor is None else Path(monitor),
+        settings_given(named),
+        named["webhook"],
+        flags.pop("split", None),
+        tuple(flags.pop("shadows", None) or ()),
+        flags.pop("reload", None),
+    )
+    limits = {name: value for name, value in flags.items() if value is not None and name not in FLAGS}
     return run(
-        [str(one) for one in given], place, read_limits(limits), display or Quiet(), begun or (lambda about: None)
+        [str(one) for one in given],
+        place,
+        read_limits(limits),
+        operation,
+        display or Quiet(),
+        begun or (lambda about: None),
     )

@@ -55,10 +55,7 @@ def watch(
 
     show = display or Quiet()
     time, identity = columns
-    defaults = {} if time else {"window": "500", "false_alarms": "100000"}
-    if flags.get("window") and not flags.get("false_alarms") and not str(flags["window"]).strip().isdigit():
-        defaults["false_alarms"] = "30d"
-    settings = settings_given(flags, **defaults)
+    settings = settings_given(flags, **({} if time else {"window": "500"}))
     kind = _format(source, form)
     artifact = artifact_of(model)
     predictor = load_predictor(artifact)
@@ -96,7 +93,7 @@ def watch_summary(file: str | Path, *, html: str | Path | None = None) -> dict[s
     finally:
         store.close()
     if html is not None:
-        from chainrule.monitoring.page import write_watch_page
+        from chainrule.evaluation.watch_page import write_watch_page
 
         write_watch_page(Path(html), Path(file).name, summary)
     return summary

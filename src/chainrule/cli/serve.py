@@ -10,6 +10,7 @@ import typer
 
 from chainrule import api
 from chainrule.cli.output import Json, display, print_json
+from chainrule.cli.watch import FalseAlarms, KeepText, Low, MonitorRows, Segment, Webhook, Window
 
 
 def serve(
@@ -33,12 +34,32 @@ def serve(
     batch_tokens: Annotated[int | None, typer.Option(help="Padded tokens of a batch (default 4,096).")] = None,
     wait: Annotated[float | None, typer.Option(help="Seconds a batch may wait for more rows (default 0.002).")] = None,
     reading: Annotated[float | None, typer.Option(help="Seconds a client has to send a request (default 10).")] = None,
+    monitor: Annotated[Path | None, typer.Option(help="A file to keep predictions in and watch them with.")] = None,
+    window: Window = None,
+    false_alarms: FalseAlarms = None,
+    monitor_rows: MonitorRows = None,
+    keep_text: KeepText = None,
+    segment: Segment = None,
+    low_confidence: Low = None,
+    webhook: Webhook = None,
+    split: Annotated[
+        str | None, typer.Option(metavar="NAME=90,NAME=10", help="Share out requests that name no model.")
+    ] = None,
+    shadow: Annotated[
+        list[str] | None, typer.Option(metavar="MODEL=OTHER", help="Ask OTHER what MODEL has answered; repeatable.")
+    ] = None,
+    reload: Annotated[
+        float | None, typer.Option(min=0.1, help="Seconds between looks for new versions (default: at SIGHUP).")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Answer requests with fine-tuned models, over HTTP, until Ctrl-C or SIGTERM."""
     flags: Any = {"max_rows": max_rows, "max_text": max_text, "max_tokens": max_tokens, "max_body": max_body}
     flags |= {"queue": queue, "writing_queue": writing_queue, "batch_tokens": batch_tokens}
     flags |= {"timeout": timeout, "wait": wait, "reading": reading}
+    flags |= {"monitor": monitor, "window": window, "false_alarms": false_alarms, "monitor_rows": monitor_rows}
+    flags |= {"keep_text": keep_text, "segment": segment, "low_confidence": low_confidence, "webhook": webhook}
+    flags |= {"split": split, "shadows": shadow, "reload": reload}
     flags |= {"host": host, "port": port, "keys": keys, "no_auth": no_auth, "origins": cors or ()}
 
     def begun(about: dict[str, Any]) -> None:

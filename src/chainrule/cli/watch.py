@@ -69,7 +69,14 @@ def watch(
     file = monitor or Path(f"{Path(verb).name}.watch.db")
     source = rest[0] if rest else "-"
     result = api.watch(
-        verb, source, monitor=file, told=None if as_json else _tell, columns=(time, id), form=format, display=display(), **flags
+        verb,
+        source,
+        monitor=file,
+        told=None if as_json else _tell,
+        columns=(time, id),
+        form=format,
+        display=display(),
+        **flags,
     )
     if as_json:
         print_json(result | {"monitor": str(file)})

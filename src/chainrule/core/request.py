@@ -71,6 +71,9 @@ class ServingFlags(WatchingFlags, total=False):
     """Where `serve` listens, who may ask, what it keeps, and limits, which `chainrule.serving.limits` explains."""
 
     monitor: str | Path | None
+    split: str | None
+    shadows: Sequence[str] | None
+    reload: float | None
 
     host: str
     port: int

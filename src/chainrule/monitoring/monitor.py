@@ -75,7 +75,7 @@ class Monitor:
     store: Store
     settings: Settings
     models: dict[str, Watched]
-    alarmed: Callable[[Alarm], None] = lambda alarm: None
+    alarmed: Callable[[Alarm], None] = field(default=lambda alarm: None)
     sends: bool = False
     _last: dict[str, float] = field(default_factory=dict)  # until when the windows of a model have been watched
     _names: dict[tuple[str, int], set[str]] = field(default_factory=dict)
@@ -130,6 +130,25 @@ class Monitor:
                     alarms += self._elapse(model, now)
             self._hold(alarms)
         return self._told(alarms)
+
+    def now(self) -> float:
+        """Seconds since 1970."""
+        return clock.time()
+
+    def count_shadow(self, model: str, same: int, other: int) -> None:
+        """Count the rows that a shadow says the same of as the model that answered, and those it does not."""
+        number = self._number(model)
+        with self.store.writing():
+            self.store.run_many(
+                "INSERT INTO counts VALUES (?, ?, 'shadow', ?, ?)"
+                " ON CONFLICT DO UPDATE SET value = value + excluded.value",
+                [(model, number, "same", same), (model, number, "other", other)],
+            )
+
+    def renew(self, name: str, watched: Watched) -> None:
+        """Go on with a new version of a model."""
+        with self.store.writing():
+            self.watch(name, watched)
 
     def _pieces(self, batch: Batch) -> Iterator[tuple[Batch, int]]:
         """The batch, cut where a window of rows ends, and the windows its pieces belong to."""

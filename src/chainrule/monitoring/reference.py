@@ -23,7 +23,8 @@ UNKNOWN_EDGES = (0.0, 0.02, 0.1, 0.3)  # shares of unknown tokens: none, up to 2
 LOWEST = 0.05  # the share of rows whose confidence counts as low
 FARTHEST = 0.01  # the share of rows whose vectors count as unusual
 MOST = 5_000  # rows that are measured
-FEWEST = 100  # rows that make a reference
+FEWEST = 30  # rows that make a reference
+FEWEST_VECTORS = 100  # rows whose vectors have moments
 
 
 class Binned(Section):
@@ -100,9 +101,10 @@ class Reference(Section):
         """(bins,) the accuracy at each level of confidence, rising with it."""
         if self.scores is None or self.correct is None:
             return None
-        counts = np.asarray(self.scores.counts, float)
-        shares = (np.asarray(self.correct) + 0.5) / (counts + 1.0)
-        fitted: np.ndarray = IsotonicRegression().fit_transform(np.arange(len(shares)), shares, counts + 1e-9)
+        counts, right = np.asarray(self.scores.counts, float), np.asarray(self.correct, float)
+        places = np.arange(len(counts))
+        shares = (right + right.sum() / max(counts.sum(), 1.0)) / (counts + 1.0)  # one row more, of the usual accuracy
+        fitted: np.ndarray = IsotonicRegression().fit(places, shares, sample_weight=counts + 1e-9).predict(places)
         return fitted
 
 
@@ -183,7 +185,7 @@ def _counted(edges: tuple[float, ...], values: np.ndarray) -> Binned:
 
 
 def _moments(vectors: np.ndarray) -> Moments | None:
-    if not np.isfinite(vectors).all():
+    if len(vectors) < FEWEST_VECTORS or not np.isfinite(vectors).all():
         return None
     mean, covariance = vectors.mean(axis=0), np.cov(vectors, rowvar=False)
     rough = Moments(mean=tuple(mean.tolist()), covariance=tuple(map(tuple, covariance.tolist())), far=0.0)

@@ -25,8 +25,13 @@ FLAGS = (*_SETTINGS, "webhook")
 
 
 def settings_given(flags: Mapping[str, Any], **defaults: Any) -> Settings:
-    """The settings that flags ask for; raises as `read_settings`."""
+    """The settings that flags ask for; raises as `read_settings`.
+
+    One false alarm is expected in 30 days, or in 100,000 rows where windows are rows.
+    """
     given = {name: flags[flag] for flag, name in _SETTINGS.items() if flags.get(flag) is not None}
+    window = str(given.get("window", defaults.get("window", "1h")))
+    defaults.setdefault("false_alarms", "100000" if window.strip().isdigit() else "30d")
     if given.get("rows") is not None and "first" not in given:
         defaults["first"] = min(given["rows"], defaults.get("first", 1_000))
     return read_settings(defaults | given)

@@ -30,6 +30,10 @@ class Span:
     of_rows: bool
     text: str
 
+    def times(self, number: int) -> str:
+        """So many of them, in words."""
+        return self.text if number == 1 else _words(self.size * number, self.of_rows)
+
 
 class Settings(Section):
     """What a monitor does.
@@ -105,11 +109,17 @@ def read_span(field: str, text: str) -> Span:
     found = _SPAN.fullmatch(text.strip())
     if found is None or float(found[1]) <= 0 or (not found[2] and "." in found[1]):
         raise _refused(field, "a stretch of time, such as 15m, 1h or 7d, or a number of rows", text)
-    number = float(found[1])
-    if not found[2]:
-        return Span(number, True, f"{number:,.0f} rows")
-    name = _NAMES[found[2]]
-    return Span(number * _UNITS[found[2]], False, name if number == 1 else f"{number:g} {name}s")
+    size = float(found[1]) * _UNITS.get(found[2], 1.0)
+    return Span(size, not found[2], _words(size, not found[2]))
+
+
+def _words(size: float, of_rows: bool) -> str:
+    """A size in the largest unit that it is a multiple of: "hour", "90 minutes", "500 rows"."""
+    if of_rows:
+        return f"{size:,.0f} rows"
+    unit = next((unit for unit in ("d", "h", "m") if size % _UNITS[unit] == 0), "s")
+    number, name = size / _UNITS[unit], _NAMES[unit]
+    return name if number == 1 else f"{number:g} {name}s"
 
 
 def _refused(field: str, expected: str, got: object) -> RecipeError:

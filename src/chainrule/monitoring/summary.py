@@ -24,10 +24,9 @@ def summary_of(store: Store) -> dict[str, Any]:
     """Models with their windows, estimates and queues, and the latest alarms."""
     settings = Settings.model_validate_json(store.meta("settings") or "{}")
     return {
-        "settings": settings.model_dump() | {"window": settings.window, "budget": settings.budget},
+        "settings": settings.model_dump() | {"of_rows": settings.span.of_rows},
         "models": {name: _model(store, settings, name, labels) for name, labels in models_of(store).items()},
         "alarms": list(alarms_of(store)),
-        "arms": dict(store.all("SELECT key, CAST(value AS INTEGER) FROM meta WHERE key LIKE 'arm/%'")),
     }
 
 
@@ -56,6 +55,12 @@ def _model(store: Store, settings: Settings, name: str, labels: tuple[str, ...])
         "reference": None if reference is None else {"source": reference.source, "rows": reference.rows},
         "feedback": accuracy_of(store, name),
         "estimate": _estimate(store, name, reference),
+        "shadow": {
+            said: int(rows)
+            for said, rows in store.all(
+                "SELECT name, sum(value) FROM counts WHERE model = ? AND kind = 'shadow' GROUP BY name", (name,)
+            )
+        },
         "queues": queues | {"texts": texts},
         "windows": _windows(store, settings, name),
     }
@@ -71,7 +76,9 @@ def _estimate(store: Store, model: str, reference: Reference | None) -> dict[str
     """The accuracy that the confidences of all kept rows promise."""
     if reference is None or reference.scores is None or reference.correct is None:
         return None
-    scores = [score for (score,) in store.all("SELECT score FROM predictions WHERE model = ?", (model,)) if score is not None]
+    scores = [
+        score for (score,) in store.all("SELECT score FROM predictions WHERE model = ?", (model,)) if score is not None
+    ]
     counts = [0.0] * len(reference.scores.counts)
     for place in reference.scores.bins(np.array(scores)).tolist():
         counts[place] += 1

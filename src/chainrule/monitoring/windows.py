@@ -53,7 +53,13 @@ class Alarm:
 
 @dataclass
 class Chart:
-    """The state of a chart: its CUSUM and since when it is above zero, how long a surge lasts, what is usual since when."""
+    """The state of a chart.
+
+    Attributes:
+        cusum, begun: its CUSUM, and the window in which that left zero.
+        open: windows that a surge has lasted; 0 for none.
+        since: the window from which on windows say what is usual.
+    """
 
     cusum: float = 0.0
     begun: int = 0
@@ -186,9 +192,8 @@ def surge(look: Look, chart: Chart, share: float, span: Span) -> tuple[str, dict
     windows = 1 if sudden else look.number - chart.begun + 1
     told = {"count": seen.seen, "expected": round(seen.expected, 3), "windows": windows, "window": span.text}
     told |= {"chart": "window" if sudden else "cusum", "probability": surprise, "cusum": round(chart.cusum, 3)}
-    stretch = span.text if windows == 1 else f"{windows} × {span.text}"
     chart.open, chart.cusum = 1, 0.0
-    return f"{look.key[1]}: {seen.seen} in the last {stretch}, {_few(seen.expected)} expected", told
+    return f"{look.key[1]}: {seen.seen} in the last {span.times(windows)}, {_few(seen.expected)} expected", told
 
 
 def _few(number: float) -> str:
@@ -235,7 +240,9 @@ def _compared(
     found: list[Drift | None] = []
     if sum(reference.labels.values()) == reference.rows:  # of several labels a row the counts are not independent
         names = sorted({*reference.labels, *sums.get("label", {})})
-        usual, late = ([counts.get(name, 0.0) for name in names] for counts in (reference.labels, sums.get("label", {})))
+        usual, late = (
+            [counts.get(name, 0.0) for name in names] for counts in (reference.labels, sums.get("label", {}))
+        )
         found.append(count_drift("label", usual, late, share, names))
     for what, kept in (("length", reference.lengths), ("unknown", reference.unknown), ("score", reference.scores)):
         if kept is not None and what in sums:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from http import HTTPStatus
 from typing import Any
 
@@ -21,24 +21,32 @@ from chainrule.serving.forms import completed
 from chainrule.serving.gate import Gate
 from chainrule.serving.keys import Keys
 from chainrule.serving.refusal import JSON, RefusedError, answer_of, form_of
-from chainrule.serving.requests import Chat, Completion, Embeddings, Predict, Rank
+from chainrule.serving.reloading import Reloading
+from chainrule.serving.requests import Chat, Completion, Embeddings, Feedback, Predict, Rank
 from chainrule.serving.routes import Service
 from chainrule.version import __version__
 
 _SHOWN = 3  # of the things that are wrong with a request
 
 
-def make_app(service: Service, keys: Keys, origins: Sequence[str] = ()) -> Gate:
+def make_app(service: Service, keys: Keys, origins: Sequence[str] = (), reloading: Reloading | None = None) -> Gate:
     """The application of a server.
 
     Args:
         origins: of web pages that may ask; none by default.
+        reloading: what takes up new versions of the models.
     """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service.worker.start()
-        yield
+        async with AsyncExitStack() as stack:
+            if service.watching is not None:
+                await stack.enter_async_context(service.watching.running())
+            await stack.enter_async_context(service.shadows.running())
+            if reloading is not None:
+                await stack.enter_async_context(reloading.running())
+            yield
         service.worker.close()
 
     app = FastAPI(title="Chainrule", version=__version__, lifespan=lifespan, default_response_class=JSON)
@@ -46,10 +54,14 @@ def make_app(service: Service, keys: Keys, origins: Sequence[str] = ()) -> Gate:
     _add_state(app, service)
     _add_errors(app)
 
+    described: dict[str, int] = {}  # the versions of the models that the document was made of
+
     def document() -> dict[str, Any]:
-        if app.openapi_schema is None:
+        loaded = {name: id(served) for name, served in service.models.items()}
+        if app.openapi_schema is None or described != loaded:
             plain = get_openapi(title=app.title, version=app.version, routes=app.routes)
             app.openapi_schema = completed(plain, service.models)
+            described.update(loaded)
         return app.openapi_schema
 
     app.openapi = document  # type: ignore[method-assign]  # FastAPI's own way to extend the document
@@ -66,6 +78,11 @@ def _add_models(app: FastAPI, service: Service) -> None:
     async def predict(request: Request, body: Predict) -> Response:
         """Predictions of rows."""
         return await routes.predict(service, request, body)
+
+    @app.post("/v1/feedback")
+    async def feedback(request: Request, body: Feedback) -> Response:
+        """What a prediction should have been."""
+        return await routes.feedback(service, body)
 
     @app.post("/v1/rank")
     async def rank(request: Request, body: Rank) -> Response:

@@ -37,6 +37,22 @@ class Metrics:
             "chainrule_tokens_written", "Tokens that a model has written.", ("model",), registry=registry
         )
         self.dropped = Counter("chainrule_requests_dropped", "Requests nobody waits for any more.", registry=registry)
+        self.alarms = Counter("chainrule_alarms", "Alarms of the monitor.", ("model",), registry=registry)
+        self.unwatched = Counter(
+            "chainrule_rows_unwatched", "Answered rows that the monitor could not write.", registry=registry
+        )
+        self.arms = Counter(
+            "chainrule_arm_requests", "Requests that a split has sent to a model.", ("model",), registry=registry
+        )
+        self.shadows = Counter(
+            "chainrule_shadow_rows",
+            "Rows a shadow was asked of, by what came of it.",
+            ("model", "said"),
+            registry=registry,
+        )
+        self.reloads = Counter(
+            "chainrule_reloads", "New versions of a model, by what came of it.", ("model", "outcome"), registry=registry
+        )
 
     def text(self) -> bytes:
         """All of it."""

@@ -29,6 +29,13 @@ class Predict(_Request):
     seed: int | None = None
 
 
+class Feedback(_Request):
+    """What a prediction should have been: the `id` that stood beside it, and the true label, or labels."""
+
+    id: str = Field(min_length=1, max_length=600)
+    label: str | list[str]
+
+
 class Item(_Request):
     """An item with a name of the client's own, which comes back with it."""
 

@@ -29,13 +29,17 @@ from chainrule.serving.jobs import Job, RowsJob, WritingJob
 from chainrule.serving.limits import Limits
 from chainrule.serving.metrics import Metrics
 from chainrule.serving.refusal import JSON, RefusedError, too_late
-from chainrule.serving.requests import Chat, Completion, Embeddings, Item, Predict, Rank
+from chainrule.serving.requests import Chat, Completion, Embeddings, Feedback, Item, Predict, Rank
+from chainrule.serving.routing import Routing
 from chainrule.serving.served import Served, choose
+from chainrule.serving.shadow import Shadows
+from chainrule.serving.watching import Kept, Watching
 from chainrule.serving.worker import Worker, answered
 from chainrule.serving.writing import Envelope, Telling, context_of, events_of, work_of
 
 _AT_ONCE = 8  # rows to be written that go through the model together
 _SMALL = 32  # so few rows are checked by the event loop itself
+REQUEST_ID = "x-request-id"  # a request with the same id goes to the same model of a split
 _HOW = ("max_new_tokens", "beams", "temperature", "top_p", "seed")
 
 
@@ -45,14 +49,19 @@ class Service:
 
     Attributes:
         models: by name.
+        routing: which of them answers, where a request names none.
+        watching: where predictions are kept; None for nowhere.
     """
 
     models: dict[str, Served]
     limits: Limits
     metrics: Metrics = field(default_factory=Metrics)
+    routing: Routing = field(default_factory=Routing)
+    watching: Watching | None = None
 
     def __post_init__(self) -> None:
         self.worker = Worker(self.limits, self.metrics)
+        self.shadows = Shadows(self.worker, self.limits, self.metrics)
 
     def deadline(self) -> float:
         """When a request that comes now must be answered."""
@@ -61,20 +70,41 @@ class Service:
 
 async def predict(service: Service, request: Request, body: Predict) -> Response:
     """Predictions of rows, by a model for any task."""
-    served = choose(service.models, body.model, list(service.models.values()), "predicts")
+    name = f"pred-{uuid4().hex}"
+    wanted = body.model or service.routing.model_for(request.headers.get(REQUEST_ID, "")[:200] or name)
+    served = choose(service.models, wanted, list(service.models.values()), "predicts")
     _check_rows(service.limits, body.inputs, "inputs")
     inputs = await _aside(len(body.inputs), _inputs_of, served, body.inputs)
+    job = None
     if served.predictor.task.writes:
         rows = await _written(service, request, served, inputs, body)
     else:
         _refuse_writing(served, body)
-        rows = await _predicted(service, request, served, inputs)
+        job = _rows_job(service, served, inputs)
+        rows = await _answer(service, request, job)
+    if body.model is None and service.routing.split:
+        service.metrics.arms.labels(served.name).inc()
     if served.kind == "relevances":
         scored = with_ranks(inputs, [{SCORE: row["score"]} for row in rows])
         rows = [row | {"rank": ranked[RANK]} for row, ranked in zip(rows, scored, strict=True)]
-    name = f"pred-{uuid4().hex}"
     predictions = [{"id": f"{name}-{place}", **row} for place, row in enumerate(rows)]
+    kept = Kept(served, [row["id"] for row in predictions], rows, body.inputs, job)
+    if service.watching is not None:
+        await service.watching.keep(kept)
+    shadow = service.routing.shadows.get(served.name)
+    if shadow is not None and job is not None:
+        service.shadows.ask(service.models[shadow], kept, job.inputs, service.watching)
     return JSON({"id": name, "model": served.name, "predictions": predictions})
+
+
+async def feedback(service: Service, body: Feedback) -> Response:
+    """What a prediction should have been."""
+    if service.watching is None:
+        told = "This server keeps no predictions: it was started without --monitor."
+        raise RefusedError(404, told, code="no_monitor")
+    _check_rows(service.limits, [body.label] if isinstance(body.label, str) else body.label, "label")
+    _check_rows(service.limits, [body.id], "id")
+    return JSON(await service.watching.feedback(body))
 
 
 async def rank(service: Service, request: Request, body: Rank) -> Response:

@@ -55,22 +55,27 @@ class Served:
         }
 
 
-def load_all(artifacts: Sequence[str]) -> dict[str, Served]:
-    """Load each of FOLDER or NAME=FOLDER.
+def places_of(artifacts: Sequence[str]) -> dict[str, Path]:
+    """The folder of each of FOLDER or NAME=FOLDER, as it was named, by the name of its model.
 
     Raises:
-        ModelError: one cannot be loaded, or two have the same name.
+        ModelError: there is no artifact, or two have the same name.
     """
-    found: dict[str, Artifact] = {}
+    found: dict[str, Path] = {}
     for given in artifacts:
         name, path = named(given)
-        artifact = Artifact.read(path)
-        name = name or _name_of(artifact.path)
+        name = name or _name_of(Artifact.read(path).path)
         if name in found:
             problem = Problem("a name of its own for each model", f"{name!r} twice", "Name them: NAME=FOLDER.")
             raise ModelError("Two models have the same name.", [problem])
-        found[name] = artifact
-    return {name: load(name, artifact) for name, artifact in found.items()}
+        found[name] = path
+    return found
+
+
+def load_all(places: Mapping[str, Path]) -> dict[str, Served]:
+    """Load the model in each place; raises as `load`."""
+    artifacts = {name: Artifact.read(path) for name, path in places.items()}
+    return {name: load(name, artifact) for name, artifact in artifacts.items()}
 
 
 def load(name: str, artifact: Artifact) -> Served:

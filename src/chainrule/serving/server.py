@@ -7,22 +7,50 @@ import ipaddress
 import signal
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 
 from chainrule.errors import Problem, UserError, Where
+from chainrule.monitoring.session import monitoring
+from chainrule.monitoring.settings import Settings
+from chainrule.monitoring.stream import watched_of
+from chainrule.monitoring.windows import Alarm
 from chainrule.serving.app import make_app
 from chainrule.serving.connections import timed
 from chainrule.serving.gate import Gate
 from chainrule.serving.keys import VARIABLE, Keys, read_keys
 from chainrule.serving.limits import Limits
+from chainrule.serving.reloading import Reloading
 from chainrule.serving.routes import Service
-from chainrule.serving.served import load_all
+from chainrule.serving.routing import read_routing
+from chainrule.serving.served import Served, load_all, places_of
+from chainrule.serving.watching import Watching
 from chainrule.system.device import use_threads
 from chainrule.system.progress import Display
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What a server does beside answering.
+
+    Attributes:
+        monitor: the file that predictions are kept in; None for none.
+        settings: of the monitor.
+        webhook: the address that alarms are sent to.
+        split, shadows: as `routing` reads them.
+        reload: seconds between looks for new versions of the models; None looks at SIGHUP alone.
+    """
+
+    monitor: Path | None = None
+    settings: Settings = field(default_factory=Settings)
+    webhook: str | None = None
+    split: str | None = None
+    shadows: tuple[str, ...] = ()
+    reload: float | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +74,7 @@ def serve(
     artifacts: Sequence[str],
     access: Access,
     limits: Limits,
+    operation: Operation,
     display: Display,
     begun: Callable[[dict[str, Any]], None],
 ) -> dict[str, int]:
@@ -53,6 +82,7 @@ def serve(
 
     Args:
         artifacts: FOLDER or NAME=FOLDER.
+        operation: what is done beside answering.
         begun: told the address and the models once requests are taken.
 
     Returns:
@@ -64,15 +94,43 @@ def serve(
     keys = Keys(()) if access.open else read_keys(access.keys)
     _check_address(access, keys)
     listener = _listen(access)
-    with listener:
+    with ExitStack() as stack:
+        stack.enter_context(listener)
         use_threads(None)
-        service = Service(load_all(artifacts), limits)
-        gate = make_app(service, keys, access.origins)
+        places = places_of(artifacts)
+        service = Service(load_all(places), limits)
+        service.routing = read_routing(operation.split, operation.shadows, service.models)
+        service.watching = _watching(service, operation, display, stack)
+
+        def taken(served: Served) -> None:
+            if service.watching is not None:
+                service.watching.monitor.renew(served.name, watched_of(served.predictor.artifact, served.predictor))
+
+        reloading = Reloading(places, service.models, service.metrics, taken, display.say, operation.reload)
+        gate = make_app(service, keys, access.origins, reloading)
         url = _url(access.host, listener.getsockname()[1])
         display.say(f"Serving {', '.join(service.models)} at {url} ({url}/docs tells how to ask). Ctrl-C ends it.")
         _run(gate, listener, limits, lambda: begun({"url": url, "models": list(service.models)}))
     display.say(f"Ended: {gate.answered:,} of {gate.accepted:,} accepted requests were answered.")
     return {"accepted": gate.accepted, "answered": gate.answered}
+
+
+def _watching(service: Service, operation: Operation, display: Display, stack: ExitStack) -> Watching | None:
+    """The monitor of a server, until the stack is closed."""
+    if operation.monitor is None:
+        return None
+    models = {name: watched_of(served.predictor.artifact, served.predictor) for name, served in service.models.items()}
+    monitor = stack.enter_context(
+        monitoring(operation.monitor, operation.settings, models, display.say, operation.webhook)
+    )
+    tell = monitor.alarmed
+
+    def alarmed(alarm: Alarm) -> None:
+        service.metrics.alarms.labels(alarm.model).inc()
+        tell(alarm)
+
+    monitor.alarmed = alarmed
+    return Watching(monitor, service.metrics, display.say)
 
 
 def _check_address(access: Access, keys: Keys) -> None:

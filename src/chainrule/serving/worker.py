@@ -58,6 +58,11 @@ class Worker:
             self._ready.notify()
         self._thread.join()
 
+    def waiting(self, queue: str) -> int:
+        """Rows in a queue."""
+        with self._ready:
+            return self._waiting[queue]
+
     def submit(self, job: Job) -> None:
         """Take a job in.
 
@@ -117,7 +122,7 @@ class Worker:
             if not isinstance(job, RowsJob):
                 self._turns.append(job)
             elif not job.dead():
-                same.setdefault((job.served.name, str(job.served.loaded), *job.inputs), []).append(job)
+                same.setdefault((str(id(job.served)), *job.inputs), []).append(job)
             else:
                 self._metrics.dropped.inc()
                 self._settle([(job, too_late())])
