@@ -17,9 +17,11 @@ from functools import lru_cache
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.stats import binom, hypergeom, norm
+from scipy.stats import binom, chi2, hypergeom, nbinom, norm
 
 SLACK = 0.5  # of the CUSUM: it finds shifts of one standard deviation soonest
+FEWEST = 10  # windows from which on their spread is looked at
+CLEAR = 0.05  # the probability that Poisson numbers are taken for others
 STATES = 160  # pieces of the CUSUM's range in the Markov chain that gives its run length
 
 
@@ -30,6 +32,8 @@ class Count:
     Attributes:
         exposure: seconds, or rows, of the window; `exposure_before` of the windows before.
         of_rows: whether exposures are rows, each of which counts at most once.
+        spread: the variance of the counts over that of a Poisson number; above 1 for events that come in bursts. They
+            are then taken for negative binomial, with the mean and the spread of the windows before: no exact test.
     """
 
     seen: int
@@ -37,6 +41,7 @@ class Count:
     before: int
     exposure_before: float
     of_rows: bool = False
+    spread: float = 1.0
 
     @property
     def expected(self) -> float:
@@ -62,10 +67,34 @@ class Count:
 
     def _more_than(self, seen: int) -> float:
         total = self.seen + self.before
+        if self.spread > 1 and self.before:
+            spread = self.spread * (1 + self.exposure / self.exposure_before)  # the mean is known so well only
+            return float(nbinom.sf(seen, self.expected / (spread - 1), 1 / spread))
         if self.of_rows:
             rows = round(self.exposure)
             return float(hypergeom.sf(seen, rows + round(self.exposure_before), total, rows))
         return float(binom.sf(seen, total, self.exposure / (self.exposure + self.exposure_before)))
+
+
+def spread_of(seen: np.ndarray, exposures: np.ndarray, of_rows: bool) -> float:
+    """The variance of counts over that of Poisson numbers of these exposures; 1 where it is not clearly larger.
+
+    An estimate from few windows is taken one standard error higher.
+
+    Args:
+        of_rows: the variance that rows would have instead, each of which counts or does not.
+    """
+    there = exposures > 0
+    seen, exposures = seen[there], exposures[there]
+    freedom = len(seen) - 1
+    if len(seen) < FEWEST or seen.sum() < 2 * FEWEST:
+        return 1.0
+    rate = seen.sum() / exposures.sum()
+    alone = 1 - min(rate, 1.0) if of_rows else 1.0
+    square = float((((seen - rate * exposures) ** 2) / (rate * exposures)).sum())
+    if square <= chi2.isf(CLEAR, freedom) * alone:
+        return 1.0
+    return max(1.0, square / freedom * (1 + math.sqrt(2 / freedom)))
 
 
 def draw_of(*names: object) -> float:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from chainrule.monitoring.charts import SLACK, Count, draw_of, limit_for
+from chainrule.monitoring.charts import FEWEST, SLACK, Count, draw_of, limit_for, spread_of
 from chainrule.monitoring.drift import Drift, count_drift, vector_drift
 from chainrule.monitoring.features import SIZE
 from chainrule.monitoring.reference import Binned, Reference
@@ -163,8 +163,10 @@ class Look:
         """What was seen from window `first` on, and in the usual windows before, from `since` on."""
         late = self.places >= first
         before = self.usual & (self.places >= since) & ~late
+        usual, exposures = self.seen[before], self.exposures[before]
+        spread = spread_of(usual, exposures, of_rows)
         sums = (int(self.seen[late].sum()), float(self.exposures[late].sum()))
-        return Count(*sums, int(self.seen[before].sum()), float(self.exposures[before].sum()), of_rows)
+        return Count(*sums, int(usual.sum()), float(exposures.sum()), of_rows, spread)
 
 
 def surge(look: Look, chart: Chart, share: float, span: Span) -> tuple[str, dict[str, Any]] | None:
@@ -173,6 +175,8 @@ def surge(look: Look, chart: Chart, share: float, span: Span) -> tuple[str, dict
     Args:
         share: false alarms that this chart may give in a window.
     """
+    if look.usual[(look.places >= chart.since) & (look.places < look.number)].sum() < FEWEST:
+        return None  # whether counts come in bursts is not known yet
     now = look.count(chart.since, look.number, span.of_rows)
     surprise = now.surprise()
     if chart.open:
