@@ -116,7 +116,7 @@ def percent(hits: np.ndarray) -> str:
 def whole(monitors: int, hours: int) -> None:
     """Monitors with their files: two labels, lengths and scores; a false alarm is promised in ten days."""
     alarms: dict[str, int] = {}
-    first = []
+    first: list[int] = []
     for seed in range(monitors):
         generator = np.random.default_rng(seed)
         with tempfile.TemporaryDirectory() as folder:

@@ -35,7 +35,8 @@ SEED = int(os.environ.get("CHAINRULE_FUZZ_SEED", "20261122"))
 CHANGED = {
     "rows": 0.3,
     "recipes": 0.2,
-    "artifacts": 0.1,
+    "artifacts": 0.08,
+    "reference": 0.02,
     "baselines": 0.04,
     "models": 0.02,
     "runs": 0.04,

@@ -43,6 +43,7 @@ TWINS = {
     "docs/strategies.md": "docs/zh/strategies.md",
     "docs/tasks.md": "docs/zh/tasks.md",
     "docs/verdict.md": "docs/zh/verdict.md",
+    "docs/watching.md": "docs/zh/watching.md",
     "SECURITY.md": "docs/zh/security.md",
 }
 DOCUMENTS = [*TWINS, *TWINS.values(), "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "LOG.md"]

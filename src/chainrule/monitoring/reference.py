@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import gt
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
@@ -27,15 +28,18 @@ FEWEST = 30  # rows that make a reference
 FEWEST_VECTORS = 100  # rows whose vectors have moments
 
 
+Rows = Annotated[int, Field(ge=0, le=2**53)]
+
+
 class Binned(Section):
     """Counts in bins: bin i holds what is above edges[i - 1] and at most edges[i]."""
 
     edges: tuple[float, ...] = Field(max_length=1_000)
-    counts: tuple[int, ...]
+    counts: tuple[Rows, ...]
 
     @model_validator(mode="after")
     def _whole(self) -> Binned:
-        if len(self.counts) != len(self.edges) + 1 or min(self.counts) < 0 or sorted(self.edges) != list(self.edges):
+        if len(self.counts) != len(self.edges) + 1 or sorted(self.edges) != list(self.edges):
             raise ValueError("edges in ascending order and one count more than edges")
         return self
 
@@ -81,20 +85,21 @@ class Reference(Section):
 
     format_version: Literal[1] = 1
     source: Literal["validation", "served"]
-    rows: int = Field(ge=1)
-    labels: dict[str, int] = Field(default_factory=dict)
+    rows: int = Field(ge=1, le=2**53)
+    labels: dict[str, Rows] = Field(default_factory=dict)
     lengths: Binned | None = None
     unknown: Binned | None = None
     scores: Binned | None = None
-    correct: tuple[int, ...] | None = None
+    correct: tuple[Rows, ...] | None = None
     threshold: float | None = None
     low: float | None = None
     vectors: Moments | None = None
 
     @model_validator(mode="after")
     def _fitting(self) -> Reference:
-        if self.correct is not None and (self.scores is None or len(self.correct) != len(self.scores.counts)):
-            raise ValueError("as many numbers in `correct` as there are bins of scores")
+        counts = () if self.scores is None else self.scores.counts
+        if self.correct is not None and (len(self.correct) != len(counts) or any(map(gt, self.correct, counts))):
+            raise ValueError("as many numbers in `correct` as there are bins of scores, none above its count")
         return self
 
     def accuracies(self) -> np.ndarray | None:

@@ -260,7 +260,7 @@ def _compared(
 
 
 def _bin_names(binned: Binned) -> list[str]:
-    edges = [f"{edge:.3g}" for edge in binned.edges]
+    edges = [f"{edge:.6g}" for edge in binned.edges]
     if not edges:
         return ["all"]
     middle = [f"{low} to {high}" for low, high in pairwise(edges)]

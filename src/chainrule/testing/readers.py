@@ -47,6 +47,7 @@ from chainrule.testing.data import sentences
 from chainrule.testing.hostile import Target
 from chainrule.testing.lists import rankers
 from chainrule.testing.models import tiny_lstm, tiny_model
+from chainrule.testing.usual import references
 from chainrule.training.checkpoint import Best, Keeper, Standing
 from chainrule.training.loop import Progress
 from chainrule.training.optimizers import Scaled
@@ -394,4 +395,5 @@ GROUPS: dict[str, Callable[[Path], list[Target]]] = {
     "baselines": _baselines,
     "models": _models,
     "runs": _runs,
+    "reference": references,
 }
