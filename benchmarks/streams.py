@@ -38,6 +38,8 @@ def false_alarms(promised: int, runs: int, windows: int) -> None:
     for rate, size in ((5.0, 20.0), (5.0, 5.0), (50.0, 20.0)):
         found = sum(len(alarms_of(stream(windows, rate, seed=seed, size=size), 1 / promised)) for seed in range(runs))
         told(f"{rate:g}, variance {1 + rate / size:g} times that of Poisson", found, runs * windows, promised)
+    found = sum(len(alarms_of(daily(windows, seed), 1 / promised, period=24)) for seed in range(runs))
+    told("5, a daily cycle of 1 to 9, with `--cycle 1d`", found, runs * windows, promised)
     for name, counts in (("5, a daily cycle of 1 to 9", daily), ("5, bursts of five hours", bursts)):
         found = sum(len(alarms_of(counts(windows, seed), 1 / promised)) for seed in range(runs))
         told(name, found, runs * windows, promised)

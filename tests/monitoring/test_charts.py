@@ -74,6 +74,17 @@ def test_false_alarms_are_as_rare_as_stated() -> None:
         assert alarms <= poisson.isf(1e-3, 12 * windows * share)
 
 
+def test_a_cycle_that_is_named_gives_no_more_false_alarms() -> None:
+    share, windows = 1 / 40, 400
+    rates = 6 + 5 * np.sin(np.arange(windows) * 2 * np.pi / 12)
+    streams = [np.random.default_rng(run).poisson(rates) for run in range(6)]
+    with_it, without = (sum(len(alarms_of(s, share, period=period)) for s in streams) for period in (12, 1))
+    assert with_it <= poisson.isf(1e-3, 6 * windows * share)
+    assert without > 2 * with_it
+    surge = np.concatenate([streams[0][:396], [22]])  # at a point of the cycle where six are usual, and eleven later
+    assert 396 in alarms_of(surge, 1 / 400, period=12)
+
+
 @pytest.mark.parametrize(("factor", "most"), [(4.0, 1.5), (1.5, 25.0)])
 def test_surges_are_seen(factor: float, most: float) -> None:
     """At one false alarm in 1,000 windows, of a rate of 5 known from 150 windows."""

@@ -301,6 +301,7 @@ def test_settings() -> None:
         ({"window": "soon"}, "expected a stretch of time, such as 15m, 1h or 7d, or a number of rows, got 'soon'."),
         ({"keep_text": "500"}, "expected a stretch of time, such as 12h or 7d, got '500'."),
         ({"false_alarms": "5h"}, "expected at least ten windows, got '5h'."),
+        ({"cycle": "90m"}, "expected 2 to 170 windows, as a stretch of time, got '90m'."),
         ({"rows": 5}, "expected greater than or equal to 1000, got 5."),
     ):
         with pytest.raises(RecipeError) as error:

@@ -107,7 +107,7 @@ def test_killed_in_mid_load_and_started_again(start: Callable[..., Server], trai
     given: list[str] = []
     taken: list[str] = []
     for turn in range(3):
-        server = start(trained.path, "--monitor", file)
+        server = start(trained.path, "--monitor", file, "--monitor-rows", "1000000")
         if given:  # of the process before
             assert server.post("/v1/feedback", {"id": given[-1], "label": "positive"}).status_code == 200
             taken.append(given[-1])
@@ -140,10 +140,8 @@ def test_killed_in_mid_load_and_started_again(start: Callable[..., Server], trai
             fed = {name for (name,) in store.execute("SELECT id FROM feedback")}
             counted = int(store.execute("SELECT value FROM meta WHERE key = 'rows/reviews'").fetchone()[0])
             labels = store.execute("SELECT sum(value) FROM counts WHERE kind = 'label'").fetchone()[0]
-        assert set(given[-10_000:]) <= kept | set(given[:-10_000])
-        assert set(given) - kept == set() or counted > 10_000
-        assert counted >= len(given)
-        assert labels == counted
+        assert set(given) - kept == set(), "what was answered is in the file"
+        assert labels == counted == len(kept)
         assert fed == set(taken)
     assert len(given) > 100
     assert chainrule.watch_summary(file)["models"]["reviews"]["rows"] == counted

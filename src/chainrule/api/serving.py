@@ -27,7 +27,7 @@ def serve(
         flags: `host` (default 127.0.0.1) and `port` (8000; 0 for one that is free); `keys`, a file of API keys, one a
             line, else those of the environment variable CHAINRULE_API_KEYS, or none; `no_auth` lets anybody ask who
             reaches the address: else one that is not loopback needs a key; `origins` of web pages that may ask (none);
-            `monitor`, a file that predictions are kept in and watched with, and `window`, `false_alarms`,
+            `monitor`, a file that predictions are kept in and watched with, and `window`, `cycle`, `false_alarms`,
             `monitor_rows`, `keep_text`, `segment`, `low_confidence` and `webhook`, as `watch` explains them; `split`,
             e.g. "a=90,b=10", which shares out requests that name no model; `shadows`, e.g. ["a=b"]: b is asked what a
             has answered; `reload`, seconds between looks for new versions (else at SIGHUP);

@@ -36,10 +36,11 @@ def watch(
         told: told each prediction with its `id`.
         columns: of the time of a row, and of its id.
         form: of the lines: "jsonl", "csv", "tsv" or "lines"; None goes by the ending, or by the lines themselves.
-        flags: `window` (default 500 rows, or 1h with a column of times), `false_alarms` (100,000 rows, or 30d: the
-            stretch in which one false alarm is expected), `monitor_rows` (10,000 predictions are kept), `keep_text`
-            (texts are kept for so long, e.g. 7d; else not at all), `segment`, a column whose values are watched label
-            by label, `low_confidence`, and `webhook`, an address that alarms are sent to.
+        flags: `window` (default 500 rows, or 1h with a column of times), `cycle` (of counts over time, e.g. 1d),
+            `false_alarms` (100,000 rows, or 30d: the stretch in which one false alarm is expected), `monitor_rows`
+            (10,000 predictions are kept), `keep_text` (texts are kept for so long, e.g. 7d; else not at all),
+            `segment`, a column whose values are watched label by label, `low_confidence`, and `webhook`, an address
+            that alarms are sent to.
 
     Returns:
         {"rows", "refused", "alarms"}: counts, and the alarms that were raised.

@@ -10,7 +10,7 @@ import typer
 
 from chainrule import api
 from chainrule.cli.output import Json, display, print_json
-from chainrule.cli.watch import FalseAlarms, KeepText, Low, MonitorRows, Segment, Webhook, Window
+from chainrule.cli.watch import Cycle, FalseAlarms, KeepText, Low, MonitorRows, Segment, Webhook, Window
 
 
 def serve(
@@ -36,6 +36,7 @@ def serve(
     reading: Annotated[float | None, typer.Option(help="Seconds a client has to send a request (default 10).")] = None,
     monitor: Annotated[Path | None, typer.Option(help="A file to keep predictions in and watch them with.")] = None,
     window: Window = None,
+    cycle: Cycle = None,
     false_alarms: FalseAlarms = None,
     monitor_rows: MonitorRows = None,
     keep_text: KeepText = None,
@@ -57,7 +58,13 @@ def serve(
     flags: Any = {"max_rows": max_rows, "max_text": max_text, "max_tokens": max_tokens, "max_body": max_body}
     flags |= {"queue": queue, "writing_queue": writing_queue, "batch_tokens": batch_tokens}
     flags |= {"timeout": timeout, "wait": wait, "reading": reading}
-    flags |= {"monitor": monitor, "window": window, "false_alarms": false_alarms, "monitor_rows": monitor_rows}
+    flags |= {
+        "monitor": monitor,
+        "window": window,
+        "cycle": cycle,
+        "false_alarms": false_alarms,
+        "monitor_rows": monitor_rows,
+    }
     flags |= {"keep_text": keep_text, "segment": segment, "low_confidence": low_confidence, "webhook": webhook}
     flags |= {"split": split, "shadows": shadow, "reload": reload}
     flags |= {"host": host, "port": port, "keys": keys, "no_auth": no_auth, "origins": cors or ()}

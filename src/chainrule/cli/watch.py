@@ -13,6 +13,7 @@ from chainrule import api
 from chainrule.cli.output import Json, display, print_json, print_line, print_table
 
 Window = Annotated[str | None, typer.Option(help="What is looked at together: 15m, 1h, 1d, or rows: 500.")]
+Cycle = Annotated[str | None, typer.Option(help="Counts over time repeat themselves after this: 1d, 7d.")]
 FalseAlarms = Annotated[
     str | None, typer.Option(help="One false alarm is expected in this stretch: 30d, or rows: 100000.")
 ]
@@ -38,6 +39,7 @@ def watch(
     time: Annotated[str | None, typer.Option(help="The column that says when a row happened.")] = None,
     id: Annotated[str | None, typer.Option(help="The column that names a row.")] = None,
     window: Window = None,
+    cycle: Cycle = None,
     false_alarms: FalseAlarms = None,
     monitor_rows: MonitorRows = None,
     keep_text: KeepText = None,
@@ -64,7 +66,7 @@ def watch(
         return
     if len(rest) > 1:
         raise typer.BadParameter("give a model and at most one file", param_hint="ARTIFACT")
-    flags: Any = {"window": window, "false_alarms": false_alarms, "monitor_rows": monitor_rows}
+    flags: Any = {"window": window, "cycle": cycle, "false_alarms": false_alarms, "monitor_rows": monitor_rows}
     flags |= {"keep_text": keep_text, "segment": segment, "low_confidence": low_confidence, "webhook": webhook}
     file = monitor or Path(f"{Path(verb).name}.watch.db")
     source = rest[0] if rest else "-"

@@ -59,6 +59,7 @@ class WatchingFlags(TypedDict, total=False):
     """How closely a model is watched, which `chainrule.monitoring.settings` explains, and who is told."""
 
     window: str | None
+    cycle: str | None
     false_alarms: str | None
     monitor_rows: int | None
     keep_text: str | float | None

@@ -93,7 +93,8 @@ class Monitor:
             before = Reference.model_validate_json(known)
             watched.reference = before if before.source == "served" else None
         elif watched.reference is not None and watched.reference.model_dump_json() != known:
-            self._refer(name, watched.reference, None if known is None else self._number(name) + 1)
+            last = self.store.one("SELECT max(number) FROM windows WHERE model = ?", (name,))[0]
+            self._refer(name, watched.reference, None if known is None or last is None else last + 1)
         self.models[name] = watched
         self.store.set_meta(f"labels/{name}", json.dumps(watched.labels))
 

@@ -15,6 +15,7 @@ from chainrule.monitoring.windows import Alarm
 
 _SETTINGS = {
     "window": "window",
+    "cycle": "cycle",
     "false_alarms": "false_alarms",
     "monitor_rows": "rows",
     "keep_text": "keep_text",

@@ -12,6 +12,8 @@ from chainrule.core.parsing import validation_problems
 from chainrule.core.recipe import Section
 from chainrule.errors import Problem, RecipeError, Where
 
+MOST_PERIOD = 170  # windows of a cycle: the counts of 28 cycles are kept, a week of hours among them
+
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _NAMES = {"s": "second", "m": "minute", "h": "hour", "d": "day"}
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)")
@@ -40,6 +42,7 @@ class Settings(Section):
 
     Attributes:
         window: the stretch after whose end counts are looked at: 15m, 1h, 1d, or a number of rows.
+        cycle: the stretch after which counts over time repeat themselves, such as 1d or 7d; None for none.
         false_alarms: the stretch in which one false alarm is expected, over all charts of a model.
         rows: predictions that are kept; older ones make room.
         first: rows that make the reference of a model that has none.
@@ -50,6 +53,7 @@ class Settings(Section):
     """
 
     window: str = "1h"
+    cycle: str | None = None
     false_alarms: str = "30d"
     rows: int = Field(default=10_000, ge=1_000)
     first: int = Field(default=1_000, ge=100)
@@ -62,6 +66,11 @@ class Settings(Section):
     def span(self) -> Span:
         """The window."""
         return read_span("window", self.window)
+
+    @property
+    def period(self) -> int:
+        """The windows of a cycle; 1 where there is none."""
+        return 1 if self.cycle is None else round(read_span("cycle", self.cycle).size / self.span.size)
 
     @property
     def budget(self) -> float:
@@ -93,6 +102,11 @@ def read_settings(values: dict[str, Any]) -> Settings:
     if window.of_rows != every.of_rows:
         kind = "a number of rows" if window.of_rows else "a stretch of time"
         raise _refused("false_alarms", f"{kind}, as the window is", settings.false_alarms)
+    if settings.cycle is not None:
+        cycle = read_span("cycle", settings.cycle)
+        windows = cycle.size / window.size
+        if cycle.of_rows or window.of_rows or windows % 1 or not 2 <= windows <= MOST_PERIOD:
+            raise _refused("cycle", f"2 to {MOST_PERIOD} windows, as a stretch of time", settings.cycle)
     if settings.first > settings.rows:
         raise _refused("first", f"at most as many rows as are kept ({settings.rows:,})", settings.first)
     if every.size < 10 * window.size:

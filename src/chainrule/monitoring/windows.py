@@ -23,6 +23,7 @@ from chainrule.monitoring.settings import Settings, Span
 from chainrule.monitoring.store import Store
 
 BEFORE = 672  # windows that say what is usual: of an hour, four weeks
+CYCLES = 28  # the same of cycles
 ADAPT = 24  # windows after which a surge that goes on is the new usual
 USUAL = 0.05  # a surge is over once a window is no more surprising than that
 MOST_CHARTS = 1_000  # segments with their labels that are watched at a time
@@ -89,7 +90,8 @@ def close_window(
 
 
 def _surges(store: Store, settings: Settings, model: str, number: int, time: float) -> Iterator[Alarm]:
-    span, first = settings.span, number - BEFORE
+    span, period = settings.span, settings.period
+    first = number - max(BEFORE, CYCLES * period)
     windows = store.all(
         "SELECT number, exposure FROM windows WHERE model = ? AND number BETWEEN ? AND ?", (model, first, number)
     )
@@ -110,7 +112,7 @@ def _surges(store: Store, settings: Settings, model: str, number: int, time: flo
         chart = charts.get(key, Chart(since=first))
         seen = np.array([counts[key].get(place, 0) for place in places.tolist()])
         usual = ~np.isin(places, list(left_out.get(key, ())))
-        look = Look(key, number, places, exposures, seen, usual)
+        look = Look(key, number, places, exposures, seen, usual, period)
         alarm = surge(look, chart, share, span)
         if chart.open:
             store.run("INSERT OR IGNORE INTO excluded VALUES (?, ?, ?, ?)", (model, *key, number))
@@ -150,6 +152,7 @@ class Look:
     Attributes:
         places: (w,) the windows there are, `exposures` (w,) of them, and `seen` (w,) in them.
         usual: (w,) which say what is usual: those without a surge.
+        period: windows of a cycle; a window is compared with those at the same point of earlier ones.
     """
 
     key: tuple[str, str]
@@ -158,15 +161,35 @@ class Look:
     exposures: np.ndarray
     seen: np.ndarray
     usual: np.ndarray
+    period: int = 1
 
-    def count(self, since: int, first: int, of_rows: bool) -> Count:
-        """What was seen from window `first` on, and in the usual windows before, from `since` on."""
-        late = self.places >= first
-        before = self.usual & (self.places >= since) & ~late
+    def count(self, since: int, of_rows: bool) -> Count:
+        """What was seen in the window, and in the usual windows before, from `since` on."""
+        before = self._like(self.number, since, self.number)
         usual, exposures = self.seen[before], self.exposures[before]
         spread = spread_of(usual, exposures, of_rows)
+        late = self.places == self.number
         sums = (int(self.seen[late].sum()), float(self.exposures[late].sum()))
         return Count(*sums, int(usual.sum()), float(exposures.sum()), of_rows, spread)
+
+    def late(self, since: int, first: int) -> tuple[int, float]:
+        """How many were seen from window `first` on, and how many the usual windows before it expect."""
+        expected = 0.0
+        for place, exposure in zip(self.places.tolist(), self.exposures.tolist(), strict=True):
+            if place >= first:
+                before = self._like(place, since, first)
+                expected += exposure * self.seen[before].sum() / max(self.exposures[before].sum(), 1e-9)
+        return int(self.seen[self.places >= first].sum()), float(expected)
+
+    def known(self, since: int) -> int:
+        """How many usual windows the window is compared with."""
+        return int(self._like(self.number, since, self.number).sum())
+
+    def _like(self, place: int, since: int, until: int) -> np.ndarray:
+        """(w,) the usual windows in between, at the same point of the cycle as `place`."""
+        inside = self.usual & (self.places >= since) & (self.places < until)
+        found: np.ndarray = inside & ((place - self.places) % self.period == 0)
+        return found
 
 
 def surge(look: Look, chart: Chart, share: float, span: Span) -> tuple[str, dict[str, Any]] | None:
@@ -175,9 +198,9 @@ def surge(look: Look, chart: Chart, share: float, span: Span) -> tuple[str, dict
     Args:
         share: false alarms that this chart may give in a window.
     """
-    if look.usual[(look.places >= chart.since) & (look.places < look.number)].sum() < FEWEST:
+    if look.known(chart.since) < FEWEST:
         return None  # whether counts come in bursts is not known yet
-    now = look.count(chart.since, look.number, span.of_rows)
+    now = look.count(chart.since, span.of_rows)
     surprise = now.surprise()
     if chart.open:
         chart.open = 0 if surprise >= USUAL else chart.open + 1
@@ -192,12 +215,12 @@ def surge(look: Look, chart: Chart, share: float, span: Span) -> tuple[str, dict
     if surprise >= share / 2 and chart.cusum <= limit:
         return None
     sudden = surprise < share / 2
-    seen = now if sudden else look.count(chart.since, chart.begun, span.of_rows)
+    seen, expected = (now.seen, now.expected) if sudden else look.late(chart.since, chart.begun)
     windows = 1 if sudden else look.number - chart.begun + 1
-    told = {"count": seen.seen, "expected": round(seen.expected, 3), "windows": windows, "window": span.text}
+    told = {"count": seen, "expected": round(expected, 3), "windows": windows, "window": span.text}
     told |= {"chart": "window" if sudden else "cusum", "probability": surprise, "cusum": round(chart.cusum, 3)}
     chart.open, chart.cusum = 1, 0.0
-    return f"{look.key[1]}: {seen.seen} in the last {span.times(windows)}, {_few(seen.expected)} expected", told
+    return f"{look.key[1]}: {seen} in the last {span.times(windows)}, {_few(expected)} expected", told
 
 
 def _few(number: float) -> str:

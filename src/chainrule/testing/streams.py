@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from chainrule.monitoring.settings import Span
-from chainrule.monitoring.windows import BEFORE, Chart, Look, surge
+from chainrule.monitoring.windows import BEFORE, CYCLES, Chart, Look, surge
 
 HOUR = Span(3600.0, False, "hour")
 ROWS = Span(500.0, True, "500 rows")
@@ -30,21 +30,24 @@ def stream(
     return generator.poisson(rates)
 
 
-def alarms_of(counts: Sequence[int] | np.ndarray, share: float, span: Span = HOUR, name: str = "negative") -> list[int]:
+def alarms_of(
+    counts: Sequence[int] | np.ndarray, share: float, span: Span = HOUR, name: str = "negative", period: int = 1
+) -> list[int]:
     """The windows at whose ends one chart alarms, from the first on; full windows each.
 
     Args:
         share: false alarms that it may give in a window.
+        period: windows of a cycle.
         name: decides what is drawn within the steps of the distribution.
     """
     seen, chart, found = np.asarray(counts), Chart(), list[int]()
     usual = np.ones(len(seen), bool)
     for number in range(1, len(seen)):
-        first = max(0, number - BEFORE)
+        first = max(0, number - max(BEFORE, CYCLES * period))
         part = slice(first, number + 1)
         places = np.arange(first, number + 1)
         exposures = np.full(len(places), span.size)
-        look = Look(("label", name), number, places, exposures, seen[part], usual[part])
+        look = Look(("label", name), number, places, exposures, seen[part], usual[part], period)
         if surge(look, chart, share, span) is not None:
             found.append(number)
         if chart.open:
