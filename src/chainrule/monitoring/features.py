@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from chainrule.data.encode import Encoded
 
 SIZE = 16  # numbers of a short vector
 SEED = 20_260_101
+PIECE = 8_192  # tokens that are projected at a time
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,9 @@ def gauge_of(tokenizer: Any, model: Any) -> Gauge:
     weight = getattr(layer, "weight", None)
     table = None
     if weight is not None and weight.ndim == 2 and weight.is_floating_point():
-        numbers = weight.detach().float().cpu().numpy().astype(np.float64)
-        chance = np.random.default_rng(SEED).standard_normal((numbers.shape[1], SIZE))
-        table = numbers @ chance / np.sqrt(SIZE)
+        chance = torch.from_numpy(np.random.default_rng(SEED).standard_normal((weight.shape[1], SIZE)) / np.sqrt(SIZE))
+        pieces = (piece.detach().cpu().double() @ chance for piece in weight.split(PIECE))
+        table = torch.cat([*pieces]).numpy()
     return Gauge(None if unknown is None else int(unknown), table)
 
 
