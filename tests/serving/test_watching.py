@@ -106,12 +106,12 @@ def test_killed_in_mid_load_and_started_again(start: Callable[..., Server], trai
     file = tmp_path / "w.db"
     given: list[str] = []
     taken: list[str] = []
-    for turn in range(3):
+    for turn in range(2):
         server = start(trained.path, "--monitor", file, "--monitor-rows", "1000000")
         if given:  # of the process before
             assert server.post("/v1/feedback", {"id": given[-1], "label": "positive"}).status_code == 200
             taken.append(given[-1])
-        under_way = threading.Barrier(9)
+        under_way = threading.Barrier(5)
 
         def ask(url: str = server.url, begin: threading.Barrier = under_way) -> None:
             with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
@@ -125,11 +125,11 @@ def test_killed_in_mid_load_and_started_again(start: Callable[..., Server], trai
                     if number == 3:
                         begin.wait()
 
-        clients = [threading.Thread(target=ask) for _ in range(8)]
+        clients = [threading.Thread(target=ask) for _ in range(4)]
         for client in clients:
             client.start()
         under_way.wait()
-        time.sleep(0.2 * turn)
+        time.sleep(0.3 * turn)
         server.process.send_signal(signal.SIGKILL)
         server.process.communicate()
         for client in clients:

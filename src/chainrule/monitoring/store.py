@@ -152,7 +152,7 @@ def read_store(path: Path) -> Store:
 
 
 def _opened(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+    connection = sqlite3.connect(path, timeout=5, isolation_level=None, check_same_thread=False)
     try:
         connection.execute("PRAGMA secure_delete = ON")  # texts whose time is over are overwritten
         if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
