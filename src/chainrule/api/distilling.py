@@ -76,7 +76,7 @@ def distill(
     unseen = rows_of_split(learner, None, "test") or rows_of_split(learner, None, "validation")
     judged = replace(unseen, encoded=teacher.encode(unseen.inputs, unseen.encoded.targets))
     parity = compare(teacher, learner, judged)
-    speed = speed_of(artifact, made.artifact, judged.inputs, told)
+    speed = speed_of(artifact, made.artifact, judged, told)
     done = Step(step=step, parent_sha256=artifact.manifest.weights_sha256, parity=parity, speed=speed)
     lineage = {"lineage": (*artifact.manifest.lineage, done), "parent": artifact.manifest.weights_sha256}
     manifest = made.artifact.manifest.model_copy(update=lineage)

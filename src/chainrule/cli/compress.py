@@ -27,7 +27,14 @@ def compress(
     distill: Annotated[
         str | None, typer.Option(metavar="STUDENT", help="Teach a student: self:3 (three layers), lstm, or a model.")
     ] = None,
-    epochs: Annotated[float | None, typer.Option(help="Of a student; by default twice the teacher's.")] = None,
+    prune: Annotated[
+        str | None,
+        typer.Option(metavar="SHARE", help="Take out layers, neurons and heads that save so much of the work: 30%."),
+    ] = None,
+    epochs: Annotated[
+        float | None,
+        typer.Option(help="Of a student (default: twice its teacher's), or after pruning (once)."),
+    ] = None,
     kept: Annotated[float, typer.Option(help="The share of its teacher's score a student must reach.")] = SHARE,
     data: Annotated[str | None, typer.Option(help="Labelled data with validation and test.")] = None,
     loss: Annotated[float, typer.Option(min=0, help="Points that the score may fall.")] = api.LOSS,
@@ -39,17 +46,34 @@ def compress(
     as_json: Json = False,
 ) -> None:
     """Make a model smaller or faster, and put it in place only if it stays good."""
-    if (to is None) == (distill is None):
-        raise typer.BadParameter("one of the two: --to int8, or --distill self:3", param_hint="--to")
+    if sum(way is not None for way in (to, distill, prune)) != 1:
+        ways = "one of these: --to int8, --distill self:3, --prune 30%"
+        raise typer.BadParameter(ways, param_hint="--to")
     if distill is not None:
         least: StudentLimits = {"epochs": epochs, "kept": kept, "allow_slower": allow_slower}
         run, learned = api.distill(model, distill, out, data=data, display=display(), **least)
         _report(model, run.artifact, learned, as_json)
         return
     options = settings_of({}, assignments)
+    if prune is not None:
+        to, options = "prune", {"share": share_of(prune), **options}
+    if epochs is not None:
+        options = {"epochs": epochs, **options}
     limits: Limits = {"loss": loss, "worst": worst, "allow_slower": allow_slower}
     artifact, step = api.compress(model, out, to=str(to), data=data, options=options, display=display(), **limits)
     _report(model, artifact, step, as_json)
+
+
+def share_of(text: str) -> float:
+    """30% or 0.3 as 0.3."""
+    number, percent = text.strip().removesuffix("%"), text.strip().endswith("%")
+    try:
+        share = float(number) / (100 if percent else 1)
+    except ValueError:
+        share = float("nan")
+    if not 0 < share < 1:
+        raise typer.BadParameter("a share such as 30% or 0.3", param_hint="--prune")
+    return share
 
 
 def _report(model: Path, artifact: Artifact, step: Step, as_json: bool) -> None:

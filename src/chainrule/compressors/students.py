@@ -74,9 +74,31 @@ def student_recipes(teacher: Predictor, student: str, source: str, epochs: float
     return [recipe.replace({"structure.keep_layers": list(layers)}) for layers in _layers(teacher, artifact, count)]
 
 
-def trial_of(recipe: Recipe) -> Recipe:
-    """A short training by which choices of layers are told apart."""
-    return recipe.replace({"training.steps": TRIAL_STEPS, "training.evaluate_every_steps": TRIAL_STEPS})
+def recovery_recipe(teacher: Predictor, start: Path, source: Any, epochs: float | None, *, taught: bool) -> Recipe:
+    """How what is left of a model is trained again.
+
+    Args:
+        start: the folder of what is left.
+        source: the data, or an object that holds the rows.
+        epochs: None for as many as the model itself was trained for.
+        taught: whether it learns from the model before, too.
+    """
+    artifact = teacher.artifact
+    known = artifact.manifest.recipe
+    changes = _RESET | {
+        "data.source": str(source) if isinstance(source, str | Path) else None,
+        "model.name": str(start),
+        "model.max_length": artifact.manifest.max_length,
+        "data.fields": artifact.manifest.fields,
+        "distillation.teachers": [str(artifact.path)] if taught else [],
+        "training.epochs": epochs or known.get("training", {}).get("epochs") or 1.0,
+    }
+    return parse_recipe({**known, **_nested(changes, known)})
+
+
+def trial_of(recipe: Recipe, steps: int = TRIAL_STEPS) -> Recipe:
+    """A short training by which choices of what stays are told apart."""
+    return recipe.replace({"training.steps": steps, "training.evaluate_every_steps": steps})
 
 
 def choices_of_layers(there: int, wanted: int) -> list[tuple[int, ...]]:
