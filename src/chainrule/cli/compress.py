@@ -10,6 +10,7 @@ import typer
 from chainrule import api
 from chainrule.cli.export import document, print_parity, size_of
 from chainrule.cli.output import Json, display, print_json, print_line, settings_of
+from chainrule.cli.target import search_target
 from chainrule.core.artifact import Artifact, Speed, Step
 from chainrule.core.request import Limits, StudentLimits
 
@@ -31,6 +32,10 @@ def compress(
         str | None,
         typer.Option(metavar="SHARE", help="Take out layers, neurons and heads that save so much of the work: 30%."),
     ] = None,
+    target: Annotated[
+        str | None, typer.Option(help='Search for a model that reaches it: "latency 4x, size 25MB, loss 1pt".')
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Search for the target without asking first.")] = False,
     epochs: Annotated[
         float | None,
         typer.Option(help="Of a student (default: twice its teacher's), or after pruning (once)."),
@@ -46,8 +51,8 @@ def compress(
     as_json: Json = False,
 ) -> None:
     """Make a model smaller or faster, and put it in place only if it stays good."""
-    if sum(way is not None for way in (to, distill, prune)) != 1:
-        ways = "one of these: --to int8, --distill self:3, --prune 30%"
+    if sum(way is not None for way in (to, distill, prune, target)) != 1:
+        ways = 'one of these: --to int8, --distill self:3, --prune 30%, --target "latency 4x, loss 1pt"'
         raise typer.BadParameter(ways, param_hint="--to")
     if distill is not None:
         least: StudentLimits = {"epochs": epochs, "kept": kept, "allow_slower": allow_slower}
@@ -55,6 +60,11 @@ def compress(
         _report(model, run.artifact, learned, as_json)
         return
     options = settings_of({}, assignments)
+    if target is not None:
+        search_target(
+            model, target, out, data, options if epochs is None else {"epochs": epochs, **options}, yes, as_json
+        )
+        return
     if prune is not None:
         to, options = "prune", {"share": share_of(prune), **options}
     if epochs is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,14 +11,17 @@ from typing import Any
 import numpy as np
 
 from chainrule.compressors.base import refused
-from chainrule.core.artifact import Artifact
+from chainrule.core.artifact import MANIFEST, Artifact, Run, Step
 from chainrule.core.recipe import Recipe, parse_recipe
 from chainrule.errors import ModelError, Problem, Where
 from chainrule.inference.predict import Predictor
 from chainrule.models.adapters import has_adapters
 from chainrule.models.inspect import layer_stack
 from chainrule.models.scratch import SCRATCH
+from chainrule.system.files import write_text
+from chainrule.system.progress import Display, Quiet
 from chainrule.training.distillation import KINDS
+from chainrule.training.run import train_recipe
 
 SELF = "self"
 TRIAL_STEPS = 60  # of each choice of layers, before one of them is trained
@@ -94,6 +99,37 @@ def recovery_recipe(teacher: Predictor, start: Path, source: Any, epochs: float 
         "training.epochs": epochs or known.get("training", {}).get("epochs") or 1.0,
     }
     return parse_recipe({**known, **_nested(changes, known)})
+
+
+def train_student(
+    teacher: Predictor, student: str, source: str, out: Path, epochs: float | None, display: Display
+) -> Run:
+    """Train a student; where layers that stay are to be chosen, after short trainings.
+
+    Args:
+        student, source, epochs: as in `student_recipes`.
+        out: the run folder to make.
+    """
+    began = time.perf_counter()
+    recipes = student_recipes(teacher, student, source, epochs)
+    trials = home_of(out)
+    try:
+        scores: list[float] = []
+        for recipe in recipes if len(recipes) > 1 else ():
+            run = train_recipe(trial_of(recipe), source, trials / str(len(scores)), Quiet(), time.perf_counter())
+            scores.append(run.summary["metrics"][run.artifact.manifest.primary_metric])
+            display.say(f"Layers {list(recipe.structure.keep_layers or ())}: {scores[-1]:.4f} after a short training.")
+    finally:
+        shutil.rmtree(trials, ignore_errors=True)
+    chosen = recipes[scores.index(max(scores))] if scores else recipes[0]
+    return train_recipe(chosen, source, out, display, began)
+
+
+def with_step(run: Run, parent: Artifact, done: Step) -> None:
+    """Write into the manifest of a student what it was made of, and what was measured."""
+    manifest = run.artifact.manifest
+    lineage = {"lineage": (*parent.manifest.lineage, done), "parent": parent.manifest.weights_sha256}
+    write_text(run.artifact.path / MANIFEST, manifest.model_copy(update=lineage).model_dump_json(indent=2) + "\n")
 
 
 def trial_of(recipe: Recipe, steps: int = TRIAL_STEPS) -> Recipe:

@@ -65,6 +65,7 @@ class Speed(BaseModel):
         rows_per_second: before and after, of rows sorted by length.
         milliseconds: before and after, of one row at a time: the median row.
         threads: of both.
+        p95: before and after, milliseconds of one row at a time that 95 of 100 rows do not exceed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -72,6 +73,7 @@ class Speed(BaseModel):
     rows_per_second: tuple[float, float]
     milliseconds: tuple[float, float]
     threads: int
+    p95: tuple[float, float] | None = None
 
     @property
     def many(self) -> float:

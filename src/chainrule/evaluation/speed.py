@@ -45,8 +45,12 @@ def speed_of(before: Artifact, after: Artifact, rows: Rows, display: Display) ->
             bar.advance(1)
     rates = [count / median(seconds) for seconds in many]
     waits = [1000 * median(seconds) for seconds in single]
+    slow = [1000 * float(np.quantile(seconds, 0.95)) for seconds in single]
     return Speed(
-        rows_per_second=(rates[0], rates[1]), milliseconds=(waits[0], waits[1]), threads=torch.get_num_threads()
+        rows_per_second=(rates[0], rates[1]),
+        milliseconds=(waits[0], waits[1]),
+        threads=torch.get_num_threads(),
+        p95=(slow[0], slow[1]),
     )
 
 
