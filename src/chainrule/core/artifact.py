@@ -23,7 +23,8 @@ FOLDS = "folds"  # in a run that was cross-validated: a folder for each fold
 ROWS = "rows.safetensors"  # hashes of the rows it was made with, and the recorded cut
 
 
-Runtime = Literal["torch", "onnx", "openvino", "none"]  # what runs the model here; none: only other programs do
+# what runs the model here; ensemble: those that its members name; none: only other programs do
+Runtime = Literal["torch", "onnx", "openvino", "ensemble", "none"]
 
 
 class Parity(BaseModel):
