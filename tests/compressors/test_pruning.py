@@ -177,6 +177,24 @@ def test_every_task(task: str, tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "settings"),
+    [
+        ("token-classification", {"loss": "crf"}),
+        ("text-classification", {"strategy": "lora"}),
+        ("text-classification", {"structure__pooling": "attention", "structure__head": "cnn"}),
+        ("text-classification", {"task__options__windows": True, "model__max_length": 8}),
+    ],
+)
+def test_other_forms(task: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    """A chain over tags, adapters, a head of ours, and long texts in windows, which no teacher helps."""
+    made = short_run(task, tmp_path / "x", **settings)
+    artifact, step = chainrule.compress(made, tmp_path / "small", to="prune", options=QUICK, **FREE)
+    assert step.parity.rows > 0
+    assert chainrule.evaluate(artifact, str(next((tmp_path / "x" / "rows").iterdir()))).rows > 0
+
+
 def test_transformers_alone_loads_it(run: Run, tmp_path: Path) -> None:
     """Layers and neurons are tried; the teacher helps."""
     said: list[str] = []

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chainrule.api.entry import Rows, artifact_of, set_environment
+from chainrule.api.entry import Rows, artifact_of, name_of, set_environment
 from chainrule.api.exporting import rows_of_split, rows_to_judge, source_or_none
 from chainrule.core.artifact import Artifact, Run
 from chainrule.core.target import Expected, TargetReport, parse_target
@@ -51,7 +51,9 @@ def reach_target(
 
     told, folder, wished = display or Quiet(), Path(out), parse_target(target)
     artifact = artifact_of(model)
-    asked = {"target": target, "parent": artifact.manifest.weights_sha256, "options": dict(options or {})}
+    named = None if data is None else name_of(data)
+    parent = artifact.manifest.weights_sha256
+    asked = {"target": target, "parent": parent, "data": named, "options": dict(options or {})}
     file = folder / ASKED
     if not (file.is_file() and read_json(file) == asked):
         refuse_existing(folder)
