@@ -47,8 +47,8 @@ def test_what_is_missing() -> None:
 
 CANDIDATES = st.lists(st.tuples(*[st.integers(0, 4)] * 3), min_size=1, max_size=9).map(
     lambda numbers: [
-        Candidate(name=str(place), difference=-quality, milliseconds=wait, megabytes=size)
-        for place, (quality, wait, size) in enumerate(numbers)
+        Candidate(name=str(place), difference=-quality, single=speed, megabytes=size)
+        for place, (quality, speed, size) in enumerate(numbers)
     ]
 )
 
@@ -60,7 +60,7 @@ def test_the_frontier(candidates: list[Candidate]) -> None:
     def beats(one: Candidate, other: Candidate) -> bool:
         pairs = [
             (one.quality, other.quality),
-            (-one.milliseconds, -other.milliseconds),
+            (one.single, other.single),
             (-one.megabytes, -other.megabytes),
         ]
         return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)

@@ -129,7 +129,7 @@ class Ladder:
         self.found = [self._itself()]
         self._climb()
         chosen = self._reaching()
-        best = max(chosen, key=lambda found: (found.quality, -found.milliseconds)) if chosen else None
+        best = max(chosen, key=lambda found: (found.quality, found.single)) if chosen else None
         return self._told(best, time.perf_counter() - began)
 
     def _climb(self) -> None:

@@ -182,11 +182,15 @@ def parse_target(text: str) -> Target:
 
 
 def frontier_of(candidates: Sequence[Candidate]) -> tuple[str, ...]:
-    """The names of those that no other is at least as good as in quality, latency and size, and better in one."""
+    """The names of those that no other is at least as good as in quality, latency and size, and better in one.
+
+    Latency is how many times as fast a candidate was as the model itself, in turn: milliseconds of different sittings
+    on a shared machine cannot be compared.
+    """
     made = [found for found in candidates if not found.note]
 
     def numbers(found: Candidate) -> tuple[float, float, float]:
-        return found.quality, -found.milliseconds, -found.megabytes
+        return found.quality, found.single, -found.megabytes
 
     def is_beaten(found: Candidate) -> bool:
         mine = numbers(found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import log10
 from pathlib import Path
 
 from markupsafe import Markup
@@ -75,16 +74,16 @@ def _notes(report: TargetReport) -> list[Words]:
 
 
 def frontier_chart(report: TargetReport) -> Markup:
-    """The difference of the score over the milliseconds of a row, those that none beats in the other colour."""
+    """The difference of the score over how many times as fast one row is, those that none beats in the other colour."""
     made = [found for found in report.candidates if not found.note]
     if len(made) < 2:
         return Markup("")
     scale = 100.0 if report.metric in SHARES else 1.0
-    places = [(log10(max(found.milliseconds, 1e-6)), scale * found.quality) for found in made]
+    places = [(found.single, scale * found.quality) for found in made]
     x_ends = span([x for x, _ in places], pad=0.15)
     y_ends = span([*(y for _, y in places), -scale * report.target.loss], pad=0.15)
     frame = Frame(x_ends, y_ends, (LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM))
-    parts = [axes(frame, say("target.latency"), powers=True)]
+    parts = [axes(frame, say("target.latency"))]
     (left, level), (right, _) = (frame.at(x, -scale * report.target.loss) for x in x_ends)
     parts.append(f'<line class="zero" x1="{left:.1f}" y1="{level:.1f}" x2="{right:.1f}" y2="{level:.1f}"/>')
     for found, (x, y) in zip(made, places, strict=True):
