@@ -128,6 +128,7 @@ def test_the_whole_ladder(tmp_path: Path) -> None:
     assert names[:4] == ["as it is", "vocabulary", "int8", "prune 30%"]
     assert "student of 1 layers" in names
     assert any("+ int8" in name for name in names)
+    assert "int8 + int8" not in names
     assert not report.reached
     assert report.artifact is None
     nearest = report.named(report.nearest)

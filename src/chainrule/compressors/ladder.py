@@ -45,6 +45,7 @@ SHARES = (0.3, 0.5, 0.6, 0.7, 0.8)
 CHOICES = 3.0  # of what stays, that are tried for a short time
 LONGER = 2.0  # times the epochs, of a student
 CANDIDATES = "candidates"
+TRAINED = ("prune", "student")  # how the names of steps begin that take a training
 Make = Callable[[Artifact, Path], Artifact]
 
 
@@ -155,7 +156,7 @@ class Ladder:
                 break
         if self._reaching():
             return
-        good = [found for found in self.found[1:] if found.holds and "+" not in found.name]
+        good = [found for found in self.found if found.holds and found.name.startswith(TRAINED)]
         for found in sorted(good, key=self.target.missing)[:2]:
             if self._finish(found):
                 return
