@@ -261,4 +261,4 @@ def test_a_student_that_is_too_weak_is_told(teacher: Run, tmp_path: Path, capsys
     with pytest.raises(SystemExit) as stop:
         main(["compress", str(teacher.path), "--out", str(tmp_path / "none")])
     assert stop.value.code == 2
-    assert "one of the two: --to int8, or --distill self:3" in capsys.readouterr().err
+    assert "one of these: --to int8, --distill self:3, --prune 30%" in capsys.readouterr().err

@@ -9,6 +9,7 @@ from chainrule.api.planning import plan
 from chainrule.api.searching import resume_search, search
 from chainrule.api.serving import serve
 from chainrule.api.showing import SHOWN, show
+from chainrule.api.targeting import plan_target, reach_target
 from chainrule.api.training import find_learning_rate, reproduce, resume, train
 from chainrule.api.using import evaluate, predict
 from chainrule.api.watching import watch, watch_export, watch_summary
@@ -28,7 +29,9 @@ __all__ = [
     "find_learning_rate",
     "merge",
     "plan",
+    "plan_target",
     "predict",
+    "reach_target",
     "reproduce",
     "resume",
     "resume_search",

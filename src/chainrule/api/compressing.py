@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Unpack
 
 from chainrule.api.entry import Rows, artifact_of, set_environment
-from chainrule.api.exporting import rows_of_split, rows_to_judge
+from chainrule.api.exporting import rows_of_split, rows_to_judge, source_or_none
 from chainrule.core.artifact import Artifact, Run, Step
 from chainrule.core.recipe import Spec
 from chainrule.core.request import Limits
+from chainrule.errors import GateError, UserError
 from chainrule.system.progress import Display, Quiet
 
 LOSS, WORST = 0.5, 1.0  # points
@@ -33,9 +35,9 @@ def compress(
     Args:
         model: a run folder or an artifact folder.
         out: the folder to make.
-        to: "int8" or "vocabulary".
+        to: "int8", "vocabulary", "prune" or "sparse".
         data: labelled data with a validation and a test split; by default what the model was trained on.
-        options: of the way, e.g. {"rows": 100}.
+        options: of the way, e.g. {"rows": 100} or {"share": 0.3}.
         limits: `loss` (default 0.5): how many points (hundredths) the task's score may fall; `worst` (default 1): how
             many it may have fallen at the worse end of the 95 % interval of the difference; `allow_slower` (default
             False): take it for its size alone.
@@ -63,15 +65,26 @@ def compress(
     train = rows_of_split(parent, data, "train")
     loss, worst = limits.get("loss", LOSS) / 100, limits.get("worst", WORST) / 100
     bound = Bound(distance=EXACT if compressor.exact else None, loss=(loss, worst))
-    given = Given(seen.encoded, train.encoded if train else None, loss, told)
+    source = data if data is not None else source_or_none(artifact)
+    given = Given(seen.encoded, train.encoded if train else None, loss, told, source, place_of(folder))
     faster = compressor.faster and not limits.get("allow_slower", False)
 
     def timed(made: Artifact) -> Any:
-        speed = speed_of(artifact, made, judged.inputs, told)
+        speed = speed_of(artifact, made, judged, told)
         return require_faster(speed, step) if faster else speed
 
     step = f"compress --to {to}"
-    manifest, done = hand_over(
-        parent, folder, step, lambda place: compressor.write(parent, place, given, bound), judged, timed
-    )
+    try:
+        manifest, done = hand_over(
+            parent, folder, step, lambda place: compressor.write(parent, place, given, bound), judged, timed
+        )
+    except (UserError, GateError):  # after anything else, such as Ctrl-C, the same command goes on
+        shutil.rmtree(given.place, ignore_errors=True)
+        raise
+    shutil.rmtree(given.place, ignore_errors=True)
     return Artifact(folder, manifest), done
+
+
+def place_of(out: Path) -> Path:
+    """Where a training that is part of a step is made, beside what comes of it."""
+    return out.with_name(f".{out.name}.training")

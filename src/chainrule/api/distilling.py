@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
 from chainrule.api.entry import artifact_of, set_environment
 from chainrule.api.exporting import rows_of_split, source_or_none
-from chainrule.core.artifact import MANIFEST, Artifact, Run, Step
+from chainrule.core.artifact import Artifact, Run, Step
 from chainrule.core.request import StudentLimits
 from chainrule.errors import Problem, RecipeError
 from chainrule.system.progress import Display, Quiet
@@ -43,14 +41,12 @@ def distill(
         UserError: there is no such teacher, student or data, or `out` exists.
         GateError: the student is worse than that, or no faster; its run stays.
     """
-    began = time.perf_counter()
     set_environment()
-    from chainrule.compressors.students import home_of, student_recipes, trial_of
+    from chainrule.compressors.students import train_student, with_step
     from chainrule.evaluation.parity import Bound, compare, require
     from chainrule.evaluation.speed import require_faster, speed_of
     from chainrule.inference.predict import load_predictor
-    from chainrule.system.files import refuse_existing, write_text
-    from chainrule.training.run import train_recipe
+    from chainrule.system.files import refuse_existing
 
     told, folder, artifact = display or Quiet(), Path(out), artifact_of(model)
     refuse_existing(folder)
@@ -59,28 +55,15 @@ def distill(
     if source is None:
         problem = Problem("data to learn from", "none: the teacher does not lie in its run", "Name it: --data DATA")
         raise RecipeError("There is nothing to learn from.", [problem])
-    recipes = student_recipes(teacher, student, source, limits.get("epochs"))
-    trials = home_of(folder)
-    try:
-        scores: list[float] = []
-        for recipe in recipes if len(recipes) > 1 else ():
-            run = train_recipe(trial_of(recipe), source, trials / str(len(scores)), Quiet(), time.perf_counter())
-            scores.append(run.summary["metrics"][run.artifact.manifest.primary_metric])
-            told.say(f"Layers {list(recipe.structure.keep_layers or ())}: {scores[-1]:.4f} after a short training.")
-    finally:
-        shutil.rmtree(trials, ignore_errors=True)
-    chosen = recipes[scores.index(max(scores))] if scores else recipes[0]
-    made = train_recipe(chosen, source, folder, told, began)
+    made = train_student(teacher, student, source, folder, limits.get("epochs"), told)
     step = f"compress --distill {student}"
     learner = load_predictor(made.artifact)  # only its run knows which rows it has not learned from
     unseen = rows_of_split(learner, None, "test") or rows_of_split(learner, None, "validation")
     judged = replace(unseen, encoded=teacher.encode(unseen.inputs, unseen.encoded.targets))
     parity = compare(teacher, learner, judged)
-    speed = speed_of(artifact, made.artifact, judged.inputs, told)
+    speed = speed_of(artifact, made.artifact, judged, told)
     done = Step(step=step, parent_sha256=artifact.manifest.weights_sha256, parity=parity, speed=speed)
-    lineage = {"lineage": (*artifact.manifest.lineage, done), "parent": artifact.manifest.weights_sha256}
-    manifest = made.artifact.manifest.model_copy(update=lineage)
-    write_text(made.artifact.path / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
+    with_step(made, artifact, done)
     outcome = f"the run stays in {folder}"
     require(parity, Bound(kept=limits.get("kept", SHARE_KEPT)), step, outcome)
     if not limits.get("allow_slower", False):

@@ -33,7 +33,8 @@ def merge(
     Args:
         models: run folders or artifact folders, two or more.
         out: the folder to make.
-        method: "average", "greedy", "slerp", "task-arithmetic", "ties" or "dare".
+        method: "average", "greedy", "slerp", "task-arithmetic", "ties" or "dare"; or "ensemble", which keeps all models
+            as they are, of any architecture that reads the same tokens, and is slower by as many times.
         data: labelled data with a validation and a test split; by default what the first model was trained on.
         options: of the method, e.g. {"t": 0.3}.
         limits: `loss` and `worst` as in `compress`, beside the best member.
@@ -47,12 +48,15 @@ def merge(
     from chainrule.evaluation.handover import hand_over
     from chainrule.evaluation.parity import Bound
     from chainrule.merging import MERGES
+    from chainrule.merging.ensembles import Together
     from chainrule.merging.members import Members, base_weights
     from chainrule.system.files import refuse_existing
 
     told, folder = display or Quiet(), Path(out)
     way = take(MERGES, Spec(name=method, options=dict(options or {})), "method", ("--method", "--set"))()
     refuse_existing(folder)
+    if isinstance(way, Together):
+        return _put_together(way, [artifact_of(model) for model in models], folder, data, told, limits)
     members = Members.read([artifact_of(model) for model in models])
     seen, judged = rows_to_judge(members.first, data)
     metric = members.first.task.primary_metric
@@ -65,4 +69,32 @@ def merge(
     step = f"merge --method {method}"
     bound = Bound(loss=(limits.get("loss", LOSS) / 100, limits.get("worst", WORST) / 100))
     manifest, done = hand_over(best, folder, step, lambda place: members.write(merged, place, bound), judged)
+    return Artifact(folder, manifest), done
+
+
+def _put_together(
+    way: Any, artifacts: Sequence[Artifact], folder: Path, data: Rows | None, told: Display, limits: Limits
+) -> tuple[Artifact, Step]:
+    """An ensemble, judged and timed beside its best member."""
+    from chainrule.evaluation.handover import hand_over
+    from chainrule.evaluation.parity import Bound
+    from chainrule.evaluation.speed import speed_of
+    from chainrule.merging.ensembles import best_of, read_members, write_ensemble
+
+    members = read_members(artifacts)
+    seen, judged = rows_to_judge(members[0], data)
+    best, scores = best_of(members, seen.encoded)
+    for artifact, score in zip(artifacts, scores, strict=True):
+        told.say(f"{artifact.path}: {best.task.primary_metric} {score:.4f} on validation.")
+    weights = way.weights_of(members, seen.encoded)
+    told.say(f"Weights: {', '.join(f'{weight:.3f}' for weight in weights)}.")
+    bound = Bound(loss=(limits.get("loss", LOSS) / 100, limits.get("worst", WORST) / 100))
+    manifest, done = hand_over(
+        best,
+        folder,
+        "merge --method ensemble",
+        lambda place: write_ensemble(members, weights, place, bound),
+        judged,
+        lambda made: speed_of(best.artifact, made, judged, told),
+    )
     return Artifact(folder, manifest), done

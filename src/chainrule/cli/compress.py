@@ -10,6 +10,7 @@ import typer
 from chainrule import api
 from chainrule.cli.export import document, print_parity, size_of
 from chainrule.cli.output import Json, display, print_json, print_line, settings_of
+from chainrule.cli.target import search_target
 from chainrule.core.artifact import Artifact, Speed, Step
 from chainrule.core.request import Limits, StudentLimits
 
@@ -27,7 +28,18 @@ def compress(
     distill: Annotated[
         str | None, typer.Option(metavar="STUDENT", help="Teach a student: self:3 (three layers), lstm, or a model.")
     ] = None,
-    epochs: Annotated[float | None, typer.Option(help="Of a student; by default twice the teacher's.")] = None,
+    prune: Annotated[
+        str | None,
+        typer.Option(metavar="SHARE", help="Take out layers, neurons and heads that save so much of the work: 30%."),
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help='Search for a model that reaches it: "latency 4x, size 25MB, loss 1pt".')
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Search for the target without asking first.")] = False,
+    epochs: Annotated[
+        float | None,
+        typer.Option(help="Of a student (default: twice its teacher's), or after pruning (once)."),
+    ] = None,
     kept: Annotated[float, typer.Option(help="The share of its teacher's score a student must reach.")] = SHARE,
     data: Annotated[str | None, typer.Option(help="Labelled data with validation and test.")] = None,
     loss: Annotated[float, typer.Option(min=0, help="Points that the score may fall.")] = api.LOSS,
@@ -39,17 +51,39 @@ def compress(
     as_json: Json = False,
 ) -> None:
     """Make a model smaller or faster, and put it in place only if it stays good."""
-    if (to is None) == (distill is None):
-        raise typer.BadParameter("one of the two: --to int8, or --distill self:3", param_hint="--to")
+    if sum(way is not None for way in (to, distill, prune, target)) != 1:
+        ways = 'one of these: --to int8, --distill self:3, --prune 30%, --target "latency 4x, loss 1pt"'
+        raise typer.BadParameter(ways, param_hint="--to")
     if distill is not None:
         least: StudentLimits = {"epochs": epochs, "kept": kept, "allow_slower": allow_slower}
         run, learned = api.distill(model, distill, out, data=data, display=display(), **least)
         _report(model, run.artifact, learned, as_json)
         return
     options = settings_of({}, assignments)
+    if target is not None:
+        search_target(
+            model, target, out, data, options if epochs is None else {"epochs": epochs, **options}, yes, as_json
+        )
+        return
+    if prune is not None:
+        to, options = "prune", {"share": share_of(prune), **options}
+    if epochs is not None:
+        options = {"epochs": epochs, **options}
     limits: Limits = {"loss": loss, "worst": worst, "allow_slower": allow_slower}
     artifact, step = api.compress(model, out, to=str(to), data=data, options=options, display=display(), **limits)
     _report(model, artifact, step, as_json)
+
+
+def share_of(text: str) -> float:
+    """30% or 0.3 as 0.3."""
+    number, percent = text.strip().removesuffix("%"), text.strip().endswith("%")
+    try:
+        share = float(number) / (100 if percent else 1)
+    except ValueError:
+        share = float("nan")
+    if not 0 < share < 1:
+        raise typer.BadParameter("a share such as 30% or 0.3", param_hint="--prune")
+    return share
 
 
 def _report(model: Path, artifact: Artifact, step: Step, as_json: bool) -> None:

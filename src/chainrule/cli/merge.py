@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from chainrule import api
+from chainrule.cli.compress import print_speed
 from chainrule.cli.export import document, print_parity, size_of
 from chainrule.cli.output import Json, display, print_json, print_line, settings_of
 from chainrule.core.request import Limits
@@ -31,7 +32,7 @@ def merge(
     assignments: Option = None,
     as_json: Json = False,
 ) -> None:
-    """Make one model of several fine-tunes of one base, and put it in place if it is as good as the best of them."""
+    """Make one model of several fine-tunes, and put it in place if it is as good as the best of them."""
     limits: Limits = {"loss": loss, "worst": worst}
     options = settings_of({}, assignments)
     artifact, step = api.merge(models, out, method=method, data=data, options=options, display=display(), **limits)
@@ -40,3 +41,5 @@ def merge(
         return
     print_line(f"{step.step}: {artifact.path}, {size_of(artifact.path)}. Beside the best member on validation:")
     print_parity(step.parity)
+    if step.speed is not None:
+        print_speed(step.speed)

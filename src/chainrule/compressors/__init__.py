@@ -6,6 +6,10 @@ from collections.abc import Mapping
 
 from chainrule.compressors.int8 import Int8
 from chainrule.compressors.int8 import Options as Int8Options
+from chainrule.compressors.pruning import Options as PruningOptions
+from chainrule.compressors.pruning import Prune
+from chainrule.compressors.sparse import Options as SparseOptions
+from chainrule.compressors.sparse import Sparse
 from chainrule.compressors.vocabulary import Options as VocabularyOptions
 from chainrule.compressors.vocabulary import Vocabulary
 from chainrule.core.shelf import Entry
@@ -13,4 +17,8 @@ from chainrule.core.shelf import Entry
 COMPRESSORS: Mapping[str, Entry] = {
     "int8": Entry(Int8Options, Int8, "weights and activations of matrix products in eight bits, run by OpenVINO"),
     "vocabulary": Entry(VocabularyOptions, Vocabulary, "only the tokens that the data needs; the same answers on them"),
+    "prune": Entry(
+        PruningOptions, Prune, "fewer layers, neurons and, where the result loads, heads; then a short training"
+    ),
+    "sparse": Entry(SparseOptions, Sparse, "small weights set to zero; neither faster nor smaller here"),
 }

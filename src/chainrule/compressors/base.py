@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from chainrule.data.encode import Encoded
 from chainrule.errors import ModelError, Problem, Where
@@ -23,12 +23,17 @@ class Given:
         train: the training rows, or None where they are not at hand.
         loss: what the score may fall by.
         display: tells what goes on.
+        source: where the rows are, or an object that holds them: what a training is given.
+        place: a folder for what a training leaves behind, so that the same command goes on after a kill; it is removed
+            once the result is in place or was refused.
     """
 
     rows: Encoded
     train: Encoded | None
     loss: float
     display: Display
+    source: Any
+    place: Path
 
 
 class Compressor(Protocol):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,14 +11,17 @@ from typing import Any
 import numpy as np
 
 from chainrule.compressors.base import refused
-from chainrule.core.artifact import Artifact
+from chainrule.core.artifact import MANIFEST, Artifact, Run, Step
 from chainrule.core.recipe import Recipe, parse_recipe
 from chainrule.errors import ModelError, Problem, Where
 from chainrule.inference.predict import Predictor
 from chainrule.models.adapters import has_adapters
 from chainrule.models.inspect import layer_stack
 from chainrule.models.scratch import SCRATCH
+from chainrule.system.files import write_text
+from chainrule.system.progress import Display, Quiet
 from chainrule.training.distillation import KINDS
+from chainrule.training.run import train_recipe
 
 SELF = "self"
 TRIAL_STEPS = 60  # of each choice of layers, before one of them is trained
@@ -74,9 +79,62 @@ def student_recipes(teacher: Predictor, student: str, source: str, epochs: float
     return [recipe.replace({"structure.keep_layers": list(layers)}) for layers in _layers(teacher, artifact, count)]
 
 
-def trial_of(recipe: Recipe) -> Recipe:
-    """A short training by which choices of layers are told apart."""
-    return recipe.replace({"training.steps": TRIAL_STEPS, "training.evaluate_every_steps": TRIAL_STEPS})
+def recovery_recipe(teacher: Predictor, start: Path, source: Any, epochs: float | None, *, taught: bool) -> Recipe:
+    """How what is left of a model is trained again.
+
+    Args:
+        start: the folder of what is left.
+        source: the data, or an object that holds the rows.
+        epochs: None for as many as the model itself was trained for.
+        taught: whether it learns from the model before, too.
+    """
+    artifact = teacher.artifact
+    known = artifact.manifest.recipe
+    changes = _RESET | {
+        "data.source": str(source) if isinstance(source, str | Path) else None,
+        "model.name": str(start),
+        "model.max_length": artifact.manifest.max_length,
+        "data.fields": artifact.manifest.fields,
+        "distillation.teachers": [str(artifact.path)] if taught else [],
+        "training.epochs": epochs or known.get("training", {}).get("epochs") or 1.0,
+    }
+    return parse_recipe({**known, **_nested(changes, known)})
+
+
+def train_student(
+    teacher: Predictor, student: str, source: str, out: Path, epochs: float | None, display: Display
+) -> Run:
+    """Train a student; where layers that stay are to be chosen, after short trainings.
+
+    Args:
+        student, source, epochs: as in `student_recipes`.
+        out: the run folder to make.
+    """
+    began = time.perf_counter()
+    recipes = student_recipes(teacher, student, source, epochs)
+    trials = home_of(out)
+    try:
+        scores: list[float] = []
+        for recipe in recipes if len(recipes) > 1 else ():
+            run = train_recipe(trial_of(recipe), source, trials / str(len(scores)), Quiet(), time.perf_counter())
+            scores.append(run.summary["metrics"][run.artifact.manifest.primary_metric])
+            display.say(f"Layers {list(recipe.structure.keep_layers or ())}: {scores[-1]:.4f} after a short training.")
+    finally:
+        shutil.rmtree(trials, ignore_errors=True)
+    chosen = recipes[scores.index(max(scores))] if scores else recipes[0]
+    return train_recipe(chosen, source, out, display, began)
+
+
+def with_step(run: Run, parent: Artifact, done: Step) -> None:
+    """Write into the manifest of a student what it was made of, and what was measured."""
+    manifest = run.artifact.manifest
+    lineage = {"lineage": (*parent.manifest.lineage, done), "parent": parent.manifest.weights_sha256}
+    write_text(run.artifact.path / MANIFEST, manifest.model_copy(update=lineage).model_dump_json(indent=2) + "\n")
+
+
+def trial_of(recipe: Recipe, steps: int = TRIAL_STEPS) -> Recipe:
+    """A short training by which choices of what stays are told apart."""
+    return recipe.replace({"training.steps": steps, "training.evaluate_every_steps": steps})
 
 
 def choices_of_layers(there: int, wanted: int) -> list[tuple[int, ...]]:

@@ -24,7 +24,8 @@ ROWS = "rows.safetensors"  # hashes of the rows it was made with, and the record
 REFERENCE = "reference.json"  # counts and moments of the validation rows: what is usual, for watching
 
 
-Runtime = Literal["torch", "onnx", "openvino", "none"]  # what runs the model here; none: only other programs do
+# what runs the model here; ensemble: those that its members name; none: only other programs do
+Runtime = Literal["torch", "onnx", "openvino", "ensemble", "none"]
 
 
 class Parity(BaseModel):
@@ -66,6 +67,7 @@ class Speed(BaseModel):
         rows_per_second: before and after, of rows sorted by length.
         milliseconds: before and after, of one row at a time: the median row.
         threads: of both.
+        p95: before and after, milliseconds of one row at a time that 95 of 100 rows do not exceed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -73,6 +75,7 @@ class Speed(BaseModel):
     rows_per_second: tuple[float, float]
     milliseconds: tuple[float, float]
     threads: int
+    p95: tuple[float, float] | None = None
 
     @property
     def many(self) -> float:

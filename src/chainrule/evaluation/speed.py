@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
 from statistics import median
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from chainrule.core.artifact import Artifact, Speed
 from chainrule.data.encode import Encoded
 from chainrule.errors import GateError, Problem
-from chainrule.evaluation.parity import NOT_KEPT
+from chainrule.evaluation.parity import NOT_KEPT, Rows
 from chainrule.inference.predict import Predictor, load_predictor
 from chainrule.system.progress import Display
 
@@ -21,20 +20,23 @@ MOST_ROWS = 512
 FASTER, SLOWER = 1.1, 0.95  # times; turns differ by some hundredths
 
 
-def speed_of(before: Artifact, after: Artifact, inputs: Mapping[str, Sequence[str]], display: Display) -> Speed:
-    """Both models on the same rows, in the number formats that they predict in.
+def speed_of(before: Artifact, after: Artifact, rows: Rows, display: Display) -> Speed:
+    """Both models on the same rows, in the number formats they predict in; of those that write, how fast they read.
 
     Args:
-        inputs: field -> texts; at most MOST_ROWS of them are read.
+        rows: at most MOST_ROWS of them are read.
     """
-    count = min(MOST_ROWS, len(next(iter(inputs.values()))))
+    count = min(MOST_ROWS, len(rows.encoded))
     models = [load_predictor(artifact, device="cpu") for artifact in (before, after)]
-    rows = [model.encode({name: texts[:count] for name, texts in inputs.items()}) for model in models]
+    if models[0].task.writes:  # what is written is among what they read
+        read = [rows.encoded.take(np.arange(count))] * 2
+    else:
+        read = [model.encode({name: texts[:count] for name, texts in rows.inputs.items()}) for model in models]
     many: list[list[float]] = [[], []]
     single: list[list[float]] = [[], []]
     with display.bar("timing both models in turn", ROUNDS + 1) as bar:
         for turn in range(ROUNDS + 1):  # the first one warms up
-            for place, (model, encoded) in enumerate(zip(models, rows, strict=True)):
+            for place, (model, encoded) in enumerate(zip(models, read, strict=True)):
                 seconds = _seconds(model, encoded)
                 alone = [_seconds(model, encoded.take(np.array([row]))) for row in _spread(len(encoded), turn)]
                 if turn:
@@ -43,8 +45,12 @@ def speed_of(before: Artifact, after: Artifact, inputs: Mapping[str, Sequence[st
             bar.advance(1)
     rates = [count / median(seconds) for seconds in many]
     waits = [1000 * median(seconds) for seconds in single]
+    slow = [1000 * float(np.quantile(seconds, 0.95)) for seconds in single]
     return Speed(
-        rows_per_second=(rates[0], rates[1]), milliseconds=(waits[0], waits[1]), threads=torch.get_num_threads()
+        rows_per_second=(rates[0], rates[1]),
+        milliseconds=(waits[0], waits[1]),
+        threads=torch.get_num_threads(),
+        p95=(slow[0], slow[1]),
     )
 
 

@@ -16,6 +16,7 @@ from chainrule.core.task import Predictions, Read, Task
 from chainrule.data.batch import by_length, collate
 from chainrule.data.encode import Encoded
 from chainrule.errors import ModelError, Problem, Where
+from chainrule.inference.ensemble import Ensemble, members_of
 from chainrule.inference.runtimes import load_graph
 from chainrule.kernels import native
 from chainrule.models.accelerate import accelerate
@@ -81,6 +82,8 @@ def load_predictor(artifact: Artifact, *, device: str = "auto", precision: str |
         raise ModelError("Chainrule does not run this model.", [Problem("a model that it runs", loads, todo, where)])
     task = task_of_artifact(artifact)
     _check_inputs(artifact, task)
+    if runtime == "ensemble":
+        return _load_ensemble(artifact, task, device, precision)
     tokenizer = (load_processor if task.sees else load_tokenizer)(str(artifact.path))
     place = choose_device(device if runtime == "torch" else "cpu")
     wanted = precision or artifact.manifest.recipe.get("training", {}).get("precision", "float32")
@@ -100,6 +103,16 @@ def load_predictor(artifact: Artifact, *, device: str = "auto", precision: str |
     if not native.must_build():  # compiling takes longer than a few predictions
         accelerate(plain_model(model), place)
     return Predictor(artifact, task, tokenizer, forward_of(model, tokenizer, place, precision))
+
+
+def _load_ensemble(artifact: Artifact, task: Task, device: str, precision: str | None) -> Predictor:
+    """The members as one model, which reads what the first of them reads."""
+    artifacts, weights = members_of(artifact)
+    members = [load_predictor(member, device=device, precision=precision) for member in artifacts]
+    first = members[0]
+    model = Ensemble(first.forward.model.config, members, weights, task.target.kind).eval()
+    forward = replace(first.forward, model=model, device=torch.device("cpu"), precision="float32")
+    return Predictor(artifact, task, first.tokenizer, forward)
 
 
 def task_of_artifact(artifact: Artifact) -> Task:

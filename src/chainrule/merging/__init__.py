@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from chainrule.core.shelf import Entry, NoOptions
-from chainrule.merging import average, slerp, task_vectors
+from chainrule.merging import average, ensembles, slerp, task_vectors
 
 MERGES: Mapping[str, Entry] = {
     "average": Entry(average.Options, average.Average, "the mean of the weights: a soup of runs"),
@@ -16,6 +16,9 @@ MERGES: Mapping[str, Entry] = {
     ),
     "ties": Entry(
         task_vectors.TiesOptions, task_vectors.Ties, "what each run changed most, where they agree on the sign"
+    ),
+    "ensemble": Entry(
+        ensembles.Options, ensembles.Together, "all of them, whole; their probabilities are averaged, or stacked"
     ),
     "dare": Entry(task_vectors.DareOptions, task_vectors.Dare, "what runs added, most of it dropped at random"),
 }

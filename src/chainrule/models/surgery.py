@@ -97,7 +97,7 @@ def change_layers(model: Any, structure: Structure, seed: int) -> None:
     if structure.insert_blocks:
         insert_blocks(model, [kept.index(layer) for layer in structure.insert_blocks])
     if len(kept) < count or structure.insert_blocks:
-        _require_plain(model)
+        require_plain(model)
 
 
 def put_layers(model: Any, order: Sequence[int]) -> None:
@@ -171,20 +171,7 @@ def insert_blocks(model: Any, places: Sequence[int]) -> None:
         raise RecipeError(_MESSAGE, [_problem("insert_blocks", expected, "another one", todo)])
 
 
-def _silence(below: nn.Module, block: nn.Module, known: Block) -> None:
-    """Let a copy of the layer below pass on what it is given."""
-    with torch.no_grad():
-        for name in known.outputs:
-            for parameter in block.get_submodule(name).parameters():
-                parameter.zero_()
-        if known.norms and _has(block, known.norms[0]):
-            *inner, last = known.norms
-            for norm in (below.get_submodule(last), *map(block.get_submodule, inner)):
-                for name, parameter in norm.named_parameters():
-                    parameter.fill_(1.0 if name == "weight" else 0.0)
-
-
-def _require_plain(model: Any) -> None:
+def require_plain(model: Any) -> None:
     """Make sure that transformers builds the same weights from the config.
 
     Raises:
@@ -199,6 +186,19 @@ def _require_plain(model: Any) -> None:
         got = f"layers with other weights, such as {other[0]}"
         todo = "Choose other layers; the lowest may be unlike the rest."
         raise RecipeError(_MESSAGE, [Problem(expected, got, todo, Where(field="structure"))])
+
+
+def _silence(below: nn.Module, block: nn.Module, known: Block) -> None:
+    """Let a copy of the layer below pass on what it is given."""
+    with torch.no_grad():
+        for name in known.outputs:
+            for parameter in block.get_submodule(name).parameters():
+                parameter.zero_()
+        if known.norms and _has(block, known.norms[0]):
+            *inner, last = known.norms
+            for norm in (below.get_submodule(last), *map(block.get_submodule, inner)):
+                for name, parameter in norm.named_parameters():
+                    parameter.fill_(1.0 if name == "weight" else 0.0)
 
 
 def _states(model: Any) -> torch.Tensor:

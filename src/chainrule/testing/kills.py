@@ -17,6 +17,7 @@ from typing import Any
 
 import chainrule
 from chainrule.core.artifact import FOLDS
+from chainrule.core.request import Limits
 from chainrule.system.assets import cache_folder
 from chainrule.testing.data import entities, reversals, searches, sentences, stripes, write_csv, write_json_lines
 from chainrule.testing.models import tiny_chat_model, tiny_encoder_decoder, tiny_model, tiny_vision_model
@@ -44,12 +45,14 @@ class Case:
         task: what is trained, on made-up rows of its own.
         cold: each run begins with an empty cache of its own.
         settings: of the recipe, beside ALWAYS.
+        prunes: whether the teacher is pruned; then the settings are those of the training that follows.
     """
 
     name: str
     settings: dict[str, Any] = field(default_factory=dict)
     task: str = CLASSES
     cold: bool = False
+    prunes: bool = False
 
 
 _DIVERGING = {
@@ -99,6 +102,7 @@ CASES = {
             },
         ),
         Case("student", {"distillation.teachers": [TEACHER], "structure.keep_layers": [0], "training.steps": 9}),
+        Case("pruned", {"training.steps": 9}, prunes=True),
         Case("folds", {"training.folds": 2, "training.steps": 4}),
         Case("lstm-folds", {"model": "lstm", "training.folds": 2, "training.steps": 4}),
         Case("entities", {"training.epochs": 2}, task=ENTITIES),
@@ -153,6 +157,9 @@ def make_inputs(folder: Path) -> Inputs:
 
 def work(case: Case, inputs: Inputs, out: Path) -> None:
     """Train, or go on where a run folder is there already."""
+    if case.prunes:
+        _prune(case, inputs, out)
+        return
     if (out / "resolved.yaml").is_file():
         chainrule.resume(out)
         return
@@ -161,6 +168,15 @@ def work(case: Case, inputs: Inputs, out: Path) -> None:
     if settings.get("distillation.teachers") == [TEACHER]:
         settings["distillation.teachers"] = [str(inputs[TEACHER][0])]
     chainrule.train(str(data), out=out, settings=settings)
+
+
+def _prune(case: Case, inputs: Inputs, out: Path) -> None:
+    """The same command again goes on where it was killed."""
+    if (out / "artifact").is_dir():
+        return
+    options = {"share": 0.4, "trial_steps": 3, "settings": {**ALWAYS, **case.settings}}
+    limits = Limits(loss=100.0, worst=1000.0, allow_slower=True)
+    chainrule.compress(inputs[TEACHER][0], out / "artifact", to="prune", options=options, **limits)
 
 
 def start(case: Case, inputs: Inputs, out: Path) -> multiprocessing.process.BaseProcess:
