@@ -20,6 +20,7 @@ from chainrule.api import (
     train,
 )
 from chainrule.core.artifact import Artifact, Run
+from chainrule.core.engine import Engine
 from chainrule.core.recipe import Recipe, read_recipe
 from chainrule.core.study import Study
 from chainrule.errors import ChainruleError
@@ -28,6 +29,7 @@ from chainrule.version import __version__
 __all__ = [
     "Artifact",
     "ChainruleError",
+    "Engine",
     "Recipe",
     "Run",
     "Study",
