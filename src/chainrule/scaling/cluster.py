@@ -54,7 +54,7 @@ def cluster(workers: int) -> Iterator[Any]:
         if not here:
             _knock(str(address))
         ray.init(**how)
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises plain ones where its processes do not start
         raise _unreachable(address, error) from error
     try:
         yield ray
