@@ -75,8 +75,8 @@ def test_an_unreachable_cluster(reviews: Path, tmp_path: Path, monkeypatch: pyte
     assert str(caught.value) == (
         "The Ray cluster cannot be used.\n"
         "  - field 'RAY_ADDRESS': expected a Ray cluster of the version that is installed here, got "
-        f"{address}: [Errno 111] Connection refused. Check `ray status --address {address}`; or unset RAY_ADDRESS for "
-        "workers on this machine."
+        f"{address}: [Errno 111] Connection refused. Check `ray status --address {address}`, and that its token is "
+        "known here if it asks for one; or unset RAY_ADDRESS for workers on this machine."
     )
 
 

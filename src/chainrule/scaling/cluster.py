@@ -82,7 +82,8 @@ def _unreachable(address: str | None, error: Exception) -> UserError:
         where=Where(field=ADDRESS),
         expected="a Ray cluster of the version that is installed here",
         got=f"{address}: {got}",
-        todo=f"Check `ray status --address {address}`; or unset {ADDRESS} for workers on this machine.",
+        todo=f"Check `ray status --address {address}`, and that its token is known here if it asks for one; or unset "
+        f"{ADDRESS} for workers on this machine.",
     )
     return UserError("The Ray cluster cannot be used.", [problem])
 
