@@ -99,11 +99,10 @@ class Search:
             self.study = open_study(self.folder, self.settings, seed=seed, most=most, metric=self.trials.metric)
             self._again()
             self._preview(pace, steps, reserve)
-            if self.helpers is None:
-                self.make_trials(self.settings.seconds - reserve)
-            else:
+            if self.helpers is not None:
                 self.helpers(self, self.settings.seconds - reserve)
-                self._again()
+                self._again()  # those of helpers that were lost
+            self.make_trials(self.settings.seconds - reserve)
             best = self._best()
             run = self._winner(best)
             self._judge(best, run, "test" in prepared.dataset.splits)
