@@ -25,6 +25,7 @@ from chainrule.api import (
     watch_summary,
 )
 from chainrule.core.artifact import Artifact, Run
+from chainrule.core.engine import Engine
 from chainrule.core.recipe import Recipe, read_recipe
 from chainrule.core.study import Study
 from chainrule.errors import ChainruleError
@@ -33,6 +34,7 @@ from chainrule.version import __version__
 __all__ = [
     "Artifact",
     "ChainruleError",
+    "Engine",
     "Recipe",
     "Run",
     "Study",

@@ -12,6 +12,8 @@
     │   └── MissingExtraError   an optional package that is not installed
     ├── GateError               exit code 3, a result that does not hold what it must; nothing was put in place
     ├── StoppedError            Ctrl-C or SIGTERM ended a training after a step; exit code 130 or 143
+    ├── ElsewhereError          another process of the same training has ended with an error, which it tells
+    ├── LostError               another process of the same training is gone without a word
     └── AssetError              a download that failed or whose digest is wrong
 
 Each message says what was expected, what was got and what to do.
@@ -127,6 +129,18 @@ class StoppedError(ChainruleError):
     def __init__(self, message: str, problems: Sequence[Problem] = (), exit_code: int = 130) -> None:
         super().__init__(message, problems)
         self.exit_code = exit_code
+
+
+class ElsewhereError(ChainruleError):
+    """Another process of the same training has ended with an error; the exit code is that process's."""
+
+    def __init__(self, message: str, problems: Sequence[Problem] = (), exit_code: int = 1) -> None:
+        super().__init__(message, problems)
+        self.exit_code = exit_code
+
+
+class LostError(ChainruleError):
+    """Another process of the same training is gone: killed, or cut off."""
 
 
 class MissingExtraError(UserError):

@@ -38,6 +38,7 @@ TWINS = {
     "docs/merge.md": "docs/zh/merge.md",
     "docs/planning.md": "docs/zh/planning.md",
     "docs/recipe.md": "docs/zh/recipe.md",
+    "docs/scale.md": "docs/zh/scale.md",
     "docs/search.md": "docs/zh/search.md",
     "docs/serving.md": "docs/zh/serving.md",
     "docs/strategies.md": "docs/zh/strategies.md",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from chainrule.api.entry import Rows, default_model, set_environment
+from chainrule.core.engine import Engine
 from chainrule.core.recipe import Recipe
 from chainrule.core.request import Flags, asked_recipe
 from chainrule.core.study import Study
@@ -37,7 +38,7 @@ def search(
         space: dotted keys with their choices or ranges, or a YAML file of them; None for the task's own.
         how: `budget` of all of it ("30m", "2h", "90s"), and if wanted `trials` (at most), `sampler` (tpe, cmaes, gp,
             nsga2, random), `pruner` (median, hyperband, none), `storage` (an Optuna RDB URL; by default a file in the
-            study's folder).
+            study's folder); `engine` (an Engine, whose workers make trials at the same time).
 
     Raises:
         UserError: the recipe, the space, the budget, the storage, the data or the output path is wrong.
@@ -48,11 +49,11 @@ def search(
     chosen = asked_recipe("search", source, recipe, flags, settings, default_model)
     from chainrule.core.recipe import Spec, parse_options
     from chainrule.hpo.optuna_study import Settings
-    from chainrule.hpo.search import Search, begin_search
+    from chainrule.hpo.search import begin_search
     from chainrule.hpo.space import default_space, read_space
     from chainrule.tasks.suited import task_of
 
-    others = {name: value for name, value in how.items() if name != "budget"}
+    others = {name: value for name, value in how.items() if name not in ("budget", "engine")}
     asked = {"seconds": seconds_of(how.get("budget", "")), **others}
     goes = parse_options(Settings, Spec(name="search", options=asked), "search", "search")
     if space is None:
@@ -62,24 +63,41 @@ def search(
     else:
         found = read_space(Path(space), chosen).model_dump(mode="json")["parameters"]
     begin_search(chosen, found, goes, Path(out))
-    return Search(Path(out), source, display or Quiet()).go()
+    return _go(Path(out), source, display or Quiet(), how.get("engine"))
 
 
-def resume_search(study: str | Path | Study, source: Rows | None = None, *, display: Display | None = None) -> Study:
+def _go(folder: Path, source: Rows | None, display: Display, engine: Engine | None) -> Study:
+    from chainrule.hpo.search import Search
+
+    if engine is None:
+        return Search(folder, source, display).go()
+    from chainrule.scaling.trials import search_with_ray
+
+    return search_with_ray(folder, source, engine.workers, display)
+
+
+def resume_search(
+    study: str | Path | Study,
+    source: Rows | None = None,
+    *,
+    display: Display | None = None,
+    engine: Engine | None = None,
+) -> Study:
     """Go on with a search that was stopped or killed; what is there is not made again.
 
     Args:
         source: the rows again, for a search that was given an object instead of a path.
+        engine: whose workers make trials at the same time; None for this process.
 
     Raises:
         UserError: there is no such study, its data has gone, or another process works on it.
     """
     set_environment()
-    from chainrule.hpo.search import Search, require_study
+    from chainrule.hpo.search import require_study
 
     folder = study.path if isinstance(study, Study) else Path(study)
     require_study(folder)
-    return Search(folder, source, display or Quiet()).go()
+    return _go(folder, source, display or Quiet(), engine)
 
 
 def seconds_of(budget: str) -> float:

@@ -9,6 +9,7 @@ from typing import Any, Unpack
 
 from chainrule.api.entry import Rows, default_model, set_environment
 from chainrule.core.artifact import Run
+from chainrule.core.engine import Engine
 from chainrule.core.recipe import Recipe
 from chainrule.core.report import RateReport, Reproduction
 from chainrule.core.request import Flags, asked_recipe, free_folder
@@ -23,6 +24,7 @@ def train(
     out: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
     display: Display | None = None,
+    engine: Engine | None = None,
     **flags: Unpack[Flags],
 ) -> Run:
     """Fine-tune a pretrained model and judge it against cheap baselines.
@@ -34,6 +36,7 @@ def train(
         recipe: a Recipe, or the path of a recipe file; None starts from the defaults.
         out: the run folder to make; by default runs/<model>-<data>, numbered if it exists.
         settings: any recipe keys, dotted, that override the recipe, e.g. {"training.patience": 2}.
+        engine: who does the work: Engine("ray", workers=2); None for this process, or those that torchrun has started.
         flags: the most used settings by a short name of their own.
 
     Raises:
@@ -45,14 +48,23 @@ def train(
     chosen = asked_recipe("train", source, recipe, flags, settings, default_model)
     from chainrule.hpo import auto
     from chainrule.hpo.folds import train_with_folds
+    from chainrule.system.processes import launched_world
     from chainrule.training.run import train_recipe
 
-    rows = chosen.data.source if source is None else source
-    folder = Path(out) if out is not None else free_folder(chosen)
+    rows, told = chosen.data.source if source is None else source, display or Quiet()
+    if engine is not None:
+        from chainrule.scaling.training import Asked, train_with_ray
+
+        folder = free_folder(chosen) if out is None else Path(out)
+        return train_with_ray(Asked(chosen, rows, folder, engine.workers), told)
+    with launched_world() as world:
+        folder = Path(world.told(lambda: str(free_folder(chosen) if out is None else out)))
+        if not world.alone:
+            return train_recipe(chosen, rows, folder, told if world.first else Quiet(), began, world)
     carry_out = train_recipe if chosen.training.folds is None else train_with_folds
     if chosen.strategy.name == auto.NAME:
         carry_out = auto.train_chosen
-    return carry_out(chosen, rows, folder, display or Quiet(), began)
+    return carry_out(chosen, rows, folder, told, began)
 
 
 def find_learning_rate(
@@ -86,7 +98,13 @@ def find_learning_rate(
     return find_rate(chosen, rows, Range(*tried), page, display or Quiet())
 
 
-def resume(run: str | Path | Run, source: Rows | None = None, *, display: Display | None = None) -> Run:
+def resume(
+    run: str | Path | Run,
+    source: Rows | None = None,
+    *,
+    display: Display | None = None,
+    engine: Engine | None = None,
+) -> Run:
     """Go on with a training that was stopped or killed, from its newest checkpoint.
 
     On the same machine the result is, to the last bit, that of a run without interruption.
@@ -94,6 +112,7 @@ def resume(run: str | Path | Run, source: Rows | None = None, *, display: Displa
     Args:
         run: the run folder.
         source: the rows again, for a run that was given an object instead of a path.
+        engine: as in `train`; it need not be the one that the run began with.
 
     Raises:
         UserError: there is no such run, its data or its model has changed, or another process works on it.
@@ -101,11 +120,19 @@ def resume(run: str | Path | Run, source: Rows | None = None, *, display: Displa
     began = time.perf_counter()
     set_environment()
     from chainrule.hpo.folds import has_folds, resume_with_folds
+    from chainrule.system.processes import launched_world
     from chainrule.training.run import resume_run
 
-    folder = run.path if isinstance(run, Run) else Path(run)
+    folder, told = run.path if isinstance(run, Run) else Path(run), display or Quiet()
+    if engine is not None:
+        from chainrule.scaling.training import Asked, train_with_ray
+
+        return train_with_ray(Asked(None, source, folder, engine.workers), told)
+    with launched_world() as world:
+        if not world.alone:
+            return resume_run(folder, source, told if world.first else Quiet(), began, world)
     go_on = resume_with_folds if has_folds(folder) else resume_run
-    return go_on(folder, source, display or Quiet(), began)
+    return go_on(folder, source, told, began)
 
 
 def reproduce(

@@ -10,7 +10,7 @@ from chainrule.api.entry import Rows, artifact_of, name_of, set_environment, sou
 from chainrule.core.artifact import Artifact, Run
 from chainrule.core.recipe import Data
 from chainrule.core.report import EvaluationReport
-from chainrule.core.request import WritingFlags
+from chainrule.core.request import PredictFlags
 from chainrule.errors import OutputError, Problem, RecipeError, Where
 from chainrule.system.progress import Display, Quiet
 
@@ -66,7 +66,7 @@ def predict(
     fields: Mapping[str, str] | None = None,
     top: int | None = None,
     display: Display | None = None,
-    **writing: Unpack[WritingFlags],
+    **writing: Unpack[PredictFlags],
 ) -> list[dict[str, Any]] | int:
     """Label new rows, rank them, or write replies to them.
 
@@ -81,7 +81,7 @@ def predict(
         top: of a model that ranks items for users: so many of the best for each user that the file names, chosen from
             all items that lie beside it.
         writing: `max_new_tokens` (default 256), `beams` (default 1), `temperature` (default 0: the most likely token
-            each time), `top_p` (default 1) and `seed`.
+            each time), `top_p` (default 1) and `seed`; and for a file `engine` (an Engine, whose workers predict).
 
     Returns:
         The rows, or their number when they were written to `out`.
@@ -92,7 +92,14 @@ def predict(
     set_environment()
     from chainrule.inference.predict import load_predictor
     from chainrule.inference.ranks import best_items
-    from chainrule.inference.rows import open_rows, predict_file, predict_texts, predicted_chunks, recommend_file
+    from chainrule.inference.rows import (
+        answers_here,
+        open_rows,
+        predict_file,
+        predict_texts,
+        predicted_chunks,
+        recommend_file,
+    )
 
     if (source is None) == (text is None):
         problem = Problem(expected="a file or a text", got="neither or both", todo="Give one of the two.")
@@ -103,9 +110,17 @@ def predict(
     if text is not None and top is not None:
         problem = Problem(expected="a file of users", got="a text", todo="Leave out `top`.")
         raise RecipeError("The best items are chosen for the users of a file.", [problem])
-    artifact = artifact_of(model)
+    if writing.get("engine") is not None and (text is not None or top is not None):
+        problem = Problem(expected="a file of rows", got="a text, or users", todo="Leave out `engine`.")
+        raise RecipeError("Workers predict the rows of a file.", [problem])
+    artifact, engine = artifact_of(model), writing.pop("engine", None)
     how = _writing(artifact, writing)
     predictor = load_predictor(artifact)
+    if engine is not None:
+        from chainrule.scaling.prediction import predict_with_ray
+
+        target = None if out is None else Path(out)
+        return predict_with_ray(predictor, source, target, fields or {}, (how, engine.workers), display or Quiet())
     if top is not None and out is not None:
         return recommend_file(predictor, source, Path(out), top, fields or {}, display or Quiet())
     if top is not None:
@@ -113,9 +128,10 @@ def predict(
     if text is not None:
         texts = [text] if isinstance(text, str) else text
         return predict_texts(predictor, texts if isinstance(texts, Mapping) else {"text": list(texts)}, how)
+    answer = answers_here(predictor, how)
     if out is not None:
-        return predict_file(predictor, source, Path(out), fields or {}, display or Quiet(), how)
-    chunks = predicted_chunks(predictor, open_rows(predictor, source, fields or {}), writing=how)
+        return predict_file(predictor, source, Path(out), fields or {}, display or Quiet(), answer)
+    chunks = predicted_chunks(predictor, open_rows(predictor, source, fields or {}), answer)
     return [row for _, rows in chunks for row in rows]
 
 

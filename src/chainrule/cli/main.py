@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 import traceback
@@ -28,9 +29,10 @@ from chainrule.cli import (
     watch,
 )
 from chainrule.cli.output import print_json
-from chainrule.errors import ChainruleError, Problem, ShortageError, UserError, Where
+from chainrule.errors import ChainruleError, ElsewhereError, Problem, ShortageError, UserError, Where
 from chainrule.system.memory import is_shortage
 from chainrule.system.progress import console, visible
+from chainrule.system.rank import rank
 from chainrule.version import __version__
 
 app = typer.Typer(
@@ -89,6 +91,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 our fault, 2 wrong input, 3 a gate said no, 130 Ctrl-C, 143 SIGTERM."""
     words = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     signal.signal(signal.SIGTERM, _terminate)
+    if rank():  # of several processes that do the same, the first one alone has results to tell
+        sys.stdout = io.StringIO()
     try:
         code = app(words, standalone_mode=False)
     except typer.Exit as stop:
@@ -113,7 +117,10 @@ def main(arguments: list[str] | None = None) -> None:
 def _report(error: ChainruleError, words: list[str], code: int | None = None) -> int:
     if "--debug" in words:
         traceback.print_exc()
-    if "--json" in words:
+    if rank():
+        told = error.message if isinstance(error, ElsewhereError) else error
+        console().print(visible(f"Error in process {rank()}: {told}"), markup=False)
+    elif "--json" in words:
         print_json(error.as_dict())
     else:
         console().print(visible(f"Error: {error}"), markup=False, style="red" if console().is_terminal else None)

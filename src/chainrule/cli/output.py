@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text as RichText
 
+from chainrule.core.engine import Engine
 from chainrule.core.parsing import parse_setting
 from chainrule.system.progress import Display, Quiet, Terminal, visible
 
@@ -27,6 +28,19 @@ TextA = Annotated[str | None, typer.Option(help="The column that holds the first
 TextB = Annotated[str | None, typer.Option(help="The column that holds the second text of a pair.")]
 Label = Annotated[str | None, typer.Option(help="The column that holds the label.")]
 Score = Annotated[str | None, typer.Option(help="The column that holds the number to predict.")]
+EngineName = Annotated[
+    str | None, typer.Option("--engine", help="ray: workers on this machine, or on the cluster in RAY_ADDRESS.")
+]
+Workers = Annotated[int | None, typer.Option(min=1, help="With --engine: how many (default: one a GPU, or a machine).")]
+
+
+def engine_of(name: str | None, workers: int | None) -> Engine | None:
+    """What --engine and --workers ask for; None for this process."""
+    if name is not None:
+        return Engine(name, workers)
+    if workers is not None:
+        raise typer.BadParameter("it goes with --engine ray", param_hint="--workers")
+    return None
 
 
 def display() -> Display:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from chainrule import api
-from chainrule.cli.output import Json, display, print_json, print_line
+from chainrule.cli.output import EngineName, Json, Workers, display, engine_of, print_json, print_line
 
 
 def predict(
@@ -37,6 +37,8 @@ def predict(
     ] = None,
     top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest tokens of this probability.")] = None,
     seed: Annotated[int | None, typer.Option(help="Decides what is drawn at a temperature above 0.")] = None,
+    engine: EngineName = None,
+    workers: Workers = None,
     as_json: Json = False,
 ) -> None:
     """Label new rows, or write replies to them: the file's columns with the predictions beside them."""
@@ -48,6 +50,7 @@ def predict(
     how = {"beams": beams, "temperature": temperature, "top_p": top_p}
     flags = {"max_new_tokens": max_new_tokens, **how, "seed": seed}
     writing: Any = {name: value for name, value in flags.items() if value is not None}
+    writing["engine"] = engine_of(engine, workers)
     result = api.predict(model, source, text=texts, out=out, fields=fields, top=top, display=display(), **writing)
     if isinstance(result, int):
         if as_json:

@@ -9,7 +9,18 @@ from typing import Annotated, Any
 import typer
 
 from chainrule import api
-from chainrule.cli.output import Json, Set, display, print_json, print_line, print_table, settings_of
+from chainrule.cli.output import (
+    EngineName,
+    Json,
+    Set,
+    Workers,
+    display,
+    engine_of,
+    print_json,
+    print_line,
+    print_table,
+    settings_of,
+)
 from chainrule.core.study import PAGE, Study
 
 SHOWN = 10  # trials of the printed table
@@ -28,6 +39,8 @@ def search(
     resume: Annotated[
         Path | None, typer.Option(help="Go on with the study in this folder; takes no other flags.")
     ] = None,
+    engine: EngineName = None,
+    workers: Workers = None,
     assignments: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -38,17 +51,19 @@ def search(
             value for value in (recipe, space, out, seed, *how.values(), *(assignments or [])) if value is not None
         ]
         if given:
-            raise typer.BadParameter("it takes no other argument but --json", param_hint="--resume")
-        _tell(api.resume_search(resume, display=display()), as_json)
+            told = "it takes no other argument but --engine, --workers and --json"
+            raise typer.BadParameter(told, param_hint="--resume")
+        _tell(api.resume_search(resume, display=display(), engine=engine_of(engine, workers)), as_json)
         return
     for name, value in (("RECIPE", recipe), ("--budget", budget), ("--out", out)):
         if value is None:
             raise typer.BadParameter("it must be given", param_hint=name)
+    asked = engine_of(engine, workers)
     study = api.search(
         recipe=recipe,
         out=out or "",
         space=space,
-        how={name: value for name, value in how.items() if value is not None},
+        how={name: value for name, value in (how | {"engine": asked}).items() if value is not None},
         settings=settings_of({"seed": seed}, assignments),
         display=display(),
     )

@@ -9,6 +9,7 @@ import typer
 
 from chainrule import api
 from chainrule.cli.output import (
+    EngineName,
     Json,
     Label,
     Score,
@@ -16,7 +17,9 @@ from chainrule.cli.output import (
     Text,
     TextA,
     TextB,
+    Workers,
     display,
+    engine_of,
     print_json,
     print_line,
     settings_of,
@@ -55,6 +58,8 @@ def train(
     watch_gradients: Annotated[
         bool | None, typer.Option("--watch-gradients", help="Look at every layer's gradients; see `show gradients`.")
     ] = None,
+    engine: EngineName = None,
+    workers: Workers = None,
     assignments: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -79,10 +84,12 @@ def train(
     if resume is not None:
         given = [value for value in (data, recipe, out, *flags.values(), *(assignments or [])) if value is not None]
         if given:
-            raise typer.BadParameter("it takes no other argument but --json", param_hint="--resume")
-        _tell(api.resume(resume, display=display()), as_json)
+            told = "it takes no other argument but --engine, --workers and --json"
+            raise typer.BadParameter(told, param_hint="--resume")
+        _tell(api.resume(resume, display=display(), engine=engine_of(engine, workers)), as_json)
         return
-    run = api.train(data, recipe=recipe, out=out, settings=settings_of(flags, assignments), display=display())
+    settings, asked = settings_of(flags, assignments), engine_of(engine, workers)
+    run = api.train(data, recipe=recipe, out=out, settings=settings, display=display(), engine=asked)
     _tell(run, as_json)
 
 

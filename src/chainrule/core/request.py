@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
+from chainrule.core.engine import Engine
 from chainrule.core.parsing import merge
 from chainrule.core.recipe import Recipe, parse_recipe, read_recipe
 from chainrule.errors import Problem, RecipeError, Where
@@ -35,6 +36,12 @@ class WritingFlags(TypedDict, total=False):
     temperature: float
     top_p: float
     seed: int
+
+
+class PredictFlags(WritingFlags, total=False):
+    """The same, and whose workers predict a file; this process without."""
+
+    engine: Engine | None
 
 
 class Limits(TypedDict, total=False):

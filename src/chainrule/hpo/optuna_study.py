@@ -71,11 +71,12 @@ def refuse_names(settings: Settings) -> None:
         require("cmaes", extra="search", purpose="The sampler 'cmaes'")
 
 
-def open_study(folder: Path, settings: Settings, *, seed: int, most: int, metric: str) -> Any:
+def open_study(folder: Path, settings: Settings, *, seed: int, most: int, metric: str, helper: int = 0) -> Any:
     """The study of a folder, made where there is none yet.
 
     Args:
         most: steps of a trial.
+        helper: which of several processes on the same study this is; they draw apart.
 
     Raises:
         OutputError: the storage cannot be reached.
@@ -97,7 +98,7 @@ def open_study(folder: Path, settings: Settings, *, seed: int, most: int, metric
         except Exception as error:  # each driver has errors of its own
             raise _unreachable(url, error) from error
         worker = 0 if settings.storage is None else zlib.crc32(str(folder.resolve()).encode())
-        study.sampler = _sampler(library, settings.sampler, _drawn(seed, made, worker))
+        study.sampler = _sampler(library, settings.sampler, _drawn(seed, made, worker, *([helper] if helper else [])))
         if not made:
             study.set_metric_names([metric, "latency", "size"] if settings.is_multiple else [metric])
     return study

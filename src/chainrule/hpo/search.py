@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,23 @@ from chainrule.training.run import resume_run, train_recipe
 
 AIMED = 12  # trials at least, if their steps can be made few enough
 FEWEST = 2
+Helpers = Callable[["Search", float], None]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is settled before the first trial.
+
+    Attributes:
+        most: steps of a trial.
+        share: of the whole training, that these are.
+        spent: seconds of the budget so far.
+    """
+
+    precision: str
+    most: int
+    share: float
+    spent: float
 
 
 class Search:
@@ -41,10 +59,11 @@ class Search:
 
     Args:
         source: what to read instead of the recipe's `data.source`; None for that.
+        helpers: makes trials of a search, until so many seconds are spent, in other processes; None to make them here.
     """
 
-    def __init__(self, folder: Path, source: Any, display: Display) -> None:
-        self.folder, self.display = folder, display
+    def __init__(self, folder: Path, source: Any, display: Display, helpers: Helpers | None = None) -> None:
+        self.folder, self.display, self.helpers = folder, display, helpers
         asked = read_json(folder / SEARCH)
         self.recipe: Recipe = parse_recipe(asked["recipe"])
         self.settings = Settings.model_validate(asked["settings"])
@@ -55,6 +74,7 @@ class Search:
         self.before = float(asked.get("spent", 0.0))
         self.study: Any = None
         self.expected = 0
+        self.at_once = 1  # trials that are made at the same time
 
     def go(self) -> Study:
         """Trials, the winner, the report; what is there already is not made again.
@@ -79,7 +99,10 @@ class Search:
             self.study = open_study(self.folder, self.settings, seed=seed, most=most, metric=self.trials.metric)
             self._again()
             self._preview(pace, steps, reserve)
-            self._run_trials(self.settings.seconds - reserve)
+            if self.helpers is not None:
+                self.helpers(self, self.settings.seconds - reserve)
+                self._again()  # those of helpers that were lost
+            self.make_trials(self.settings.seconds - reserve)
             best = self._best()
             run = self._winner(best)
             self._judge(best, run, "test" in prepared.dataset.splits)
@@ -88,7 +111,13 @@ class Search:
     def _spent(self) -> float:
         """Seconds, those before an interruption included."""
         done = sum(trial.user_attrs.get("seconds", 0.0) for trial in self.study.trials) if self.study else 0.0
-        return max(done, self.before + time.perf_counter() - self.began)
+        return max(done / self.at_once, self.before + time.perf_counter() - self.began)
+
+    @property
+    def part(self) -> Part:
+        """What a helper must know to make trials of this search."""
+        precision = self.trials.recipe.training.precision
+        return Part(precision, self.trials.most, self.trials.share, self._spent())
 
     def _final_seconds(self, pace: Pace, steps: int) -> float:
         """That the winner's whole training, and judging it, will take; the slowest strategies may take longer."""
@@ -141,11 +170,15 @@ class Search:
         """Whose trials are whose, where several workers share a storage."""
         return str(self.folder.resolve())
 
-    def _run_trials(self, seconds: float) -> None:
-        """As long as there is time, and not more than were asked for."""
+    def make_trials(self, seconds: float, most: int | None = None) -> None:
+        """As long as there is time, and not more than were asked for.
+
+        Args:
+            most: by this process, beside those of others; None for what is left of those that were asked for.
+        """
         states = optuna().trial.TrialState
-        done = sum(trial.state.is_finished() for trial in self.study.trials)
-        most = self.settings.trials or 10_000
+        done = sum(trial.state.is_finished() for trial in self.study.trials) if most is None else 0
+        most = (self.settings.trials or 10_000) if most is None else most
         with (
             self.display.bar("trials", max(1, self.expected)) as bar,
             stop_requests(self.display.say) as stop,
@@ -244,6 +277,23 @@ class Search:
         todo = f"Go on with: chainrule search --resume {self.folder}"
         problem = Problem("a search to its end", f"{done} trials; all of them are kept", todo, Where(str(self.folder)))
         return StoppedError(f"Stopped by {name} in a trial.", [problem], code)
+
+
+def help_search(search: Search, part: Part, helper: int, helpers: int, limits: tuple[float, int | None]) -> None:
+    """Make trials of a search that another process has begun, and that ends there.
+
+    Args:
+        search: of the same folder, in this process.
+        helper: which of the helpers this is, from 1.
+        limits: seconds of the whole search that may be spent on trials, and how many trials this helper makes at most.
+    """
+    seconds, most = limits
+    search.trials.recipe = search.recipe.replace({"training.precision": part.precision})
+    search.trials.most, search.trials.share = part.most, part.share
+    search.before, search.at_once = part.spent, helpers
+    seed, metric = search.recipe.seed, search.trials.metric
+    search.study = open_study(search.folder, search.settings, seed=seed, most=part.most, metric=metric, helper=helper)
+    search.make_trials(seconds, 10_000 if most is None else most)
 
 
 def begin_search(recipe: Recipe, space: Mapping[str, Any], settings: Settings, out: Path) -> None:

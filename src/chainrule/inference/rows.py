@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, TextIO
 import numpy as np
 
 from chainrule.data.stream import Inputs, load_inputs
-from chainrule.data.table import text_of
+from chainrule.data.table import Table, text_of
 from chainrule.errors import DataError, OutputError, Problem, Where
 from chainrule.inference.answers import encode_rows, refuse_unreadable, rows_cut, rows_said, with_ranks
 from chainrule.inference.generate import Writing, write_texts
@@ -38,6 +38,9 @@ _COLUMNS = {
     "answers": (ANSWER, BEGIN, SCORE),
     "relevances": (SCORE, RANK),
 }
+Chunk = tuple[Table, Mapping[str, Sequence[str]]]  # rows as they were read, and the texts that are read of them
+Answered = tuple[Table, list[Row], np.ndarray]  # … what is predicted of them, and which were longer than is read
+Answering = Callable[[Iterable[Chunk]], Iterator[Answered]]  # in the same order
 Writer = Callable[[Sequence[str], Sequence[Row]], None]
 
 
@@ -51,7 +54,7 @@ def predict_texts(
     """
     given = texts_given(predictor, inputs)
     count = len(next(iter(given.values())))
-    found = _answers(predictor, given, writing, np.arange(1, count + 1))[0]
+    found = answers_of(predictor, given, writing, np.arange(1, count + 1))[0]
     return with_ranks(given, found) if predictor.task.target.kind == "relevances" else found
 
 
@@ -61,11 +64,14 @@ def predict_file(
     out: Path,
     fields: Mapping[str, str],
     display: Display,
-    writing: Writing | None = None,
+    answer: Answering,
 ) -> int:
     """Write the input's columns with the predictions beside them, in pieces: memory does not grow with the rows.
 
     The output appears whole or not at all; its format follows its ending (.csv, .tsv, .jsonl).
+
+    Args:
+        answer: what predicts, here or elsewhere.
 
     Returns:
         The number of rows.
@@ -85,7 +91,7 @@ def predict_file(
     ):
         cut: list[int] = []
         unfinished = 0
-        for names, rows in predicted_chunks(predictor, inputs, cut, writing):
+        for names, rows in predicted_chunks(predictor, inputs, answer, cut):
             write(names, rows)
             bar.advance(len(rows))
             unfinished += sum(row.get(FINISHED) is False for row in rows)
@@ -146,25 +152,39 @@ def _shown(source: Any) -> str:
 
 
 def predicted_chunks(
-    predictor: Predictor, inputs: Inputs, cut: list[int] | None = None, writing: Writing | None = None
+    predictor: Predictor, inputs: Inputs, answer: Answering, cut: list[int] | None = None
 ) -> Iterator[tuple[list[str], list[Row]]]:
     """Column names and rows with predictions, chunk by chunk, in the order of the input.
 
     Args:
+        answer: what predicts; lists are ranked here in any case.
         cut: takes the numbers of the rows (1-based) that were longer than the model reads.
     """
     if predictor.task.target.kind == "relevances":
         yield from ranked_chunks(predictor, inputs, cut)
         return
-    for table, texts in inputs:
-        predicted, longer = _answers(predictor, texts, writing, table.rows)
+    for table, predicted, longer in answer(inputs):
         if cut is not None:
             cut += table.rows[longer].tolist()
         rows = [before | after for before, after in zip(table.columns.to_pylist(), predicted, strict=True)]
         yield [*table.names, *predicted[0]], rows
 
 
-def _answers(
+def answers_here(predictor: Predictor, writing: Writing | None = None) -> Answering:
+    """Predicts in this process.
+
+    Args:
+        writing: how replies are written.
+    """
+
+    def answer(chunks: Iterable[Chunk]) -> Iterator[Answered]:
+        for table, texts in chunks:
+            yield table, *answers_of(predictor, texts, writing, table.rows)
+
+    return answer
+
+
+def answers_of(
     predictor: Predictor, inputs: Mapping[str, Sequence[str]], writing: Writing | None, numbers: np.ndarray
 ) -> tuple[list[Row], np.ndarray]:
     """What is predicted of each row, and a mask of the rows that were longer than the model reads.

@@ -25,12 +25,14 @@ def seed_processor(seed: int) -> None:
     torch.default_generator.manual_seed(seed)
 
 
-def seed_step(seed: int, step: int) -> None:
-    """Seed torch for one optimizer step, so that its random numbers are a function of (seed, step) alone.
+def seed_step(seed: int, step: int, rank: int = 0) -> None:
+    """Seed torch for one optimizer step, so that its random numbers are a function of these three alone.
 
-    A run that goes on from a checkpoint then draws what it would have drawn without the interruption.
+    A run that goes on from a checkpoint then draws what it would have drawn without the interruption. Processes that
+    share a batch draw apart.
     """
-    torch.manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]))
+    keys = [seed, step, rank] if rank else [seed, step]
+    torch.manual_seed(int(np.random.SeedSequence(keys).generate_state(1, np.uint64)[0]))
 
 
 def choose_determinism(device: torch.device, wanted: bool | None) -> bool:

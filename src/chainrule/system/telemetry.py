@@ -12,6 +12,8 @@ SWITCHES = {
     "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # datasets: a request that only counts the download
     "DISABLE_SAFETENSORS_CONVERSION": "1",  # transformers: asks a third party to convert a hub model
     "NNCF_CI": "1",  # NNCF
+    "RAY_USAGE_STATS_ENABLED": "0",  # Ray: statistics of the cluster
+    "RAY_TRAIN_METRICS_ENABLED": "0",  # Ray Train: kept on the machine, but nobody asks for them
     "MLFLOW_DISABLE_TELEMETRY": "true",  # mlflow reads "true" only
 }
 

@@ -33,7 +33,13 @@ def record_inputs(folder: Path, job: Job, recipe: Recipe, prepared: Prepared) ->
 
 def _machine(job: Job, recipe: Recipe) -> dict[str, Any]:
     device = job.forward.device
-    return environment(device, recipe.training.threads or 1) | _numerics(recipe, device)
+    facts = environment(device, recipe.training.threads or 1) | _numerics(recipe, device)
+    return facts | {"workers": job.world.size}
+
+
+def workers_of(run: Path) -> int:
+    """How many processes shared each batch when a run began."""
+    return int(read_json(run / ENVIRONMENT).get("workers", 1))
 
 
 def _inputs(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
@@ -92,7 +98,7 @@ def refuse_changes(run: Path, recipe: Recipe, prepared: Prepared) -> None:
 
 def tell_changes(run: Path, job: Job, recipe: Recipe, display: Display) -> list[str]:
     """Say where the last digits may come out otherwise than they did, or would have; what has changed."""
-    before, now = read_json(run / ENVIRONMENT), _machine(job, recipe)
+    before, now = {"workers": 1, **read_json(run / ENVIRONMENT)}, _machine(job, recipe)
     changed = sorted(key for key in now if before.get(key) != now[key])
     if changed:
         display.say(

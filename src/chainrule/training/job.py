@@ -16,6 +16,7 @@ from chainrule.data.batch import Batch, collate, epoch_order, micro_batches, pac
 from chainrule.data.encode import Encoded
 from chainrule.inference.predict import Forward
 from chainrule.strategies.base import Phase, Strategy
+from chainrule.system.processes import ALONE, World
 from chainrule.training.averaging import Averaged, take_average
 from chainrule.training.loop import MakeOptimizer
 from chainrule.training.optimizers import make_optimizer
@@ -30,6 +31,7 @@ class Job:
         row_numbers: (n,) of the training rows, 1-based, in the file they come from.
         watch: what is looked at while it is trained.
         companions: (n, k) the rows whose texts are sequences of each training row, too; None for none.
+        world: the processes that share each batch.
     """
 
     model: Any
@@ -42,6 +44,7 @@ class Job:
     forward: Forward
     watch: Watch | None = None
     companions: np.ndarray | None = None
+    world: World = ALONE
 
 
 def steps_per_epoch(recipe: Recipe, rows: int) -> int:
@@ -93,6 +96,17 @@ def piece_maker(job: Job, recipe: Recipe) -> Callable[[np.ndarray], list[np.ndar
     tokens = None if job.task.whole_batches else recipe.training.micro_batch_tokens
     split = packs_of if recipe.training.packing else micro_batches
     return lambda rows: [rows] if tokens is None else split(rows, job.train.lengths, tokens)
+
+
+def own_pieces(job: Job, recipe: Recipe) -> Callable[[np.ndarray], list[np.ndarray]]:
+    """The rows of an effective batch -> the micro-batches of this process's share of them; none of an empty share."""
+    split = piece_maker(job, recipe)
+
+    def pieces(rows: np.ndarray) -> list[np.ndarray]:
+        own = job.world.share(rows)
+        return split(own) if len(own) else []
+
+    return pieces
 
 
 def padded_tokens(job: Job, recipe: Recipe) -> Callable[[np.ndarray], int]:

@@ -27,6 +27,12 @@ from chainrule.training.divergence import DivergenceError
 from chainrule.training.optimizers import Optimizer
 
 MakeOptimizer = Callable[[list[dict[str, Any]]], Optimizer]
+Sums = tuple[float, int, int]  # of an effective batch: the loss, what it is the mean of, and the tokens
+
+
+def own_sums(parameters: Sequence[torch.nn.Parameter], sums: Sums) -> Sums:
+    """Those of a process alone."""
+    return sums
 
 
 @dataclass(frozen=True)
@@ -54,11 +60,13 @@ class Stepping:
     """How a step is made.
 
     Attributes:
-        pieces: the rows of an effective batch -> those of its micro-batches.
+        pieces: the rows of an effective batch -> those of this process's micro-batches.
         load: row positions -> Batch on the device.
         autocast: makes the context in which forward and backward run.
         factor: 0-based step -> factor on every learning rate.
         seed: with the step's number it decides every mask of dropout.
+        rank: which of the processes this is that share each batch; they draw other masks.
+        add_up: gradients and sums of this process's rows -> those of all rows, the gradients in their place.
     """
 
     pieces: Callable[[np.ndarray], list[np.ndarray]]
@@ -67,6 +75,8 @@ class Stepping:
     factor: Callable[[int], float]
     max_gradient_norm: float | None
     seed: int = 0
+    rank: int = 0
+    add_up: Callable[[Sequence[torch.nn.Parameter], Sums], Sums] = own_sums
 
 
 @dataclass
@@ -115,13 +125,14 @@ def training_steps(
             phase = phase_at(phases, index)
             optimizer, trained = enter(phase, model, make_optimizer, progress)
             loss = phase.wrap(objective)
-        seed_step(stepping.seed, index)
+        seed_step(stepping.seed, index, stepping.rank)
         loss_sum, count, tokens = 0.0, 0, 0
         for part in stepping.pieces(rows):
             batch = stepping.load(part)
             with stepping.autocast():
                 part_sum, part_count = loss.accumulate(model, batch)
             loss_sum, count, tokens = loss_sum + float(part_sum), count + part_count, tokens + batch.tokens
+        loss_sum, count, tokens = stepping.add_up(trained, (loss_sum, count, tokens))
         norm, optimizer.gradient_scale = mean_and_clip(trained, count, stepping.max_gradient_norm)
         if not (math.isfinite(loss_sum) and math.isfinite(norm)):
             optimizer.zero_grad(set_to_none=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import psutil
 
 from chainrule.core.artifact import EVENTS, Run
-from chainrule.core.recipe import Recipe, read_recipe
+from chainrule.core.recipe import Recipe, parse_recipe, read_recipe
 from chainrule.core.report import Reproduction
 from chainrule.errors import OutputError, Problem, Where
 from chainrule.evaluation.report import model_card, write_report
@@ -28,6 +30,7 @@ from chainrule.system.files import (
 )
 from chainrule.system.lock import only_one
 from chainrule.system.memory import PeakMemory, keep_freed, kernel_kills
+from chainrule.system.processes import ALONE, World
 from chainrule.system.progress import Display
 from chainrule.system.seed import choose_determinism, seed_everything
 from chainrule.tasks import find_task
@@ -37,20 +40,21 @@ from chainrule.training.building import make_job
 from chainrule.training.checkpoint import Keeper
 from chainrule.training.companions import keep_companions
 from chainrule.training.completion import with_known, with_parts
+from chainrule.training.data_parallel import AnyKeeper, SharedKeeper, refuse_sharing
 from chainrule.training.decisions import Decision, read_decisions
 from chainrule.training.events import every_sink, require_trackers
-from chainrule.training.inputs import INPUTS, record_inputs, refuse_changes, tell_changes
+from chainrule.training.inputs import INPUTS, record_inputs, refuse_changes, tell_changes, workers_of
 from chainrule.training.job import Job
 from chainrule.training.memory import require_address_space
 from chainrule.training.reproduction import keep_comparison
 from chainrule.training.resolve import resolve
 from chainrule.training.results import clear, is_finished, judge_validation, save_artifact, summary_of, write_summary
-from chainrule.training.trainer import Outcome, train
+from chainrule.training.trainer import Outcome, make_all_steps, train
 
 STARTED = "started.json"
 
 
-def train_recipe(recipe: Recipe, source: Any, out: Path, display: Display, began: float) -> Run:
+def train_recipe(recipe: Recipe, source: Any, out: Path, display: Display, began: float, world: World = ALONE) -> Run:
     """Carry out a recipe.
 
     Args:
@@ -58,45 +62,63 @@ def train_recipe(recipe: Recipe, source: Any, out: Path, display: Display, began
         out: the run folder, which must not exist. It appears, with its recipe inside, once the data has passed
             every check; its artifact appears when it is whole.
         began: the reading of `time.perf_counter` when the work was asked for.
+        world: the processes that share each batch, all of which call this.
 
     Raises:
         UserError: the recipe, the data, the model or the output path is wrong.
         StoppedError: Ctrl-C or SIGTERM while steps were made.
     """
-    refuse_existing(out)
-    require_trackers(recipe.training.track)
-    with PeakMemory() as memory:
-        prepared, chosen = prepare_rows(recipe, source, display)
-        job, resolved = plan(chosen, prepared, display)
-        begin(out, recipe, job, resolved, prepared)
-        with only_one(out):
-            carry_out(keeper_of(out, resolved), job, resolved, prepared, display, began, memory)
+    with ExitStack() as held, PeakMemory() as memory:
+        with world.together():
+            if world.first:
+                refuse_existing(out)
+                require_trackers(recipe.training.track)
+            refuse_sharing(recipe, find_task(recipe.task.name), world)
+            prepared, chosen = prepare_rows(recipe, source, display)
+            job = replace(make_job(chosen, prepared, display), world=world)
+        resolved = _resolved(job, chosen, display)
+        with world.together():
+            if world.first:
+                begin(out, recipe, job, resolved, prepared)
+                held.enter_context(only_one(out))
+        _carry_out_together(job, resolved, prepared, out, display, (began, memory))
     return Run(out)
 
 
-def resume_run(out: Path, source: Any, display: Display, began: float) -> Run:
+def resume_run(out: Path, source: Any, display: Display, began: float, world: World = ALONE) -> Run:
     """Go on with a run that was stopped, from its newest checkpoint, as if it had never been stopped.
 
     Args:
         out: the run folder.
         source: the rows again, where the run was given an object instead of a path; None otherwise.
+        world: as in `train_recipe`; there may be more processes than before, or fewer.
 
     Raises:
         UserError: there is no such run, its data or its model has changed, or another process works on it.
         StoppedError: Ctrl-C or SIGTERM while steps were made.
     """
-    require_run(out)
-    with only_one(out), PeakMemory() as memory:
-        if is_finished(out):
+    with ExitStack() as held, PeakMemory() as memory:
+        with world.together():
+            require_run(out)
+            if world.first:
+                held.enter_context(only_one(out))
+        if world.told(lambda: is_finished(out)):
             display.say(f"The run {out} is finished; there is nothing to go on with.")
             return Run(out)
-        recipe = read_recipe(out / "resolved.yaml")
-        require_trackers(recipe.training.track)
-        job, prepared, recipe = prepare_job(recipe, recipe.data.source if source is None else source, display, out)
-        refuse_changes(out, recipe, prepared)
-        tell_changes(out, job, recipe, display)
-        clear(out)
-        carry_out(keeper_of(out, recipe), job, recipe, prepared, display, began, memory)
+        with world.together():
+            recipe = read_recipe(out / "resolved.yaml")
+            if workers_of(out) != world.size:
+                recipe = recipe.replace({"training.threads": None})  # each worker had its part of the cores
+            require_trackers(recipe.training.track)
+            refuse_sharing(recipe, find_task(recipe.task.name), world)
+            rows = recipe.data.source if source is None else source
+            job, prepared, recipe = prepare_job(recipe, rows, display, out)
+            refuse_changes(out, recipe, prepared)
+            job = replace(job, world=world)
+            if world.first:
+                tell_changes(out, job, recipe, display)
+                clear(out)
+        _carry_out_together(job, recipe, prepared, out, display, (began, memory))
     return Run(out)
 
 
@@ -195,6 +217,14 @@ def prepare_rows(
     return prepared, with_known(recipe, prepared).replace(known)
 
 
+def _resolved(job: Job, recipe: Recipe, display: Display) -> Recipe:
+    """The recipe with every choice made, which the first of several processes makes for all."""
+    recipe = _with_options(recipe, job.strategy)
+    if job.world.alone:
+        return resolve(job, recipe, display)
+    return parse_recipe(job.world.told(lambda: resolve(job, recipe, display).model_dump(mode="json")))
+
+
 def plan(recipe: Recipe, prepared: Prepared, display: Display) -> tuple[Job, Recipe]:
     """The job of a recipe, and the recipe with every choice made."""
     job = make_job(recipe, prepared, display)
@@ -207,23 +237,53 @@ def keeper_of(out: Path, recipe: Recipe, decided: Sequence[Decision] = ()) -> Ke
     return Keeper(out, minutes, keep, halve=_was_killed_for_memory(out), decided=decided)
 
 
+def _carry_out_together(
+    job: Job, recipe: Recipe, prepared: Prepared, out: Path, display: Display, since: tuple[float, PeakMemory]
+) -> None:
+    """What this process does of a run: one alone all of it, one of several its part of the steps."""
+    keeper = keeper_of(out, recipe)
+    if job.world.alone:
+        carry_out(keeper, job, recipe, prepared, display, *since)
+        return
+    shared = SharedKeeper(keeper, job.world)
+    if job.world.first:
+        carry_out(shared, job, recipe, prepared, display, *since)
+        return
+    seed_everything(recipe.seed)
+    make_all_steps(job, recipe, lambda event: None, display, shared)
+    job.world.told(lambda: None)  # until the first one has saved and judged
+
+
 def carry_out(
-    keeper: Keeper, job: Job, recipe: Recipe, prepared: Prepared, display: Display, began: float, memory: PeakMemory
+    keeper: AnyKeeper, job: Job, recipe: Recipe, prepared: Prepared, display: Display, began: float, memory: PeakMemory
 ) -> None:
     """Train, save, judge, report."""
-    out = keeper.run
-    with output_errors(out):
+    with output_errors(keeper.run):
         outcome = train_job(keeper, job, recipe, display)
+    job.world.told(lambda: _complete(keeper.run, job, recipe, prepared, outcome, display, (began, memory)))
+
+
+def _complete(
+    out: Path,
+    job: Job,
+    recipe: Recipe,
+    prepared: Prepared,
+    outcome: Outcome,
+    display: Display,
+    since: tuple[float, PeakMemory],
+) -> None:
+    """What comes after the last step."""
+    with output_errors(out):
         manifest = save_artifact(out, job, recipe, prepared, outcome)
         report = judge_validation(out, job, prepared, outcome, recipe, display)
         write_text(out / "artifact" / "README.md", model_card(manifest, report))
         summary = summary_of(out, recipe, outcome, job.task, report)
-        write_summary(out, summary, began, memory)
+        write_summary(out, summary, *since)
         write_report(out)
-        write_summary(out, summary, began, memory)  # with the time of the report
+        write_summary(out, summary, *since)  # with the time of the report
 
 
-def train_job(keeper: Keeper, job: Job, recipe: Recipe, display: Display) -> Outcome:
+def train_job(keeper: AnyKeeper, job: Job, recipe: Recipe, display: Display) -> Outcome:
     """Make the steps that are left of a run, and record them in its folder."""
     write_json(keeper.run / STARTED, _started())
     seed_everything(recipe.seed)

@@ -12,6 +12,7 @@ from chainrule.strategies.base import Phase
 from chainrule.system.memory import is_shortage, return_freed
 from chainrule.system.progress import Display
 from chainrule.training.checkpoint import Standing
+from chainrule.training.data_parallel import adding_up
 from chainrule.training.decisions import take
 from chainrule.training.events import Sink
 from chainrule.training.job import (
@@ -19,11 +20,11 @@ from chainrule.training.job import (
     batch_loader,
     forward_for,
     optimizer_maker,
-    piece_maker,
+    own_pieces,
     planned_batches,
     planned_steps,
 )
-from chainrule.training.loop import Step, Stepping, training_steps
+from chainrule.training.loop import Step, Stepping, own_sums, training_steps
 from chainrule.training.profile import Profile, profiled
 from chainrule.training.schedules import Factor, make_schedule
 from chainrule.training.validation import waits
@@ -109,12 +110,14 @@ def _looked_at(
 def _loop_parts(job: Job, recipe: Recipe, standing: Standing, schedule: Factor) -> tuple[Any, ...]:
     total, least = planned_steps(recipe, len(job.train)), recipe.training.min_delta
     stepping = Stepping(
-        pieces=piece_maker(job, recipe),
+        pieces=own_pieces(job, recipe),
         load=batch_loader(job, recipe),
         autocast=forward_for(job, recipe).autocast,
         factor=lambda step: schedule(step, waits(standing.best.ranks, least)) * standing.rate_factor,
         max_gradient_norm=recipe.optimizer.max_gradient_norm,
         seed=recipe.seed,
+        rank=job.world.rank,
+        add_up=own_sums if job.world.alone else adding_up(job.world),
     )
     phases: list[Phase] = job.strategy.phases(job.model, recipe.optimizer, total)
     batches = planned_batches(recipe, job.train.lengths, total)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from chainrule.core.recipe import Recipe
 from chainrule.core.task import Predictions, Task
@@ -20,10 +21,12 @@ from chainrule.models.adapters import has_adapters, without_adapters
 from chainrule.models.inspect import parts
 from chainrule.models.trunk import frozen_depth
 from chainrule.system.memory import return_freed
+from chainrule.system.processes import World
 from chainrule.system.progress import Bar, Display
-from chainrule.system.stop import stop_requests, who_stopped
-from chainrule.training.checkpoint import Best, Found, Keeper, Standing
-from chainrule.training.decisions import read_decisions, take
+from chainrule.system.stop import StopRequest, stop_requests, who_stopped
+from chainrule.training.checkpoint import Best, Found, Standing
+from chainrule.training.data_parallel import AnyKeeper
+from chainrule.training.decisions import Decision, read_decisions, take
 from chainrule.training.divergence import MOST_RETREATS, RATE_FACTOR, DivergenceError, Losses, first_bad_part
 from chainrule.training.events import Sink
 from chainrule.training.handover import finished
@@ -68,7 +71,7 @@ class Outcome:
     untuned: Predictions | None
 
 
-def train(job: Job, recipe: Recipe, record: Sink, display: Display, keeper: Keeper) -> Outcome:
+def train(job: Job, recipe: Recipe, record: Sink, display: Display, keeper: AnyKeeper) -> Outcome:
     """Run the loop to its end and leave the best weights in `job.model`.
 
     Args:
@@ -80,26 +83,9 @@ def train(job: Job, recipe: Recipe, record: Sink, display: Display, keeper: Keep
         DivergedError: the loss or the gradient is not a finite number.
         StoppedError: Ctrl-C or SIGTERM; there is a checkpoint of the last step.
     """
-    total = planned_steps(recipe, len(job.train))
-    settle_formats(job, recipe, total)
-    job = referring(job, recipe, display)
-    job, trunk_seconds = above_frozen(job, recipe, total, display)
-    job = watching(job, recipe, total)
-    standing = Standing(seconds=trunk_seconds)
-    if not _take_up(job, recipe, standing, keeper, record, display):
-        record({"event": "start", "step": 0, "steps": total, "rows": len(job.train)})
-        if job.watch is not None:
-            record(job.watch.as_event())
-        if job.task.baseline == "untuned":
-            standing.untuned = _untuned(job, recipe, record)
-        named = dict(job.model.named_parameters())
-        standing.start = {name: named[name].detach().clone() for name in trained_names(job, recipe, total)}
-    if keeper.halve:
-        shrink_again(standing, record)
-        halve(job, recipe, standing, record, display)
-    stopped = _make_steps(job, recipe, standing, keeper, record, display)
+    job, standing, stopped = make_all_steps(job, recipe, record, display, keeper)
     best = standing.best
-    trained = trained_count(job, recipe, total)
+    trained = trained_count(job, recipe, planned_steps(recipe, len(job.train)))
     put_weights(job.model, best.weights)
     widen_frozen(job.model)
     model = finished(job, record)
@@ -114,6 +100,53 @@ def train(job: Job, recipe: Recipe, record: Sink, display: Display, keeper: Keep
     return Outcome(done, seconds, trained, best.step, metrics, predictions, stopped, model, standing.untuned)
 
 
+def make_all_steps(
+    job: Job, recipe: Recipe, record: Sink, display: Display, keeper: AnyKeeper
+) -> tuple[Job, Standing, str]:
+    """The steps of a run from where it stands, and nothing after the last: all that every process of a world does.
+
+    Returns:
+        The job as it was trained, where the run stands, and why there are no more steps.
+
+    Raises:
+        DivergedError, StoppedError: as `train`.
+    """
+    total = planned_steps(recipe, len(job.train))
+    settle_formats(job, recipe, total)
+    job = referring(job, recipe, display)
+    job, trunk_seconds = _above_frozen_in_turn(job, recipe, total, display)
+    job = watching(job, recipe, total)
+    standing = Standing(seconds=trunk_seconds)
+    if not _take_up(job, recipe, standing, keeper, record, display):
+        record({"event": "start", "step": 0, "steps": total, "rows": len(job.train)})
+        if job.watch is not None:
+            record(job.watch.as_event())
+        if job.task.baseline == "untuned":
+            job.world.told(lambda: _note_untuned(job, recipe, standing, record))
+        named = dict(job.model.named_parameters())
+        names = trained_names(job, recipe, total)
+        job.world.spread([named[name].detach() for name in sorted(names)])
+        standing.start = {name: named[name].detach().clone() for name in names}
+    if keeper.halve:
+        shrink_again(standing, record)
+        halve(job, recipe, standing, record, display)
+    return job, standing, _make_steps(job, recipe, standing, keeper, record, display)
+
+
+def _above_frozen_in_turn(job: Job, recipe: Recipe, steps: int, display: Display) -> tuple[Job, float]:
+    """As `above_frozen`: the first process fills the cache, in which others on its machine find it."""
+    if not job.world.first:
+        job.world.wait()
+    made = above_frozen(job, recipe, steps, display)
+    if job.world.first:
+        job.world.wait()
+    return made
+
+
+def _note_untuned(job: Job, recipe: Recipe, standing: Standing, record: Sink) -> None:
+    standing.untuned = _untuned(job, recipe, record)
+
+
 def _untuned(job: Job, recipe: Recipe, record: Sink) -> Predictions:
     try:
         return validate_untuned(job, recipe, record)
@@ -121,7 +154,7 @@ def _untuned(job: Job, recipe: Recipe, record: Sink) -> Predictions:
         raise _diverged(job, recipe, error, None) from None
 
 
-def _make_steps(job: Job, recipe: Recipe, standing: Standing, keeper: Keeper, record: Sink, display: Display) -> str:
+def _make_steps(job: Job, recipe: Recipe, standing: Standing, keeper: AnyKeeper, record: Sink, display: Display) -> str:
     """Make the steps that are left, going back where training diverges; why there are no more."""
     while True:
         try:
@@ -140,7 +173,7 @@ def _make_steps(job: Job, recipe: Recipe, standing: Standing, keeper: Keeper, re
             )
 
 
-def _where_to(step: int, standing: Standing, keeper: Keeper, display: Display) -> Found | None:
+def _where_to(step: int, standing: Standing, keeper: AnyKeeper, display: Display) -> Found | None:
     """The checkpoint that training goes back to; None for the start."""
     decision = take(standing.pending, "diverged", step)
     if decision is None:
@@ -170,7 +203,7 @@ def _put_back(job: Job, recipe: Recipe, standing: Standing, found: Found) -> Non
     found.put_into(job.model, standing)
 
 
-def _go_on(job: Job, recipe: Recipe, standing: Standing, keeper: Keeper, record: Sink, display: Display) -> str:
+def _go_on(job: Job, recipe: Recipe, standing: Standing, keeper: AnyKeeper, record: Sink, display: Display) -> str:
     """Make the steps that are left; why there are no more."""
     total = planned_steps(recipe, len(job.train))
     every = recipe.training.evaluate_every_steps or steps_per_epoch(recipe, len(job.train))
@@ -189,13 +222,22 @@ def _go_on(job: Job, recipe: Recipe, standing: Standing, keeper: Keeper, record:
             if step.step % every == 0 or step.step == total:
                 evaluate(job, recipe, standing, record)
                 stopped = _enough(job, recipe, standing)
-            if request.signal is not None or keeper.due(standing):
+            signal = _asked_to_stop(job.world, request)
+            if signal is not None or keeper.due(standing):
                 keeper.write(job.model, trained, standing)
-            if request.signal is not None and step.step < total:
-                raise _stopped(request.signal, step.step, total, keeper.run)
+            if signal is not None and step.step < total:
+                job.world.wait()  # whoever ends takes the others with it, who may still be writing
+                raise _stopped(signal, step.step, total, keeper.run)
             if stopped is not None:
                 break
     return stopped or "all steps done"
+
+
+def _asked_to_stop(world: World, request: StopRequest) -> int | None:
+    """The signal that any process has got; None for none. All of them stop after the same step."""
+    if world.alone:
+        return request.signal
+    return int(world.largest(torch.tensor([request.signal or 0]))) or None
 
 
 def _enough(job: Job, recipe: Recipe, standing: Standing) -> str | None:
@@ -210,20 +252,32 @@ def _enough(job: Job, recipe: Recipe, standing: Standing) -> str | None:
     return f"no better validation {metric} in {training.patience} evaluations"
 
 
-def _take_up(job: Job, recipe: Recipe, standing: Standing, keeper: Keeper, record: Sink, display: Display) -> bool:
+def _take_up(job: Job, recipe: Recipe, standing: Standing, keeper: AnyKeeper, record: Sink, display: Display) -> bool:
     """Give the model and `standing` what the newest checkpoint holds; False where there is none."""
     found = keeper.newest(display.say)
     if found is None:
-        standing.pending = [*keeper.decided] or read_decisions(keeper.events)
-        keeper.events.unlink(missing_ok=True)  # of steps that are made again
+        standing.pending = job.world.told(lambda: _decided_before(keeper))
         return False
     _put_back(job, recipe, standing, found)
-    made = read_decisions(keeper.events, found.state["events_bytes"])
-    standing.pending = made + found.state["pending"][len(made) :]
-    os.truncate(keeper.events, found.state["events_bytes"])
+    pending, begun = found.state["pending"], found.state["events_bytes"]
+    standing.pending = job.world.told(lambda: _decided_since(keeper, pending, begun))
     record({"event": "resumed", "step": found.step})
     display.say(f"Going on after step {found.step:,}.")
     return True
+
+
+def _decided_before(keeper: AnyKeeper) -> list[Decision]:
+    """What is to be decided again, as every step is made again; the record begins anew."""
+    pending = [*keeper.decided] or read_decisions(keeper.events)
+    keeper.events.unlink(missing_ok=True)
+    return pending
+
+
+def _decided_since(keeper: AnyKeeper, pending: list[Decision], begun: int) -> list[Decision]:
+    """The same after a checkpoint, which knows what was pending then; the record goes back to its length then."""
+    made = read_decisions(keeper.events, begun)
+    os.truncate(keeper.events, begun)
+    return made + pending[len(made) :]
 
 
 def _stopped(number: int, step: int, total: int, run: Path) -> StoppedError:
@@ -242,7 +296,8 @@ def settle_formats(job: Job, recipe: Recipe, steps: int) -> None:
     if not recipe.training.accelerate:
         return
     longest = recipe.training.batch_size * int(job.train.lengths.max())
-    if (recipe.training.micro_batch_tokens or longest) >= longest and not recipe.regularisers:
+    whole = (recipe.training.micro_batch_tokens or longest) >= longest and job.world.alone
+    if whole and not recipe.regularisers:
         keep_half_gradients(job.model)
     if recipe.training.precision == "bfloat16" and next(job.model.parameters()).device.type == "cpu":
         narrow_frozen(job.model, trained_names(job, recipe, steps))

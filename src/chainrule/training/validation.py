@@ -52,21 +52,39 @@ def validate(job: Job, recipe: Recipe, step: int) -> tuple[Predictions, dict[str
 def evaluate(job: Job, recipe: Recipe, standing: Standing, record: Sink) -> None:
     """Validate, record it, and keep a copy of the trained weights where they are the best so far.
 
-    Where weights are averaged, it is the averages that are validated and kept.
+    Where weights are averaged, it is the averages that are validated and kept. Of several processes the first one
+    validates and keeps; the others learn how it ranks.
+
+    Raises:
+        DivergenceError: a loss is not a finite number.
     """
+    found = job.world.told(lambda: _evaluated(job, recipe, standing, record))
+    if "diverged" in found:
+        raise DivergenceError(found["diverged"], standing.progress.step)
+    first, second = found["rank"]
+    standing.best.ranks.append((first, second))
+    if not job.world.first and found["better"]:
+        best = standing.best
+        best.step, best.rank, best.metrics = standing.progress.step, (first, second), found["metrics"]
+
+
+def _evaluated(job: Job, recipe: Recipe, standing: Standing, record: Sink) -> dict[str, Any]:
+    """How the weights rank now; or, beside `diverged`, that they have diverged."""
     began = time.perf_counter()
     best, step, optimizer = standing.best, standing.progress.step, standing.progress.optimizer
     if optimizer is None:
         raise ValueError("an evaluation is of a step that was made")
     with averages_in_place(optimizer):
-        predictions, metrics = validate(job, recipe, step)
+        try:
+            predictions, metrics = validate(job, recipe, step)
+        except DivergenceError as error:
+            return {"diverged": str(error)}
         rank = job.task.rank(metrics, recipe.training.early_stopping_metric)
         better = rank > best.rank
         if better:
             best.step, best.rank, best.metrics, best.predictions = step, rank, metrics, predictions
             any_phase = trained_names(job, recipe, planned_steps(recipe, len(job.train)))
             best.weights = trained_weights(job.model, any_phase)
-    best.ranks.append(rank)
     record(
         {
             "event": "evaluation",
@@ -77,6 +95,7 @@ def evaluate(job: Job, recipe: Recipe, standing: Standing, record: Sink) -> None
             "seconds": round(time.perf_counter() - began, 3),
         }
     )
+    return {"rank": list(rank), "better": better, "metrics": metrics}
 
 
 def waits(ranks: Sequence[tuple[float, float]], min_delta: float) -> list[int]:
