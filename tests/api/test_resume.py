@@ -260,7 +260,10 @@ def test_resume_takes_no_other_flags(stopped: Path) -> None:
         check=False,
     )
     assert done.returncode == 2
-    assert "it takes no other argument but --json" in json.loads(done.stdout)["error"]["problems"][0]["got"]
+    assert (
+        "it takes no other argument but --engine, --workers and --json"
+        in json.loads(done.stdout)["error"]["problems"][0]["got"]
+    )
     done = subprocess.run(
         command("train", "--resume", str(stopped), "--json"), capture_output=True, text=True, check=False
     )

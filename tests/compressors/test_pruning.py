@@ -136,7 +136,7 @@ def test_plans_save_what_was_asked_and_no_more_than_they_must(frame: Frame, shar
     shapes = ((frame.layers,), (frame.layers, frame.neurons), (frame.layers, frame.groups))
     layers, neurons, groups = (torch.rand(shape, generator=draw, dtype=torch.float64) for shape in shapes)
     found = Importances(layers, neurons, groups, 9.0, 1)
-    step = 16 if frame.neurons >= 256 else 1
+    step = 32 if frame.neurons >= 256 else 1
     for plan in plans_of(frame, found, share, range(frame.groups, 0, -1)):
         cut = plan.made
         kept, size = len(cut.layers), len(cut.neurons[0])

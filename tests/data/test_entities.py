@@ -88,6 +88,7 @@ def test_the_words_of_a_text_follow_each_other_and_leave_out_white_space_alone(t
 
 def test_a_text_is_cut_into_words_marks_and_single_characters_of_chinese() -> None:
     text, units = units_of(as_input("AL-AIN, 1996年的U.S. 東京タワー"))
+    assert units_of(as_input("上海\u3000人"))[1] == [(0, 1), (1, 2), (3, 4)]  # their white space, too, is none
     words = [text[start:end] for start, end in units]
     assert words == ["AL", "-", "AIN", ",", "1996", "年", "的", "U", ".", "S", ".", *"東京タワー"]
 

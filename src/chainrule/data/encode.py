@@ -172,8 +172,13 @@ def encode(
 def _encode_few(tokenizer: Any, texts: Sequence[list[str]], max_length: int) -> Encoded:
     batch = tokenizer(*texts, add_special_tokens=True, return_attention_mask=False, verbose=False)
     full = [len(row) for row in batch["input_ids"]]
-    if max(full) > max_length:
-        batch = tokenizer(*texts, truncation=True, max_length=max_length, return_attention_mask=False)
+    long = [row for row, length in enumerate(full) if length > max_length]
+    if long:
+        few = [[column[row] for row in long] for column in texts]
+        cut = tokenizer(*few, truncation=True, max_length=max_length, return_attention_mask=False)
+        for name, values in cut.items():
+            for row, value in zip(long, values, strict=True):
+                batch[name][row] = value
     return Encoded(
         ids=_flat(batch["input_ids"], np.int32),
         offsets=offsets_of([len(row) for row in batch["input_ids"]]),

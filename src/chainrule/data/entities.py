@@ -25,7 +25,7 @@ from chainrule.errors import Problem, Where
 
 TOKENS = "tokens"
 OUTSIDE = "O"
-_WORD = re.compile(rf"[{ALONE}]|(?:(?![{ALONE}])\w)+|[^\w\s]")
+_WORD = re.compile(rf"(?!\s)[{ALONE}]|(?:(?![{ALONE}])\w)+|[^\w\s]")
 _TOUCHING = re.compile(rf"[{ALONE}]")
 _TAG = re.compile(r"([BIESLUM])-(.+)", re.DOTALL)  # BIO, BIOES and BILOU; M is another I
 _BEGINS, _ENDS = frozenset("BSU"), frozenset("ESLU")
