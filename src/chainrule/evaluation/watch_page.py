@@ -60,11 +60,18 @@ def render_watch(name: str, summary: Mapping[str, Any]) -> str:
         run=name,
         task="",
         headline=say("watch.alarms", count=len(alarms)) if alarms else say("watch.quiet"),
-        about=say("watch.about", window=settings["window"], every=settings["false_alarms"]),
+        about=_about(settings),
         models=[_model(name, model, summary) for name, model in summary["models"].items()],
         alarms=[_alarm(alarm, settings) for alarm in alarms[:MOST_ALARMS]],
         version=__version__,
     )
+
+
+def _about(settings: Mapping[str, Any]) -> Any:
+    window, every = settings["window"], settings["false_alarms"]
+    if settings["of_rows"]:
+        return say("watch.about.rows", window=f"{int(window):,}", every=f"{int(every):,}")
+    return say("watch.about", window=window, every=every)
 
 
 def _model(name: str, model: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
