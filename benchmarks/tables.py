@@ -30,17 +30,22 @@ Seconds = dict[str, dict[str, Any]]
 
 
 def newest() -> dict[str, Seconds]:
-    """Workload -> trainer -> its last result; peers are kept with the turns of ours that they alternated with."""
+    """Workload -> trainer -> its last result on the last day that has any.
+
+    Peers are kept with the turns of ours that they alternated with.
+    """
     found: dict[str, Seconds] = {}
     for path in sorted((HERE / "results").glob("*.json")):
         ours: dict[str, Any] = {}
+        today: dict[str, Seconds] = {}
         for read in json.loads(path.read_text(encoding="utf-8"))["results"]:
             if "turns" not in read:
                 continue
             result = {"once": 0.0, "whole_turns": 1.0} | read
             if result["trainer"] == OURS:
                 ours = result
-            found.setdefault(result["turns"], {})[result["trainer"]] = {**result, "ours": ours}
+            today.setdefault(result["turns"], {})[result["trainer"]] = {**result, "ours": ours}
+        found |= today
     return found
 
 
@@ -70,7 +75,9 @@ def line(workload: str, results: Seconds) -> str:
     """One row of the table."""
     count, unit = rows_of(workload)
     tuned = best(results)
-    cells = [TITLES.get(workload, workload), f"{count / median(results[OURS]['seconds']):.3g} {unit}/s"]
+    ours = results[OURS]
+    rate = count / (median(ours["seconds"]) + ours["once"] / ours["whole_turns"])
+    cells = [TITLES.get(workload, workload), f"{rate:.3g} {unit}/s"]
     for name in (next((name for name in DEFAULTS if name in results), None), tuned):
         if name is None:
             cells.append("not measured")
