@@ -122,12 +122,13 @@ class Options:
     scaling: float
     drop: tuple[int, int, int]
     causal: bool
+    keep: bool  # for a backward
 
 
 def options_of(batch: int, heads: int, scaling: float, dropout: float, causal: bool) -> Options:
     """With the key of this attention's dropout drawn."""
     level = drop_levels(dropout)
-    return Options(batch, heads, scaling, (level, *(draw_key() if level else (0, 0))), causal)
+    return Options(batch, heads, scaling, (level, *(draw_key() if level else (0, 0))), causal, torch.is_grad_enabled())
 
 
 def attend(
@@ -183,7 +184,7 @@ def tiled(query: torch.Tensor, key: torch.Tensor) -> bool:
 
 
 def attend_on_tiles(
-    parts: Sequence[torch.Tensor], mask: torch.Tensor | None, output: torch.Tensor, options: Options, keep: bool
+    parts: Sequence[torch.Tensor], mask: torch.Tensor | None, output: torch.Tensor, options: Options
 ) -> torch.Tensor | None:
     """Attention into `output`.
 
@@ -192,13 +193,12 @@ def attend_on_tiles(
             those of keys and values the same, whose last dimension lies side by side.
         mask: of `byte_mask`.
         output: (batch, heads, queries, size), likewise.
-        keep: for a backward.
 
     Returns:
         What the softmax of every query was made with, for `attend_backward_on_tiles`.
     """
     query, key, value = parts
-    softmaxes = torch.empty(*query.shape[:3], 2) if keep else None
+    softmaxes = torch.empty(*query.shape[:3], 2) if options.keep else None
     sizes = _sizes_on_tiles(query, key, mask, options, (query, key, output, query, key))
     native.call(
         "tiled_forward", *_places(query, key, value, output), softmaxes, sizes, mask, options.scaling, *options.drop
@@ -258,8 +258,7 @@ class TiledAttention(torch.autograd.Function):
             parts[1:] = [part.contiguous() for part in parts[1:]]
         batch, heads, queries, size = query.shape
         output = query.new_empty(batch, queries, heads, size).transpose(1, 2)
-        keep = any(context.needs_input_grad)
-        context.save_for_backward(*parts, mask, attend_on_tiles(parts, mask, output, options, keep))
+        context.save_for_backward(*parts, mask, attend_on_tiles(parts, mask, output, options))
         context.options = options
         return output
 
@@ -278,8 +277,8 @@ class _TiledSelfAttention(torch.autograd.Function):
         batch, length, width = projected.shape
         projected = projected.contiguous()
         output = projected.new_empty(batch, length, options.heads, width // 3 // options.heads)
-        parts, keep = heads_of(projected, options.heads), any(context.needs_input_grad)
-        softmaxes = attend_on_tiles(parts, mask, output.transpose(1, 2), options, keep)
+        parts = heads_of(projected, options.heads)
+        softmaxes = attend_on_tiles(parts, mask, output.transpose(1, 2), options)
         context.save_for_backward(projected, mask, softmaxes)
         context.options = options
         return output.flatten(2)

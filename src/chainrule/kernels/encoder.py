@@ -71,7 +71,8 @@ class Weights:
 
 def fits(values: torch.Tensor, *layers: Weights) -> bool:
     """Whether these layers can be made so."""
-    return all(on_tiles(values, layer.compute) for layer in layers) and all(len(layer.biases) for layer in layers)
+    biased = all(len(layer.biases) == len(layer.weights) for layer in layers)
+    return biased and all(on_tiles(values, layer.compute) for layer in layers)
 
 
 def feed_forward(values: torch.Tensor, first: Weights, second: Weights, end: End) -> torch.Tensor:
@@ -82,7 +83,7 @@ def feed_forward(values: torch.Tensor, first: Weights, second: Weights, end: End
     """
     tensors = (*first.weights, *first.biases, *second.weights, *second.biases, end.weight, end.shift)
     result: torch.Tensor = _FeedForward.apply(  # type: ignore[no-untyped-call]
-        values, first.compute, second.compute, (end.epsilon, end.dropout), *tensors
+        values, first.compute, second.compute, (end.epsilon, end.dropout, torch.is_grad_enabled()), *tensors
     )
     return result
 
@@ -109,12 +110,12 @@ def attention_half(
 
 
 def _ended(
-    context: Any, values: torch.Tensor, residual: torch.Tensor, end: tuple[float, float], parameters: Any
+    context: Any, values: torch.Tensor, residual: torch.Tensor, end: tuple[float, float, bool], parameters: Any
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
     """The end of a half; what is to be saved for `_end_gradients`."""
     bias, weight, shift = parameters[-3:]
-    epsilon, rate = end
-    options = (epsilon, drop_levels(rate), 0, any(context.needs_input_grad))
+    epsilon, rate, keep = end
+    options = (epsilon, drop_levels(rate), 0, keep)
     result, normed = norm_forward(values, bias, residual, weight, shift, options)
     context.end = normed.drop, normed.root, normed.has
     return result, (normed.total, normed.mean, normed.deviation, weight)
@@ -144,13 +145,14 @@ class _FeedForward(torch.autograd.Function):
         values: torch.Tensor,
         first: torch.Tensor,
         second: torch.Tensor,
-        end: tuple[float, float],
+        end: tuple[float, float, bool],
         *parameters: torch.Tensor,
     ) -> torch.Tensor:
         flat = values.reshape(-1, values.shape[-1])
-        before, after = multiply_gelu(flat, first, parameters[1], keep=any(context.needs_input_grad))
+        before, after = multiply_gelu(flat, first, parameters[1], keep=end[2])
         result, saved = _ended(context, multiply(after, second), flat, end, parameters)
-        context.save_for_backward(flat, first, second, before, after, *saved)
+        learns = context.needs_input_grad[6]
+        context.save_for_backward(flat, first, second, before, after if learns else None, *saved)
         return result.view(values.shape)
 
     @staticmethod
@@ -180,11 +182,10 @@ class _AttentionHalf(torch.autograd.Function):
         flat = values.reshape(-1, columns)
         projected = multiply(flat, first, torch.cat(parameters[3:6])).view(batch, length, -1)
         attended = projected.new_empty(batch, length, attention.heads, projected.shape[-1] // 3 // attention.heads)
-        keep = any(context.needs_input_grad)
         parts = heads_of(projected, attention.heads)
-        softmaxes = attend_on_tiles(parts, mask, attended.transpose(1, 2), attention, keep)
+        softmaxes = attend_on_tiles(parts, mask, attended.transpose(1, 2), attention)
         attended = attended.view(len(flat), -1)
-        result, saved = _ended(context, multiply(attended, second), flat, (epsilon, rate), parameters)
+        result, saved = _ended(context, multiply(attended, second), flat, (epsilon, rate, attention.keep), parameters)
         context.save_for_backward(flat, first, second, projected, attended, mask, softmaxes, *saved)
         context.attention = attention
         return result.view(values.shape)

@@ -124,16 +124,21 @@ def half_linear_gelu(values: torch.Tensor, weight: torch.Tensor, bias: torch.Ten
     compute = rounded(weight)
     if not on_tiles(values, compute):
         return bias_gelu(half_linear(values, weight, None), bias)
-    result: torch.Tensor = _LinearGelu.apply(values, compute, weight, bias)  # type: ignore[no-untyped-call]
+    result: torch.Tensor = _LinearGelu.apply(values, compute, weight, bias, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
     return result
 
 
 class _LinearGelu(torch.autograd.Function):
     @staticmethod
     def forward(
-        context: Any, values: torch.Tensor, compute: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+        context: Any,
+        values: torch.Tensor,
+        compute: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        keep: bool,
     ) -> torch.Tensor:
-        flat, keep = values.reshape(-1, values.shape[-1]), any(context.needs_input_grad)
+        flat = values.reshape(-1, values.shape[-1])
         before, after = multiply_gelu(flat, compute, bias, keep=keep)
         context.save_for_backward(flat if weight.requires_grad else None, compute, before)
         return after.view(*values.shape[:-1], len(compute))
@@ -149,7 +154,7 @@ class _LinearGelu(torch.autograd.Function):
             dweight, dbias = weight_gradient(inner, flat, sums=wanted[3])
         elif wanted[3]:
             dbias = column_sums(inner)
-        return dvalues, None, dweight, dbias
+        return dvalues, None, dweight, dbias, None
 
 
 class _HalfLinears(torch.autograd.Function):

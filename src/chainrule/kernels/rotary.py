@@ -167,10 +167,10 @@ class _TiledRotaryAttention(torch.autograd.Function):
         batch, length = projected.shape[:2]
         parts = [part.view(batch, -1, length, heads.size) for part in rotated]
         output = projected.new_empty(batch, length, heads.count, heads.size)
-        keep, softmaxes = any(context.needs_input_grad), []
+        softmaxes = []
         for number, rows in enumerate(slice(*ends) for ends in pairwise(bounds)):
             pieces, into = [part[:, :, rows] for part in parts], output[:, rows].transpose(1, 2)
-            softmaxes.append(attend_on_tiles(pieces, mask, into, _of_block(options, number), keep))
+            softmaxes.append(attend_on_tiles(pieces, mask, into, _of_block(options, number)))
         context.save_for_backward(*parts, cos, sin, mask, *softmaxes)
         context.options, context.sizes, context.bounds = options, sizes, bounds
         return output.flatten(2)

@@ -190,43 +190,46 @@ inline void product(const Product &p) {
         bf16 *right = room.take<bf16>(most * terms), *last = room.take<bf16>(SIDE * p.inputs);
         bf16 *last_more = room.take<bf16>(SIDE * p.more);
         float *sums[2] = {room.take<float>(most * SIDE), room.take<float>(most * SIDE)};
-        const int64_t me = thread_number(), side = me % across, level = me / across, wide = p.outputs / SIDE;
-        const int64_t from = wide * side / across * SIDE, to = wide * (side + 1) / across * SIDE;
-        const int64_t top = blocks * level / down, bottom = blocks * (level + 1) / down;
-        for (int64_t start = from; start < to; start += most) {
-            const int64_t end = std::min(to, start + most);
-            if (top < bottom)
-                for (int64_t n = start; n < end; n += SIDE) p.pack(n, right + (n - start) * terms, way);
-            Pending pending;
-            for (int64_t block = top; block < bottom; ++block) {
-                const int64_t row = block * SIDE, count = std::min(SIDE, p.rows - row);
-                const bf16 *left = rows_or_copy(p.x, p.inputs, row, p.rows, p.inputs, last);
-                const bf16 *more = rows_or_copy(p.more_x, p.more, row, p.rows, p.more, last_more);
-                if (row + 2 * SIDE <= p.rows) {
-                    const char *next = reinterpret_cast<const char *>(left + SIDE * p.inputs);
-                    for (int64_t place = 0; place < SIDE * p.inputs * 2; place += 64) _mm_prefetch(next + place, _MM_HINT_T1);
-                }
-                for (int64_t first = 0; first < steps; first += near)
-                    for (int64_t n = start; n < end; n += SIDE) {
-                        const int64_t now = std::min(near, steps - first);
-                        float *place = sums[block % 2] + (n - start) * SIDE;
-                        if (first)
-                            take_block(place, SIDE);
-                        else
-                            clear_block();
-                        add_products(left + first * SIDE, p.inputs, 16 * p.inputs, SIDE,
-                                     right + (n - start) * terms + first * PAIR, now, [&](int64_t s) {
-                                         pending.write(p, SIDE * s / now, SIDE * (s + 1) / now);
-                                     });
-                        const bool done = first + now == steps;
-                        if (done && p.more)
-                            add_rows(more, p.more, right + (n - start) * terms + steps * PAIR, p.more / SIDE);
-                        put_block(place, SIDE);
-                        pending = {};
-                        if (done) pending = {place, row, n, count};
+#pragma omp for schedule(static)
+        for (int64_t me = 0; me < team; ++me) {
+            const int64_t side = me % across, level = me / across, wide = p.outputs / SIDE;
+            const int64_t from = wide * side / across * SIDE, to = wide * (side + 1) / across * SIDE;
+            const int64_t top = blocks * level / down, bottom = blocks * (level + 1) / down;
+            for (int64_t start = from; start < to; start += most) {
+                const int64_t end = std::min(to, start + most);
+                if (top < bottom)
+                    for (int64_t n = start; n < end; n += SIDE) p.pack(n, right + (n - start) * terms, way);
+                Pending pending;
+                for (int64_t block = top; block < bottom; ++block) {
+                    const int64_t row = block * SIDE, count = std::min(SIDE, p.rows - row);
+                    const bf16 *left = rows_or_copy(p.x, p.inputs, row, p.rows, p.inputs, last);
+                    const bf16 *more = rows_or_copy(p.more_x, p.more, row, p.rows, p.more, last_more);
+                    if (row + 2 * SIDE <= p.rows) {
+                        const char *next = reinterpret_cast<const char *>(left + SIDE * p.inputs);
+                        for (int64_t place = 0; place < SIDE * p.inputs * 2; place += 64) _mm_prefetch(next + place, _MM_HINT_T1);
                     }
+                    for (int64_t first = 0; first < steps; first += near)
+                        for (int64_t n = start; n < end; n += SIDE) {
+                            const int64_t now = std::min(near, steps - first);
+                            float *place = sums[block % 2] + (n - start) * SIDE;
+                            if (first)
+                                take_block(place, SIDE);
+                            else
+                                clear_block();
+                            add_products(left + first * SIDE, p.inputs, 16 * p.inputs, SIDE,
+                                         right + (n - start) * terms + first * PAIR, now, [&](int64_t s) {
+                                             pending.write(p, SIDE * s / now, SIDE * (s + 1) / now);
+                                         });
+                            const bool done = first + now == steps;
+                            if (done && p.more)
+                                add_rows(more, p.more, right + (n - start) * terms + steps * PAIR, p.more / SIDE);
+                            put_block(place, SIDE);
+                            pending = {};
+                            if (done) pending = {place, row, n, count};
+                        }
+                }
+                pending.write(p, 0, SIDE);
             }
-            pending.write(p, 0, SIDE);
         }
         _mm_sfence();
     }
