@@ -112,7 +112,7 @@ def attention_half(
 def _ended(
     context: Any, values: torch.Tensor, residual: torch.Tensor, end: tuple[float, float, bool], parameters: Any
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-    """The end of a half; what is to be saved for `_end_gradients`."""
+    """The end of a half, and what of it is to be saved for its gradient."""
     bias, weight, shift = parameters[-3:]
     epsilon, rate, keep = end
     options = (epsilon, drop_levels(rate), 0, keep)

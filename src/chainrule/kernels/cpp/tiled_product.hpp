@@ -1,6 +1,6 @@
 #pragma once
 
-// Matrix products on tiles where they beat the library's: the gradient of a weight, whose left side lies across.
+// Matrix products on tiles: the gradient of a weight, whose left side lies across, and of rows with a weight.
 
 #include "chains.hpp"
 #include "tiles.hpp"
