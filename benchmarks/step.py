@@ -171,7 +171,7 @@ def waiting(steps: int) -> None:
         workers = [multiprocessing.Process(target=busy, args=(900,), daemon=True) for _ in range(others)]
         for worker in workers:
             worker.start()
-        for policy in (None, "OMP_WAIT_POLICY=PASSIVE", "GOMP_SPINCOUNT=3000", "GOMP_SPINCOUNT=30000"):
+        for policy in (None, "OMP_WAIT_POLICY=PASSIVE", "GOMP_SPINCOUNT=3000", "GOMP_SPINCOUNT=20000"):
             environment = {key: value for key, value in os.environ.items() if key not in _WAITING}
             environment |= dict([policy.split("=")]) if policy else {}
             print(f"{others} other busy processes, {policy or 'the default'}:", flush=True)

@@ -32,6 +32,7 @@ class NativeAdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """One update of every parameter that has a gradient."""
+        dense = []
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -40,25 +41,29 @@ class NativeAdamW(torch.optim.Optimizer):
                 if parameter.grad.is_sparse:
                     self._update_rows(parameter, state, group)
                 else:
-                    self._update(parameter, state, group)
+                    dense.append((parameter, state, group))
+        self._update(dense)
         self.gradient_scale = 1.0
 
-    def _update(self, parameter: torch.Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        if not state:
-            state |= {"step": 0, "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
-        gradient = parameter.grad
-        if gradient is None:
-            raise ValueError("a dense update needs a gradient")
-        numbers = _numbers(group, state["step"])
-        compute = rounded(parameter) if is_rounded(parameter) else None
-        native.call(
-            "adam", native.is_half(gradient), parameter, state["exp_avg"], state["exp_avg_sq"],
-            gradient.contiguous(), compute, parameter.numel(), *numbers, self.gradient_scale,
-        )  # fmt: skip
-        state["step"] += 1
-        torch.autograd.graph.increment_version(parameter)
-        if compute is not None:
-            set_rounded(parameter, compute)
+    def _update(self, dense: list[tuple[torch.Tensor, dict[str, Any], dict[str, Any]]]) -> None:
+        """All parameters with a dense gradient, in one call."""
+        tensors, numbers, kept = [], [], []
+        for parameter, state, group in dense:
+            if not state:
+                state |= {"step": 0, "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+            compute = rounded(parameter) if is_rounded(parameter) else None
+            parts = (parameter, state["exp_avg"], state["exp_avg_sq"], _contiguous(parameter.grad), compute)
+            kept.append(parts)
+            tensors.append((*map(native.address, parts), parameter.numel(), native.is_half(parts[3])))
+            numbers.append(_numbers(group, state["step"]))
+        if not dense:
+            return
+        native.call("adam", torch.tensor(tensors), torch.tensor(numbers), len(tensors), self.gradient_scale)
+        for (parameter, state, _), (*_, compute) in zip(dense, kept, strict=True):
+            state["step"] += 1
+            torch.autograd.graph.increment_version(parameter)
+            if compute is not None:
+                set_rounded(parameter, compute)
 
     def _update_rows(self, parameter: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
         if not state:
@@ -159,8 +164,15 @@ def gradient_norm(gradients: list[torch.Tensor]) -> float:
     dense = [gradient.values() if gradient.is_sparse else gradient for gradient in gradients]
     if not all(native.usable(gradient) for gradient in dense):
         return float(torch.nn.utils.get_total_norm(dense))
-    total = sum(native.call("squares", native.is_half(part), part.contiguous(), part.numel()) for part in dense)
-    return math.sqrt(total)
+    kept = [part.contiguous() for part in dense]
+    table = [(native.address(part), part.numel(), native.is_half(part)) for part in kept]
+    return math.sqrt(native.call("squares", torch.tensor(table), len(table))) if table else 0.0
+
+
+def _contiguous(gradient: torch.Tensor | None) -> torch.Tensor:
+    if gradient is None:
+        raise ValueError("a dense update needs a gradient")
+    return gradient.contiguous()
 
 
 def _numbers(group: dict[str, Any], step: int) -> tuple[float, ...]:

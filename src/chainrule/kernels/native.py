@@ -51,8 +51,8 @@ _SIGNATURES = {
     "dropout": "ipp" + "ll" + "iuu",
     "column_sum": "ipp" + "ll",
     "gather_sum": "ipppp" + "ll",
-    "squares": "ipl",
-    "adam": "ippppp" + "l" + "ffffffff",
+    "squares": "pl",
+    "adam": "ppl" + "f",
     "adam_rows": "pppppp" + "ll" + "i" + "ffffffff",
     "adam_late": "ppppp" + "ll" + "i" + "ppp" + "ffff",
 }
@@ -112,12 +112,21 @@ def is_half(values: torch.Tensor) -> int:
     return int(values.dtype == torch.bfloat16)
 
 
+def address(values: torch.Tensor | None) -> int:
+    """Where the elements of a contiguous tensor begin; 0 for None.
+
+    Raises:
+        ValueError: the tensor is not contiguous.
+    """
+    if values is None:
+        return 0
+    if not values.is_contiguous():
+        raise ValueError("a kernel reads contiguous tensors only")
+    return values.data_ptr()
+
+
 def _argument(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        if not value.is_contiguous():
-            raise ValueError("a kernel reads contiguous tensors only")
-        return value.data_ptr()
-    return value
+    return address(value) if isinstance(value, torch.Tensor) else value
 
 
 @lru_cache(maxsize=1)

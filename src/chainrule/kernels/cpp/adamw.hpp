@@ -16,15 +16,37 @@ inline void adam_one(float &p, float &m, float &v, float g, const Adam &a, float
     p = p * keep - step * m / (std::sqrt(v) * root + a.epsilon);
 }
 
+// One of the tensors of an update, as the caller lays them out in a table of int64: addresses, a size, a flag.
+struct Updated {
+    float *p, *m, *v;
+    const void *g;
+    bf16 *compute;  // its copy in bfloat16, or null
+    int64_t count, half;  // whether its gradient is in bfloat16
+};
+static_assert(sizeof(Updated) == 7 * sizeof(int64_t), "a row of the table");
+
 template <typename T>
-void adam(float *p, float *m, float *v, const T *g, bf16 *compute, int64_t count, const Adam a, float factor) {
+void adam_block(const Updated &u, const Adam &a, float factor, int64_t start, int64_t end) {
     const float keep = 1.0f - a.rate * a.decay, step = a.rate / a.correction1, root = 1.0f / std::sqrt(a.correction2);
-#pragma omp parallel for num_threads(team) schedule(static) if (count > SMALL)
-    for (int64_t start = 0; start < count; start += 4096) {
-        const int64_t end = std::min(count, start + 4096);
-        for (int64_t i = start; i < end; ++i) adam_one(p[i], m[i], v[i], load(g[i]) * factor, a, keep, step, root);
-        if (compute)
-            for (int64_t i = start; i < end; ++i) store(compute[i], p[i]);
+    const T *g = static_cast<const T *>(u.g);
+    for (int64_t i = start; i < end; ++i) adam_one(u.p[i], u.m[i], u.v[i], load(g[i]) * factor, a, keep, step, root);
+    if (u.compute)
+        for (int64_t i = start; i < end; ++i) store(u.compute[i], u.p[i]);
+}
+
+// All tensors in one region: most are so small that meeting after each would take longer than their update.
+void adam(const Updated *tensors, const Adam *numbers, int64_t n, float factor) {
+    int64_t all = 0;
+    for (int64_t t = 0; t < n; ++t) all += tensors[t].count;
+#pragma omp parallel num_threads(team) if (all > SMALL)
+    for (int64_t t = 0; t < n; ++t) {
+        const Updated &u = tensors[t];
+#pragma omp for schedule(static) nowait
+        for (int64_t start = 0; start < u.count; start += CHUNK) {
+            const int64_t end = std::min(u.count, start + CHUNK);
+            u.half ? adam_block<bf16>(u, numbers[t], factor, start, end)
+                   : adam_block<float>(u, numbers[t], factor, start, end);
+        }
     }
 }
 

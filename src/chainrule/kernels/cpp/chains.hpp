@@ -276,16 +276,33 @@ void gather_sum(const T *gradient, const int64_t *order, const int64_t *starts, 
     }
 }
 
+// One of the tensors whose squares are summed, a row of the caller's table of int64.
+struct Summed {
+    const void *x;
+    int64_t count, half;
+};
+
 template <typename T>
-double squares(const T *x, int64_t count) {
-    const int64_t size = 4096, blocks = (count + size - 1) / size;
-    std::vector<float> parts(blocks);
-#pragma omp parallel for num_threads(team) schedule(static) if (count > SMALL)
-    for (int64_t block = 0; block < blocks; ++block) {
-        float part = 0.0f;
-        const int64_t end = std::min(count, (block + 1) * size);
-        for (int64_t i = block * size; i < end; ++i) part += load(x[i]) * load(x[i]);
-        parts[block] = part;
+float block_squares(const T *x, int64_t count) {
+    float part = 0.0f;
+    for (int64_t i = 0; i < count; ++i) part += load(x[i]) * load(x[i]);
+    return part;
+}
+
+// The sum of all squares, the same for any number of threads.
+double squares(const Summed *tensors, int64_t n) {
+    std::vector<int64_t> first(n + 1);
+    for (int64_t t = 0; t < n; ++t) first[t + 1] = first[t] + (tensors[t].count + CHUNK - 1) / CHUNK;
+    std::vector<float> parts(first[n]);
+#pragma omp parallel num_threads(team) if (first[n] * CHUNK > SMALL)
+    for (int64_t t = 0; t < n; ++t) {
+        const Summed &s = tensors[t];
+#pragma omp for schedule(static) nowait
+        for (int64_t start = 0; start < s.count; start += CHUNK) {
+            const int64_t count = std::min(CHUNK, s.count - start);
+            parts[first[t] + start / CHUNK] = s.half ? block_squares(static_cast<const bf16 *>(s.x) + start, count)
+                                                    : block_squares(static_cast<const float *>(s.x) + start, count);
+        }
     }
     double total = 0.0;
     for (float part : parts) total += part;

@@ -179,5 +179,6 @@ inline float sum_of(const float *values, int64_t wide) {
 }
 
 const int64_t SMALL = 16384;  // elements below which threads cost more than they bring
+const int64_t CHUNK = 4096;  // elements of a long tensor that one thread takes at a time
 
 }  // namespace

@@ -172,16 +172,12 @@ void chainrule_gather_sum(int32_t half, const void *gradient, const int64_t *ord
          gather_sum(IN(bf16, gradient), order, starts, sums, results, columns));
 }
 
-double chainrule_squares(int32_t half, const void *x, int64_t count) {
-    return BOTH(squares(IN(float, x), count), squares(IN(bf16, x), count));
+double chainrule_squares(const int64_t *tensors, int64_t n) {
+    return squares(reinterpret_cast<const Summed *>(tensors), n);
 }
 
-void chainrule_adam(int32_t half, float *p, float *m, float *v, const void *g, void *compute, int64_t count, float rate,
-                    float beta1, float beta2, float epsilon, float decay, float correction1, float correction2,
-                    float factor) {
-    const Adam a{rate, beta1, beta2, epsilon, decay, correction1, correction2};
-    BOTH(adam(p, m, v, IN(float, g), AS(bf16, compute), count, a, factor),
-         adam(p, m, v, IN(bf16, g), AS(bf16, compute), count, a, factor));
+void chainrule_adam(const int64_t *tensors, const float *numbers, int64_t n, float factor) {
+    adam(reinterpret_cast<const Updated *>(tensors), reinterpret_cast<const Adam *>(numbers), n, factor);
 }
 
 void chainrule_adam_rows(float *p, float *m, float *v, int32_t *last, const float *g, const int64_t *rows,

@@ -173,11 +173,10 @@ struct Pending {
 };
 
 const int64_t RIGHT_BYTES = 1200000;  // of the columns that are packed at once: they stay in the second cache
-const int64_t MANY_ROWS = 512;        // for each thread: then all read every column, rather than every row
-const int64_t NEAR_STEPS = 16;       // of 32 terms: that many of the left side stay in the first
+const int64_t NEAR_STEPS = 20;       // of 32 terms: that many of the left side stay in the first
 
 inline void product(const Product &p) {
-    int64_t across = p.rows >= MANY_ROWS * team ? 1 : team;  // threads side by side; the others divide the rows
+    int64_t across = team;  // threads side by side, each packs its columns; the others divide the rows
     while (team % across || (across > 1 && p.outputs / across < 2 * SIDE)) --across;
     const int64_t down = team / across, blocks = (p.rows + SIDE - 1) / SIDE, steps = p.inputs / SIDE;
     const int64_t terms = p.inputs + p.more, most = std::max<int64_t>(SIDE, RIGHT_BYTES / 2 / terms / SIDE * SIDE);
