@@ -30,7 +30,12 @@ sys.path.insert(0, str(HERE))
 from workloads import WORKLOADS, Workload
 
 PEERS = ("hf-tuned", "hf-default")
-PEER_OF = {"token-classification": "hf_tokens.py"}
+PEER_OF = {
+    "token-classification": "hf_tokens.py",
+    "question-answering": "hf_answers.py",
+    "sentence-similarity": "st_vectors.py",
+    "embedding": "st_vectors.py",
+}
 
 
 def run_one(trainer: str, workload: Workload, seed: int, settings: Sequence[str] = ()) -> dict[str, Any]:

@@ -30,7 +30,7 @@ Seconds = dict[str, dict[str, Any]]
 
 
 def newest() -> dict[str, Seconds]:
-    """Workload -> trainer -> its last result on the last day that has any.
+    """Workload -> trainer -> its result in the last sitting, which begins with the choice of the best peer.
 
     Peers are kept with the turns of ours that they alternated with.
     """
@@ -39,6 +39,8 @@ def newest() -> dict[str, Seconds]:
         ours: dict[str, Any] = {}
         today: dict[str, Seconds] = {}
         for read in json.loads(path.read_text(encoding="utf-8"))["results"]:
+            if "choosing" in read:
+                today.pop(read["choosing"], None)
             if "turns" not in read:
                 continue
             result = {"once": 0.0, "whole_turns": 1.0} | read

@@ -6,6 +6,7 @@ Both our runs and the peers' runs read this one table, so that a comparison cann
 from __future__ import annotations
 
 import csv
+import json
 import os
 import random
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ class Workload:
 
     Attributes:
         top: only the top layers of this number are trained, and the head; 0 for all layers.
+        data: the data set's name where that is not the workload's.
     """
 
     name: str
@@ -34,12 +36,12 @@ class Workload:
     max_length: int = 128
     model: str = "minilm"
     top: int = 0
+    data: str = ""
 
     @property
     def folder(self) -> Path:
-        if self.name == "long_documents":
-            return long_documents()
-        return DATA / self.name
+        made = {"long_documents": long_documents, "dialogsum_vectors": summaries_and_dialogues}
+        return made[self.name]() if self.name in made else DATA / (self.data or self.name)
 
 
 # Part of an epoch of the large sets: enough to compare trainers, little enough to do it often.
@@ -56,6 +58,9 @@ WORKLOADS = {
         Workload("chnsenticorp", "text-classification", "accuracy", 0.5),
         Workload("long_documents", "text-classification", "accuracy", 2, batch_size=8, max_length=512),
         Workload("conll2003pp", "token-classification", "f1", 2, learning_rate=1e-4),
+        Workload("xquad_en", "question-answering", "f1", 8, 1e-4, 16, 384),
+        Workload("stsb_vectors", "sentence-similarity", "spearman", 2, data="stsb"),
+        Workload("dialogsum_vectors", "embedding", "ndcg@10", 4, max_length=256),
         Workload("ag_news", "text-classification", "accuracy", 5, top=2),
         Workload("alpaca_gpt4_en", "text-generation", "loss", 1, 2e-4, 8, 512, "smollm2"),
     )
@@ -92,4 +97,19 @@ def long_documents() -> Path:
         draw.shuffle(rows)
         with path.open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([("text", "label"), *rows])
+    return target
+
+
+def summaries_and_dialogues() -> Path:
+    """The summary of a dialogue of dialogsum, and the dialogue that is to be found for it. Made once."""
+    target = MADE / "dialogsum_vectors"
+    for split in ("train", "validation", "test"):
+        path = target / f"{split}.csv"
+        if path.is_file():
+            continue
+        target.mkdir(parents=True, exist_ok=True)
+        with (DATA / "dialogsum" / f"{split}.jsonl").open(encoding="utf-8") as file:
+            rows = [json.loads(line) for line in file]
+        with path.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([("anchor", "positive"), *((row["target"], row["source"]) for row in rows)])
     return target
