@@ -1,7 +1,8 @@
-"""The table and the plot of docs/speed.md from the newest turns in benchmarks/results/*.json.
+"""The table and the plot of docs/speed.md from the newest turns in benchmarks/results/*.json; the table of searches.
 
 python benchmarks/tables.py              # prints the table
 python benchmarks/tables.py --plot docs/images/speed.svg
+python benchmarks/tables.py --search     # benchmarks/results/search.jsonl
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
+from search_beside_hf import RESULTS, table
 from turns import DEFAULTS, OURS, STEPS, ratios
 from workloads import CHATS, PREDICTED, WORKLOADS
 
@@ -127,7 +129,12 @@ def plot(found: dict[str, Seconds], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--plot", type=Path)
+    parser.add_argument("--search", action="store_true", help="of searches beside the Trainer's")
     options = parser.parse_args()
+    if options.search:
+        lines = RESULTS.read_text(encoding="utf-8").splitlines() if RESULTS.is_file() else []
+        print("\n".join(table([json.loads(line) for line in lines])))
+        return
     found = newest()
     print("| work | Chainrule | peer as it comes / ours | best peer / ours | peak memory, MB, ours / best | turns |")
     print("|---|---|---|---|---|---|")

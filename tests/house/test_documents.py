@@ -95,8 +95,9 @@ def test_make_targets_exist(repository: Path, shown_commands: Commands) -> None:
 def test_continuous_integration_is_make_test(repository: Path) -> None:
     script = repository / ".ci" / "run"
     assert script.stat().st_mode & 0o111, ".ci/run must be executable"
+    assert (repository / ".ci" / "packages").stat().st_mode & 0o111, ".ci/packages must be executable"
     lines = [line for line in script.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
-    assert lines == ["set -euo pipefail", 'cd "$(dirname "${BASH_SOURCE[0]}")/.."', "make test"]
+    assert lines == ["set -euo pipefail", 'cd "$(dirname "${BASH_SOURCE[0]}")/.."', ".ci/packages", "make test"]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

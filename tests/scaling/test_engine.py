@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import chainrule
+from chainrule.cli import main
+from chainrule.cli.submit import Sorted
 from chainrule.core.engine import Engine
 from chainrule.errors import MissingExtraError, RecipeError, UserError
 from chainrule.scaling.cluster import require_same_version, take_place, where_we_are
+from chainrule.scaling.jobs import entry_of
+from chainrule.testing.clusters import free_port, plain_environment
 from chainrule.version import __version__
 
 pytestmark = pytest.mark.unit
@@ -54,15 +60,59 @@ def test_the_command_refuses(given: list[str], message: str, reviews: Path) -> N
     assert message in done.stderr
 
 
-def test_a_cluster_from_outside(reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", "http://head:8265")
+@pytest.mark.parametrize("address", ["http://head:8265", "ray://head:10001"])
+def test_a_cluster_from_outside(address: str, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(UserError) as caught:
         chainrule.train(reviews, out=tmp_path / "run", engine=Engine("ray"))
     assert str(caught.value) == (
         "The cluster must be used from inside.\n"
         "  - field 'RAY_ADDRESS': expected HOST:PORT of the cluster's head, from one of its machines, got "
-        "http://head:8265. From outside: ray job submit --address http://head:8265 -- chainrule … --engine ray"
+        f"{address}. From outside give the command, `chainrule … --engine ray`, with the address of the cluster's "
+        "dashboard, such as RAY_ADDRESS=http://HEAD:8265; it is submitted as a job."
     )
+
+
+def test_a_command_for_a_cluster_that_is_not_there(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    address = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    for words in (["train", "rows.csv"], ["predict", "run", "rows.csv", "--out", "x.csv"], ["search", "--resume", "s"]):
+        with pytest.raises(SystemExit) as stop:
+            main([*words, "--engine", "ray"])
+        assert stop.value.code == 2
+        assert capsys.readouterr().err == (
+            "Error: The job cannot be submitted.\n"
+            "  - field 'RAY_ADDRESS': expected the address of a Ray cluster's dashboard, such as http://HEAD:8265, got "
+            f"{address}: [Errno 111] Connection refused. Check `ray job list --address {address}`; the head must be "
+            "started with ray[default]. Or unset RAY_ADDRESS for workers on this machine.\n"
+        )
+
+
+def test_a_job_begins_where_the_command_was_given(tmp_path: Path) -> None:
+    folder = tmp_path / "a folder's"
+    entry = entry_of(["--version"], folder)
+    environment = plain_environment({})
+    unseen = subprocess.run(["bash", "-c", entry], capture_output=True, text=True, check=False, env=environment)
+    assert unseen.returncode == 2
+    assert unseen.stderr.startswith("Error: The cluster does not see the folder of the command.\n")
+    folder.mkdir()
+    done = subprocess.run(["bash", "-c", entry], capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, done.stdout) == (0, f"chainrule {__version__}\n"), done.stderr
+
+
+def test_what_a_job_says_is_sorted(capsys: Any) -> None:
+    said = 'Training.\n{this is no document\nstep 1\n{\n  "run": "r"\n}\n'
+    for with_document in (True, False):
+        job = Sorted(with_document)
+        for place in range(0, len(said), 5):
+            job.take(said[place : place + 5])
+        job.end()
+        told = capsys.readouterr()
+        if with_document:
+            assert json.loads(told.out) == {"run": "r"}
+            assert told.err == "Training.\n{this is no document\nstep 1\n"
+        else:
+            assert (told.out, told.err) == (said, "")
 
 
 def test_an_unreachable_cluster(reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from chainrule.api.planning import plan
 from chainrule.api.searching import resume_search, search
 from chainrule.api.serving import serve
 from chainrule.api.showing import SHOWN, show
+from chainrule.api.submitting import submit
 from chainrule.api.targeting import plan_target, reach_target
 from chainrule.api.training import find_learning_rate, reproduce, resume, train
 from chainrule.api.using import evaluate, predict
@@ -38,6 +39,7 @@ __all__ = [
     "search",
     "serve",
     "show",
+    "submit",
     "train",
     "watch",
     "watch_export",

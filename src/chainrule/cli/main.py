@@ -28,7 +28,8 @@ from chainrule.cli import (
     train,
     watch,
 )
-from chainrule.cli.output import print_json
+from chainrule.cli.output import FromOutsideError, print_json
+from chainrule.cli.submit import submitted
 from chainrule.errors import ChainruleError, ElsewhereError, Problem, ShortageError, UserError, Where
 from chainrule.system.memory import is_shortage
 from chainrule.system.progress import console, visible
@@ -94,7 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
     if rank():  # of several processes that do the same, the first one alone has results to tell
         sys.stdout = io.StringIO()
     try:
-        code = app(words, standalone_mode=False)
+        code = _carried_out(words)
     except typer.Exit as stop:
         code = stop.exit_code
     except _ParserError as error:
@@ -112,6 +113,13 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         code = _report(_shortage(error) if is_shortage(error) else _our_fault(error), words)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _carried_out(words: list[str]) -> Any:
+    try:
+        return app(words, standalone_mode=False)
+    except FromOutsideError:
+        return submitted(words)
 
 
 def _report(error: ChainruleError, words: list[str], code: int | None = None) -> int:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text as RichText
 
-from chainrule.core.engine import Engine
+from chainrule.core.engine import Engine, outside_address
 from chainrule.core.parsing import parse_setting
 from chainrule.system.progress import Display, Quiet, Terminal, visible
 
@@ -34,10 +34,21 @@ EngineName = Annotated[
 Workers = Annotated[int | None, typer.Option(min=1, help="With --engine: how many (default: one a GPU, or a machine).")]
 
 
+class FromOutsideError(Exception):
+    """The cluster in RAY_ADDRESS takes commands as jobs; this ends one here, before anything is read."""
+
+
 def engine_of(name: str | None, workers: int | None) -> Engine | None:
-    """What --engine and --workers ask for; None for this process."""
+    """What --engine and --workers ask for; None for this process.
+
+    Raises:
+        FromOutsideError: the command is for a cluster that this machine is not part of.
+    """
     if name is not None:
-        return Engine(name, workers)
+        engine = Engine(name, workers)
+        if outside_address() is not None:
+            raise FromOutsideError
+        return engine
     if workers is not None:
         raise typer.BadParameter("it goes with --engine ray", param_hint="--workers")
     return None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from chainrule.errors import Problem, RecipeError, Where
 
 ENGINES = ("ray",)
+ADDRESS = "RAY_ADDRESS"
 
 
 @dataclass(frozen=True)
@@ -33,3 +35,9 @@ class Engine:
         if self.workers is not None and self.workers < 1:
             problem = Problem("1 worker or more", str(self.workers), "Change it.", Where(field="workers"))
             raise RecipeError("There must be a worker.", [problem])
+
+
+def outside_address() -> str | None:
+    """The cluster's address for jobs, where RAY_ADDRESS is one: commands are submitted there; else None."""
+    address = os.environ.get(ADDRESS, "")
+    return address if address.startswith(("http://", "https://")) else None

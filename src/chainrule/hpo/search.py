@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,15 +21,15 @@ from chainrule.evaluation.artifact import evaluate_artifact, keep_report
 from chainrule.evaluation.report import write_report
 from chainrule.evaluation.study_page import write_study_page
 from chainrule.hpo.auto import refuse_open
-from chainrule.hpo.optuna_study import Settings, open_study, optuna, quietly, refuse_names
+from chainrule.hpo.optuna_study import Settings, has_password, open_study, optuna, quietly, reachable, refuse_names
 from chainrule.hpo.short import FEWEST_STEPS, Pace, pace_of
 from chainrule.hpo.space import Space, space_of
 from chainrule.hpo.told import importance_of, trials_of
 from chainrule.hpo.trials import COMPLETE, FAILED, RUNNING, StoppedTrialError, Trials, freed
 from chainrule.system.files import atomic_folder, read_json, write_json
 from chainrule.system.lock import only_one
-from chainrule.system.progress import Display
-from chainrule.system.stop import stop_requests, who_stopped
+from chainrule.system.progress import Bar, Display
+from chainrule.system.stop import StopRequest, stop_requests, who_stopped
 from chainrule.training.job import planned_steps
 from chainrule.training.resolve import RESERVE_FOR_THE_REST
 from chainrule.training.run import resume_run, train_recipe
@@ -72,6 +73,7 @@ class Search:
         self.trials = Trials(self.recipe, self.source, self.space, self.settings)
         self.began = time.perf_counter()
         self.before = float(asked.get("spent", 0.0))
+        self.mark: str = asked.get("mark", str(folder.resolve()))  # whose trials are whose in a common storage
         self.study: Any = None
         self.expected = 0
         self.at_once = 1  # trials that are made at the same time
@@ -83,7 +85,7 @@ class Search:
             UserError: the data, the model, the storage or the budget is wrong.
             StoppedError: Ctrl-C or SIGTERM; everything so far is kept.
         """
-        with only_one(self.folder):
+        with only_one(self.folder), reachable(self.settings, self.folder):
             if (self.folder / STUDY).is_file():
                 self.display.say(f"The search {self.folder} is finished; there is nothing to go on with.")
                 return Study(self.folder)
@@ -95,8 +97,7 @@ class Search:
             reserve = self._final_seconds(pace, steps)
             self.trials.most = self._steps_of_trials(pace, steps, reserve)
             self.trials.share = self.trials.most / steps
-            seed, most = self.recipe.seed, self.trials.most
-            self.study = open_study(self.folder, self.settings, seed=seed, most=most, metric=self.trials.metric)
+            self.open()
             self._again()
             self._preview(pace, steps, reserve)
             if self.helpers is not None:
@@ -108,9 +109,21 @@ class Search:
             self._judge(best, run, "test" in prepared.dataset.splits)
         return Study(self.folder)
 
+    def open(self, helper: int = 0) -> None:
+        """Open the study that the trials are kept in.
+
+        Args:
+            helper: as `open_study` takes it.
+        """
+        seed, most, metric = self.recipe.seed, self.trials.most, self.trials.metric
+        self.study = open_study(
+            self.folder, self.settings, seed=seed, most=most, metric=metric, who=self.mark, helper=helper
+        )
+
     def _spent(self) -> float:
-        """Seconds, those before an interruption included."""
-        done = sum(trial.user_attrs.get("seconds", 0.0) for trial in self.study.trials) if self.study else 0.0
+        """Seconds, those before an interruption included; those of others on the same storage are theirs."""
+        trials = self.study.trials if self.study else []
+        done: float = sum(trial.user_attrs.get("seconds", 0.0) for trial in trials if self._is_own(trial))
         return max(done / self.at_once, self.before + time.perf_counter() - self.began)
 
     @property
@@ -159,16 +172,27 @@ class Search:
     def _again(self) -> None:
         """Trials that a kill has left unfinished count as failed, and are made again."""
         for trial in self.study.get_trials(deepcopy=False):
-            if trial.state.name == RUNNING and trial.user_attrs.get("folder", self._mark) == self._mark:
+            if trial.state.name == RUNNING and self._is_own(trial):
                 with quietly():
                     self.study.tell(trial.number, state=optuna().trial.TrialState.FAIL)
                     if trial.params:
                         self.study.enqueue_trial(trial.params)
 
-    @property
-    def _mark(self) -> str:
-        """Whose trials are whose, where several workers share a storage."""
-        return str(self.folder.resolve())
+    def _is_own(self, trial: Any) -> bool:
+        """Whether a trial is of this search; others may share its storage, and have only begun one without a mark."""
+        return bool(trial.user_attrs.get("folder", self.mark if self.settings.storage is None else "") == self.mark)
+
+    def _taken(self, before: int | None = None) -> int:
+        """Trials that count as made: those that have ended, and those that others on the same storage are making.
+
+        Args:
+            before: only those with a lower number.
+        """
+        return sum(
+            trial.state.is_finished() or (trial.state.name == RUNNING and not self._is_own(trial))
+            for trial in self.study.get_trials(deepcopy=False)
+            if before is None or trial.number < before
+        )
 
     def make_trials(self, seconds: float, most: int | None = None) -> None:
         """As long as there is time, and not more than were asked for.
@@ -176,30 +200,48 @@ class Search:
         Args:
             most: by this process, beside those of others; None for what is left of those that were asked for.
         """
-        states = optuna().trial.TrialState
-        done = sum(trial.state.is_finished() for trial in self.study.trials) if most is None else 0
-        most = (self.settings.trials or 10_000) if most is None else most
+        made, wanted = 0, self.settings.trials or 10_000
         with (
             self.display.bar("trials", max(1, self.expected)) as bar,
             stop_requests(self.display.say) as stop,
         ):
-            while done < most and (self._spent() < seconds or not self._finished()):
+            while self._spent() < seconds or not self._finished():
+                if made == most or (most is None and self._taken() >= wanted):
+                    break
                 with quietly():
                     trial = self.study.ask()
-                trial.set_user_attr("folder", self._mark)
-                try:
-                    state, values = self.trials.run(trial, stop, lambda text: bar.advance(1, text))
-                except StoppedTrialError:
-                    with quietly():
-                        self.study.tell(trial, state=states.FAIL)
-                        self.study.enqueue_trial(trial.params)
-                    raise self._stopped(stop.signal) from None
-                with quietly():
-                    self.study.tell(trial, values, state=getattr(states, state))
-                done += 1
-                if done >= 2 * AIMED and not self._finished() and self._spent() >= seconds:
+                trial.set_user_attr("folder", self.mark)
+                if most is None and self._taken(before=trial.number) >= wanted:
+                    self._give_up(trial)
+                    break
+                self._make(trial, stop, bar)
+                made += 1
+                if made >= 2 * AIMED and not self._finished() and self._spent() >= seconds:
                     break
                 self._keep_time()
+
+    def _make(self, trial: Any, stop: StopRequest, bar: Bar) -> None:
+        """One trial, and what the study is told of it.
+
+        Raises:
+            StoppedError: somebody wants an end; the trial will be made again.
+        """
+        states = optuna().trial.TrialState
+        try:
+            state, values = self.trials.run(trial, stop, lambda text: bar.advance(1, text))
+        except StoppedTrialError:
+            with quietly():
+                self.study.tell(trial, state=states.FAIL)
+                self.study.enqueue_trial(trial.params)
+            raise self._stopped(stop.signal) from None
+        with quietly():
+            self.study.tell(trial, values, state=getattr(states, state))
+
+    def _give_up(self, trial: Any) -> None:
+        """A trial that another worker has been quicker with."""
+        trial.set_user_attr("note", "Other workers are making the last trials.")
+        with quietly():
+            self.study.tell(trial, state=optuna().trial.TrialState.FAIL)
 
     def _keep_time(self) -> None:
         write_json(self.folder / SEARCH, read_json(self.folder / SEARCH) | {"spent": round(self._spent(), 2)})
@@ -243,7 +285,7 @@ class Search:
             "metric": name,
             "sampler": self.settings.sampler,
             "pruner": self.settings.pruner,
-            "storage": self.settings.storage,
+            "storage": self.settings.shown_storage,
             "task": self.recipe.task.name,
             "model": self.recipe.model.name,
             "data": self.recipe.data.source,
@@ -291,9 +333,9 @@ def help_search(search: Search, part: Part, helper: int, helpers: int, limits: t
     search.trials.recipe = search.recipe.replace({"training.precision": part.precision})
     search.trials.most, search.trials.share = part.most, part.share
     search.before, search.at_once = part.spent, helpers
-    seed, metric = search.recipe.seed, search.trials.metric
-    search.study = open_study(search.folder, search.settings, seed=seed, most=part.most, metric=metric, helper=helper)
-    search.make_trials(seconds, 10_000 if most is None else most)
+    with reachable(search.settings, search.folder):
+        search.open(helper)
+        search.make_trials(seconds, 10_000 if most is None else most)
 
 
 def begin_search(recipe: Recipe, space: Mapping[str, Any], settings: Settings, out: Path) -> None:
@@ -317,9 +359,12 @@ def begin_search(recipe: Recipe, space: Mapping[str, Any], settings: Settings, o
         "recipe": merge(recipe.model_dump(mode="json"), {"prediction": None}),
         "settings": settings.model_dump(mode="json"),
         "space": checked.model_dump(mode="json"),
+        "mark": secrets.token_hex(8),
     }
     with atomic_folder(out) as folder:
         write_json(folder / SEARCH, asked)
+    if has_password(settings.storage):
+        out.chmod(0o700)
 
 
 def require_study(folder: Path) -> None:

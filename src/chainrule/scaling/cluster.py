@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from chainrule.core.engine import ADDRESS
 from chainrule.errors import Problem, UserError, Where
 from chainrule.system.device import physical_cores
 from chainrule.system.extras import require
 from chainrule.system.telemetry import SWITCHES
 from chainrule.version import __version__
 
-ADDRESS = "RAY_ADDRESS"
 STORE_BYTES = 100 * 2**20  # of Ray's shared memory on this machine: rows and weights go through files
 ANSWER_SECONDS = 10.0
 _FROM_OUTSIDE = ("http://", "https://", "ray://")
@@ -39,7 +39,8 @@ def cluster(workers: int) -> Iterator[Any]:
             where=Where(field=ADDRESS),
             expected="HOST:PORT of the cluster's head, from one of its machines",
             got=address,
-            todo=f"From outside: ray job submit --address {address} -- chainrule … --engine ray",
+            todo="From outside give the command, `chainrule … --engine ray`, with the address of the cluster's "
+            f"dashboard, such as {ADDRESS}=http://HEAD:8265; it is submitted as a job.",
         )
         raise UserError("The cluster must be used from inside.", [problem])
     here = address is None or address == "local"
