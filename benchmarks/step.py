@@ -3,10 +3,12 @@
 Forward, backward, clipping and AdamW of a batch of 32 even rows with dropout 0.1. Prints the median of each and the
 ratio to the best of the peers' settings; `efficiency` is the matrix products' arithmetic over (the time times the rate
 of plain `F.linear` at the model's own shapes), measured in the same run. `--waiting` runs itself again with threads
-that spin, sleep, or spin for a moment, on a quiet machine and while other processes keep the cores busy.
+that spin, sleep, or spin for a moment, on a quiet machine and while other processes keep the cores busy. `--kernels`
+tells where the time of our step goes.
 
     python benchmarks/step.py --lengths 16 56 128 --steps 20
     python benchmarks/step.py --waiting
+    python benchmarks/step.py --kernels --lengths 128
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import torch
 from torch.nn import functional
 
 from chainrule.core.recipe import Optimizer, Structure
+from chainrule.kernels import native as built
 from chainrule.models.accelerate import accelerate, keep_half_gradients
 from chainrule.models.load import load_classifier, load_tokenizer
 from chainrule.system.memory import keep_freed
@@ -181,16 +184,53 @@ def waiting(steps: int) -> None:
             worker.terminate()
 
 
+def kernels(length: int, steps: int) -> None:
+    """Where a step's time goes, by kernel: calls, and milliseconds of a step as the median of some."""
+    step, ids, call = ours(compiled=True), torch.randint(1000, 20000, (ROWS, length)), built.call
+    taken: dict[str, list[float]] = {}
+
+    def timed(name: str, *arguments: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return call(name, *arguments)
+        finally:
+            taken.setdefault(name, []).append((time.perf_counter() - began) * 1000)
+
+    for _ in range(5):
+        step(ids)
+    built.call = timed
+    wholes, sums = [], []
+    for _ in range(steps):
+        taken.clear()
+        wholes.append(step(ids))
+        sums.append({name: sum(times) for name, times in taken.items()})
+    built.call = call
+    calls = {name: len(times) for name, times in taken.items()}
+    middle = {name: median(each[name] for each in sums) for name in calls}
+    print("| kernel | calls | ms | share |\n|---|---|---|---|")
+    for name in sorted(middle, key=lambda name: -middle[name]):
+        print(f"| {name} | {calls[name]} | {middle[name]:.1f} | {middle[name] / median(wholes):.0%} |")
+    rest = median(whole - sum(each.values()) for whole, each in zip(wholes, sums, strict=True))
+    print(f"| all else (Python, torch) | | {rest:.1f} | {rest / median(wholes):.0%} |")
+    rate = product_rate(ROWS * length)
+    print(f"| step of {length} tokens | {sum(calls.values())} | {median(wholes):.1f} | |")
+    print(f"| its products alone, at the rate of `F.linear` | | {products(length) / rate:.1f} | |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lengths", type=int, nargs="+", default=[16, 56, 128])
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--waiting", action="store_true")
+    parser.add_argument("--kernels", action="store_true", help="where the time of each length's step goes")
     parser.add_argument("--one", action="store_true", help="only the accelerated model in bfloat16")
     options = parser.parse_args()
     keep_freed()
     if options.waiting:
         waiting(options.steps)
+    elif options.kernels:
+        for length in options.lengths:
+            kernels(length, options.steps)
     elif options.one:
         step = ours(compiled=True)
         for length in options.lengths:

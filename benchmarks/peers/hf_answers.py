@@ -55,8 +55,8 @@ class Windows(Dataset[dict[str, Any]]):
             return_overflowing_tokens=True,
             return_offsets_mapping=True,
         )
-        self.row = self.encoded.pop("overflow_to_sample_mapping")
-        self.offsets = [
+        self.row: list[int] = self.encoded.pop("overflow_to_sample_mapping")
+        self.offsets: list[list[Any]] = [
             [pair if part == 1 else None for pair, part in zip(offsets, self.encoded.sequence_ids(place), strict=True)]
             for place, offsets in enumerate(self.encoded.pop("offset_mapping"))
         ]
