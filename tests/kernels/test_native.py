@@ -259,15 +259,15 @@ def test_several_layers_in_one_product() -> None:
 
 
 @pytest.mark.parametrize("dtype", FORMATS)
-@pytest.mark.parametrize("limit", [0, 10**9, -1])
+@pytest.mark.parametrize("way", ["products", "head by head", "tiles"])
 @pytest.mark.parametrize("kind", ["none", "padding", "empty"])
 @pytest.mark.parametrize(("batch", "size", "length"), [(1, 8, 1), (2, 32, 9), (3, 64, 16), (2, 128, 41), (1, 20, 70)])
 def test_self_attention(
-    batch: int, size: int, length: int, kind: str, limit: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    batch: int, size: int, length: int, kind: str, way: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the products of torch, head by head, and on tiles where there are any: values, gradients, mask of dropout."""
-    monkeypatch.setattr("chainrule.kernels.attention.HEAD_BY_HEAD_TO", (limit, limit))
-    if limit >= 0:
+    monkeypatch.setenv("CHAINRULE_ATTENTION", way)
+    if way != "tiles":
         monkeypatch.setattr(native, "tiles", lambda: False)
     torch.manual_seed(10)
     heads, projected = 3, torch.randn(batch, length, 3 * 3 * size).to(dtype)

@@ -1,25 +1,28 @@
-"""Attention written out as two matrix products and a softmax.
+"""Attention in the fastest of several ways: on tiles where there are any, else as a processor and sizes have it.
 
-On CPUs the backward of torch's fused attention is several times slower than this in bfloat16 at short lengths, and
-with dropout torch leaves its fused path anyway (LOG.md, 2026-11-22).
+"products": two matrix products and a softmax. On CPUs the backward of torch's fused attention is several times slower
+in bfloat16 at short lengths, and with dropout torch leaves its fused path anyway (LOG.md, 2026-11-22).
+"head by head": each head's scores stay in the processor's caches and are made again for the gradient.
+"flash": torch's fused attention (Dao et al., 2022), without dropout; its memory grows with the length, not its square.
 """
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from chainrule.kernels import native
-from chainrule.kernels.dropout import draw_key, drop_levels
+from chainrule.kernels.attention_options import Options, byte_mask, heads_of, options_of
 from chainrule.kernels.dropout import dropout as drop
+from chainrule.kernels.fastest import fastest
+from chainrule.kernels.tiled_attention import TiledAttention, TiledSelfAttention, tiled
 
-# Tokens times head size from which the matrix products of torch are faster: with a backward, and without one.
-HEAD_BY_HEAD_TO = (1024, 2048)
-TILED_SIZE, TILED_LENGTH = 128, 2048  # of heads and rows that are done on tiles where there are any
+HEAD_BY_HEAD_TO = 512  # tokens; farther on it was never the fastest
+TIMED_TOKENS = 4096  # of a batch, at most, when ways are timed
 
 
 def attention(
@@ -68,18 +71,6 @@ def attention(
     return torch.matmul(weights.to(value.dtype), value)
 
 
-def byte_mask(mask: torch.Tensor | None) -> torch.Tensor | None:
-    """(batch or 1, queries or 1, keys) bytes for a boolean mask that is the same for every head, else None."""
-    if mask is None or mask.dtype != torch.bool or mask.ndim != 4:
-        return None
-    if mask.shape[1] > 1 and mask.stride(1) != 0:
-        return None
-    mask = mask[:, 0]
-    if mask.stride(1) == 0:  # expanded over the queries
-        mask = mask[:, :1]
-    return mask.contiguous().view(torch.uint8)
-
-
 def self_attention(
     projected: torch.Tensor, heads: int, mask: torch.Tensor | None, scaling: float, dropout: float
 ) -> torch.Tensor:
@@ -95,40 +86,57 @@ def self_attention(
     batch, length, width = projected.shape
     bytes_mask = byte_mask(mask)
     if native.usable(projected) and (mask is None or bytes_mask is not None):
-        by_keys = bytes_mask is None or bytes_mask.shape[1] == 1
-        short = length * width // heads // 3 <= HEAD_BY_HEAD_TO[not torch.is_grad_enabled()]
-        kind: Any = _HeadByHead if by_keys and short else _SelfAttention
+        options = options_of(batch, heads, scaling, dropout, False)
         if tiled(*heads_of(projected, heads)[:2]):
-            kind = _TiledSelfAttention
-        result: torch.Tensor = kind.apply(projected, bytes_mask, options_of(batch, heads, scaling, dropout, False))
-        return result
+            result: torch.Tensor = TiledSelfAttention.apply(projected, bytes_mask, options)  # type: ignore[no-untyped-call]
+            return result
+        ways: dict[str, Way] = {"products": _SelfAttention.apply}
+        if length <= HEAD_BY_HEAD_TO and (bytes_mask is None or bytes_mask.shape[1] == 1):
+            ways["head by head"] = _HeadByHead.apply
+        if not dropout and not (options.keep and native.is_half(projected)):  # its gradients in bfloat16 round more
+            ways["flash"] = _flash
+        return _in_fastest_way(ways, projected, bytes_mask, options)
     query, key, value = heads_of(projected, heads)
     output = attention(query, key, value, mask, scaling, dropout)
     return output.transpose(1, 2).reshape(batch, length, width // 3)
 
 
-def heads_of(projected: torch.Tensor, heads: int) -> tuple[torch.Tensor, ...]:
-    """Queries, keys and values, each (batch, heads, length, size), as views of (batch, length, 3 · heads · size)."""
-    batch, length, _ = projected.shape
-    return projected.view(batch, length, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind()
+Way = Callable[[torch.Tensor, torch.Tensor | None, Options], torch.Tensor]
 
 
-@dataclass(frozen=True)
-class Options:
-    """What one attention is made with beside its tensors."""
+def _in_fastest_way(
+    ways: Mapping[str, Way], projected: torch.Tensor, mask: torch.Tensor | None, options: Options
+) -> torch.Tensor:
+    """Which way that is, is found on some rows of the first batch whose length lies between the same powers of two."""
+    _, length, width = projected.shape
+    some = {"dropout": options.drop[0], "training": options.keep, "mask": mask is not None}
+    told = [str(projected.dtype).removeprefix("torch."), f"heads of {width // 3 // options.heads}"]
+    told += [f"{1 << (length - 1).bit_length()} tokens", *(word for word, true in some.items() if true)]
 
-    batch: int
-    heads: int
-    scaling: float
-    drop: tuple[int, int, int]
-    causal: bool
-    keep: bool  # for a backward
+    def timed(way: Way) -> Callable[[], None]:
+        return lambda: _make_once(way, projected, mask, options)
+
+    name = fastest(" ".join(("attention", *told)), {name: timed(way) for name, way in ways.items()})
+    return ways[name](projected, mask, options)
 
 
-def options_of(batch: int, heads: int, scaling: float, dropout: float, causal: bool) -> Options:
-    """With the key of this attention's dropout drawn."""
-    level = drop_levels(dropout)
-    return Options(batch, heads, scaling, (level, *(draw_key() if level else (0, 0))), causal, torch.is_grad_enabled())
+def _make_once(way: Way, projected: torch.Tensor, mask: torch.Tensor | None, options: Options) -> None:
+    """Forward, and backward where one will follow, of some rows."""
+    rows = max(1, min(options.batch, TIMED_TOKENS // projected.shape[1]))
+    few = projected[:rows].detach().requires_grad_(options.keep)
+    made = way(few, mask if mask is None or len(mask) == 1 else mask[:rows], replace(options, batch=rows))
+    if options.keep:
+        torch.autograd.grad(made, few, torch.ones_like(made))
+
+
+def _flash(projected: torch.Tensor, mask: torch.Tensor | None, options: Options) -> torch.Tensor:
+    query, key, value = heads_of(projected, options.heads)
+    added = None
+    if mask is not None:  # numbers: with true and false, torch gives a row that sees nothing zeros, and not the mean
+        zero = projected.new_zeros(())
+        added = torch.where(mask.view(torch.bool), zero, zero + torch.finfo(zero.dtype).min)[:, None]
+    attended = functional.scaled_dot_product_attention(query, key, value, added, scale=options.scaling)
+    return attended.transpose(1, 2).flatten(2)
 
 
 def attend(
@@ -175,122 +183,6 @@ def attend_backward(
     dkey = torch.bmm(inner.transpose(1, 2), query, out=places[1])
     dvalue = torch.bmm((weights if dropped is None else dropped).transpose(1, 2), gradient, out=places[2])
     return dquery, dkey, dvalue
-
-
-def tiled(query: torch.Tensor, key: torch.Tensor) -> bool:
-    """Whether this attention is made on tiles: (batch, heads, length, size) each."""
-    fits = query.shape[-1] % 32 == 0 and query.shape[-1] <= TILED_SIZE and key.shape[2] <= TILED_LENGTH
-    return query.dtype == torch.bfloat16 and fits and native.tiles()
-
-
-def attend_on_tiles(
-    parts: Sequence[torch.Tensor], mask: torch.Tensor | None, output: torch.Tensor, options: Options
-) -> torch.Tensor | None:
-    """Attention into `output`.
-
-    Args:
-        parts: query (batch, heads, queries, size), key and value (batch, key heads, keys, size); views of any strides,
-            those of keys and values the same, whose last dimension lies side by side.
-        mask: of `byte_mask`.
-        output: (batch, heads, queries, size), likewise.
-
-    Returns:
-        What the softmax of every query was made with, for `attend_backward_on_tiles`.
-    """
-    query, key, value = parts
-    softmaxes = torch.empty(*query.shape[:3], 2) if options.keep else None
-    sizes = _sizes_on_tiles(query, key, mask, options, (query, key, output, query, key))
-    native.call(
-        "tiled_forward", *_places(query, key, value, output), softmaxes, sizes, mask, options.scaling, *options.drop
-    )
-    return softmaxes
-
-
-def attend_backward_on_tiles(
-    above: torch.Tensor,
-    parts: Sequence[torch.Tensor],
-    mask: torch.Tensor | None,
-    softmaxes: torch.Tensor,
-    options: Options,
-    into: Sequence[torch.Tensor],
-) -> None:
-    """The gradients of query, key and value, into views as `parts` are."""
-    query, key, value = parts
-    sizes = _sizes_on_tiles(query, key, mask, options, (query, key, above, into[0], into[1]))
-    places = _places(above, query, key, value, *into)
-    native.call("tiled_backward", *places, softmaxes, sizes, mask, options.scaling, *options.drop)
-
-
-def _places(*parts: torch.Tensor) -> list[int]:
-    if any(part.stride(-1) != 1 for part in parts):
-        raise ValueError("a kernel reads vectors whose elements lie side by side")
-    return [part.data_ptr() for part in parts]
-
-
-def _sizes_on_tiles(
-    query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, options: Options, parts: Sequence[torch.Tensor]
-) -> Any:
-    """In the order that the kernel reads."""
-    batch, heads, queries, size = query.shape
-    strides = (0, 0)
-    if mask is not None:
-        rows, width = mask.shape[1], mask.shape[2]
-        strides = (rows * width if mask.shape[0] > 1 else 0, width if rows > 1 else 0)
-    told = [batch, key.shape[1], heads // key.shape[1], queries, key.shape[2], size, *strides, int(options.causal)]
-    told += [stride for part in parts for stride in part.stride()[:3]]
-    return (ctypes.c_int64 * len(told))(*told)
-
-
-class TiledAttention(torch.autograd.Function):
-    """`attention` on tiles."""
-
-    @staticmethod
-    def forward(
-        context: Any,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        mask: torch.Tensor | None,
-        options: Options,
-    ) -> torch.Tensor:
-        parts = [part if part.stride(-1) == 1 else part.contiguous() for part in (query, key, value)]
-        if parts[1].stride() != parts[2].stride():
-            parts[1:] = [part.contiguous() for part in parts[1:]]
-        batch, heads, queries, size = query.shape
-        output = query.new_empty(batch, queries, heads, size).transpose(1, 2)
-        context.save_for_backward(*parts, mask, attend_on_tiles(parts, mask, output, options))
-        context.options = options
-        return output
-
-    @staticmethod
-    def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        *parts, mask, softmaxes = context.saved_tensors
-        above = gradients[0] if gradients[0].stride(-1) == 1 else gradients[0].contiguous()
-        into = [part.new_empty(part.transpose(1, 2).shape).transpose(1, 2) for part in parts]
-        attend_backward_on_tiles(above, parts, mask, softmaxes, context.options, into)
-        return *into, None, None
-
-
-class _TiledSelfAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(context: Any, projected: torch.Tensor, mask: torch.Tensor | None, options: Options) -> torch.Tensor:
-        batch, length, width = projected.shape
-        projected = projected.contiguous()
-        output = projected.new_empty(batch, length, options.heads, width // 3 // options.heads)
-        parts = heads_of(projected, options.heads)
-        softmaxes = attend_on_tiles(parts, mask, output.transpose(1, 2), options)
-        context.save_for_backward(projected, mask, softmaxes)
-        context.options = options
-        return output.flatten(2)
-
-    @staticmethod
-    def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        projected, mask, softmaxes = context.saved_tensors
-        options, result = context.options, torch.empty_like(projected)
-        above = gradients[0].contiguous().view(*projected.shape[:2], options.heads, -1).transpose(1, 2)
-        parts, into = (heads_of(whole, options.heads) for whole in (projected, result))
-        attend_backward_on_tiles(above, parts, mask, softmaxes, options, into)
-        return result, None, None
 
 
 class _Attention(torch.autograd.Function):

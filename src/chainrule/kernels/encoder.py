@@ -12,17 +12,11 @@ from typing import Any
 
 import torch
 
-from chainrule.kernels.attention import (
-    attend_backward_on_tiles,
-    attend_on_tiles,
-    byte_mask,
-    heads_of,
-    options_of,
-    tiled,
-)
+from chainrule.kernels.attention_options import byte_mask, heads_of, options_of
 from chainrule.kernels.dropout import drop_levels
 from chainrule.kernels.linear import column_sums, multiply, multiply_across, multiply_gelu, on_tiles, weight_gradient
 from chainrule.kernels.norm import Normed, norm_forward, norm_gradients
+from chainrule.kernels.tiled_attention import attend_backward_on_tiles, attend_on_tiles, tiled
 
 
 @dataclass(frozen=True)

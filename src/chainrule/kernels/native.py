@@ -104,7 +104,7 @@ def _tiles() -> bool:
 
 def must_build() -> bool:
     """Whether the first use will have to compile."""
-    return os.environ.get("CHAINRULE_NATIVE", "1") != "0" and not _target().is_file() and _compiler() is not None
+    return os.environ.get("CHAINRULE_NATIVE", "1") != "0" and not library_path().is_file() and _compiler() is not None
 
 
 def is_half(values: torch.Tensor) -> int:
@@ -146,8 +146,8 @@ def _library() -> ctypes.CDLL | None:
     return library
 
 
-def _target() -> Path:
-    """Where the library for this source, processor and machine is kept."""
+def library_path() -> Path:
+    """Where the library for this source, processor and machine is kept, built or not."""
     sources = [path.read_bytes() for path in sorted(SOURCES.iterdir()) if path.suffix in (".cpp", ".hpp")]
     told = [*sources, platform.machine().encode(), *(flag.encode() for flag in sorted(cpu_flags()))]
     digest = hashlib.sha256(b"\n".join(told)).hexdigest()[:16]
@@ -160,7 +160,7 @@ def _compiler() -> str | None:
 
 def _built() -> Path | None:
     """The shared library in the cache, compiled if it is not there yet; None where that fails."""
-    target, compiler = _target(), _compiler()
+    target, compiler = library_path(), _compiler()
     if target.is_file():
         return target
     if compiler is None:

@@ -14,17 +14,9 @@ from typing import Any
 import torch
 
 from chainrule.kernels import native
-from chainrule.kernels.attention import (
-    Options,
-    attend,
-    attend_backward,
-    attend_backward_on_tiles,
-    attend_on_tiles,
-    attention,
-    byte_mask,
-    options_of,
-    tiled,
-)
+from chainrule.kernels.attention import attend, attend_backward, attention
+from chainrule.kernels.attention_options import Options, byte_mask, options_of
+from chainrule.kernels.tiled_attention import attend_backward_on_tiles, attend_on_tiles, tiled
 
 BLOCK = 128  # queries that are worked through at once, about
 
