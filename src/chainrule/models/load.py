@@ -45,6 +45,7 @@ _OWN: dict[Head, Any] = {"classifier": PooledClassifier, "token-classifier": Tag
 
 # What the families call the same two probabilities and the same function.
 _DROPOUT = ("hidden_dropout_prob", "dropout", "dropout_rate", "hidden_dropout", "resid_pdrop", "embd_pdrop")
+_HEAD_DROPOUT = ("classifier_dropout", "seq_classif_dropout")  # where a family has one of its own
 _ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
 _ACTIVATION = ("hidden_act", "hidden_activation", "activation", "activation_function")
 
@@ -268,6 +269,9 @@ def _factory(head: Head, config: Any) -> Any:
 def _set_numbers(config: Any, structure: Structure) -> None:
     """Write into the config what needs nothing else to change."""
     _set_first(config, _DROPOUT, structure.dropout)
+    for name in _HEAD_DROPOUT:
+        if structure.dropout is not None and getattr(config, name, None) is not None:
+            setattr(config, name, structure.dropout)
     _set_first(config, _ATTENTION_DROPOUT, structure.attention_dropout)
     _set_first(config, _ACTIVATION, structure.activation)
 
