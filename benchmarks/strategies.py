@@ -2,7 +2,8 @@
 
 Every run has the strategy's default options and learning rate and is a line of benchmarks/results/strategies.jsonl;
 runs that are there already are not made again. On whole sets each is a process of its own, so that the peak of memory
-is its own. Seconds mean something only where --quiet says that nothing else ran beside.
+is its own. Seconds mean something only where --quiet says that nothing else ran beside; there, what earlier runs kept
+of frozen layers is removed first.
 
     python benchmarks/strategies.py --strategies full lora head --seeds 3
     python benchmarks/strategies.py --rows 64 --seeds 10 --jobs 2
@@ -16,6 +17,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -28,6 +30,7 @@ from typing import Any
 
 import chainrule
 from chainrule.core.parsing import parse_setting
+from chainrule.system.assets import cache_folder
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
@@ -125,6 +128,8 @@ def complete(options: argparse.Namespace) -> None:
     def child(work: tuple[str, str, list[int]]) -> None:
         data, strategy, seeds = work
         one = ["--one", *map(str, seeds), "--data", data, "--strategies", strategy, *passed]
+        if options.quiet:
+            shutil.rmtree(cache_folder() / "trunks", ignore_errors=True)
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(options.threads)}
         done = subprocess.run(
             [sys.executable, __file__, *one], capture_output=True, text=True, check=False, env=environment

@@ -12,10 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
+
+from chainrule.system.assets import cache_folder
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
@@ -45,6 +48,7 @@ def main() -> None:
         workload, ours, theirs = WORKLOADS[name], list[dict[str, Any]](), list[dict[str, Any]]()
         for seed in range(options.first_seed, options.first_seed + options.seeds):
             for trainer, results in (("chainrule", ours), (options.peer, theirs)):
+                shutil.rmtree(cache_folder() / "trunks", ignore_errors=True)
                 result = run_one(trainer, workload, seed, options.settings)
                 results.append(result)
                 RESULTS.parent.mkdir(exist_ok=True)
