@@ -131,6 +131,20 @@ def test_where_time_is_short_fewer_start_and_where_there_is_none_nobody_does(tin
     assert (winner, why) == (candidates[0], "there was no time for a race; it comes first in the order of preference.")
 
 
+def test_a_probe_makes_all_its_steps_where_rows_are_few(
+    tiny_bert: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its steps cost next to nothing there; on many rows the frozen layers' pass over them would be the cost."""
+    monkeypatch.setattr(race, "FEWEST_STEPS", 2)
+    candidates = [Candidate(FULL, 1e-4), Candidate(HEAD, 1e-3)]
+    for source, whole in ((reviews, True), (write_csv(tmp_path / "many.csv", sentences(1200)), False)):
+        prepared, recipe = prepared_rows(source, tiny_bert)
+        results = Race(recipe, prepared, 900.0, Pace(0.0, 20.0)).run(candidates, 40, Quiet())
+        steps = {result.trial.strategy: result.trial.steps for result in results}
+        assert 2 <= steps["full"] < 40
+        assert steps["head"] == (40 if whole else steps["full"])
+
+
 def test_every_row_of_a_small_set_is_held_out_once_and_its_twins_with_it(tiny_bert: Path, tmp_path: Path) -> None:
     rows = sentences(150)
     source = write_csv(tmp_path / "twins.csv", rows + rows[:50])

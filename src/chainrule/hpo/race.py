@@ -36,6 +36,7 @@ ENOUGH = 128  # validation rows to score trials on
 FOLDS = 4
 RESAMPLES = 200
 PATIENCE = 1.2  # times the seconds there are, after which trials are broken off
+ON_FEATURES = "head"  # the frozen layers' output is computed once, and a step on it costs next to nothing
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ class Race:
                 before, steps = steps, self.steps(len(left), remaining / _rounds(len(left)), planned)
                 if steps <= before:  # the clock has run on
                     break
-                trial = Course(self, steps, began + PATIENCE * self.seconds, request)
+                trial = Course(self, steps, planned, began + PATIENCE * self.seconds, request)
                 done = self._round(left, 1 + (results[0].trial.round if results else 0), trial, display)
                 results = [*done, *results]
                 there = [result.candidate for result in done if result.predictions is not None]
@@ -199,10 +200,11 @@ class Race:
 
     def _try(self, candidate: Candidate, number: int, course: Course) -> Result:
         began, parts, trained, note = time.perf_counter(), list[Predictions](), 0, ""
-        portions = self.portions(course.steps)
+        steps = course.steps_of(candidate)
+        portions = self.portions(steps)
         try:
             for portion in portions:
-                predictions, trained = course.train(candidate, portion)
+                predictions, trained = course.train(candidate, portion, steps)
                 parts.append(predictions)
         except (DivergenceError, ShortageError, NoTimeError) as error:
             note = str(error).splitlines()[0]
@@ -212,7 +214,7 @@ class Race:
             options=candidate.strategy.options,
             learning_rate=candidate.learning_rate,
             round=number,
-            steps=course.steps,
+            steps=steps,
             rows=len(portions[0].train),
             score=None if whole is None else round(self.task.measure(self.targets, whole)[self.metric], 5),
             seconds=round(time.perf_counter() - began, 2),
@@ -237,16 +239,23 @@ class Course:
     """How each training of a round goes.
 
     Attributes:
+        planned: steps of the whole training.
         deadline: reading of `time.perf_counter` at which trainings are broken off.
         request: whether somebody wants an end.
     """
 
     race: Race
     steps: int
+    planned: int
     deadline: float
     request: StopRequest
 
-    def train(self, candidate: Candidate, portion: Portion) -> tuple[Predictions, int]:
+    def steps_of(self, candidate: Candidate) -> int:
+        """Those of the round; all of the whole training's where they cost next to nothing."""
+        free = candidate.strategy.name == ON_FEATURES and len(self.race.rows) <= FEW
+        return self.planned if free else self.steps
+
+    def train(self, candidate: Candidate, portion: Portion, steps: int) -> tuple[Predictions, int]:
         """Train one candidate; what it says of the rows that are held out, and how many numbers it has trained.
 
         Raises:
@@ -261,7 +270,7 @@ class Course:
         }
         encoded = {"train": portion.train, "validation": portion.held_out}
         prepared = replace(self.race.prepared, encoded=encoded)
-        short = begin_short(self.race.recipe.replace(changes), prepared, self.steps)
+        short = begin_short(self.race.recipe.replace(changes), prepared, steps)
         for _ in short.steps:
             if self.request.signal is not None:
                 name, code = who_stopped(self.request.signal)
@@ -269,8 +278,8 @@ class Course:
                 raise StoppedError(f"Stopped by {name} while the strategy was chosen.", [problem], code)
             if time.perf_counter() > self.deadline:
                 raise NoTimeError("broken off: the time was over")
-        said = validate(short.job, short.recipe, self.steps)[0]
-        return said, trained_count(short.job, short.recipe, self.steps)
+        said = validate(short.job, short.recipe, steps)[0]
+        return said, trained_count(short.job, short.recipe, steps)
 
 
 def _rounds(candidates: int) -> int:
