@@ -122,10 +122,10 @@ def test_half_of_them_go_on_and_get_more_steps(
 def test_where_time_is_short_fewer_start_and_where_there_is_none_nobody_does(tiny_bert: Path, reviews: Path) -> None:
     prepared, recipe = prepared_rows(reviews, tiny_bert)
     candidates = [Candidate(FULL, 1e-4), Candidate(HEAD, 1e-3), Candidate(FULL, 1e-3), Candidate(HEAD, 1e-2)]
-    few = Race(recipe, prepared, 900.0, Pace(0.0, 3.0))
-    assert few.steps(4, 450.0, 1000) < FEWEST_STEPS < few.steps(2, 900.0, 1000)
-    assert {result.trial.strategy for result in few.run(candidates, 24, Quiet())} == {"full", "head"}
-    assert len(few.run(candidates, 24, Quiet())) == 2
+    few = Race(recipe, prepared, 900.0, Pace(0.0, 5.0))
+    assert few.steps(2, 450.0, 1000) < FEWEST_STEPS < few.steps(1, 450.0, 1000)
+    tried = [result.candidate for result in few.run(candidates, 24, Quiet())]
+    assert {candidates.index(candidate) for candidate in tried} == {0, 1, 3}  # heads on few rows cost nothing
     nothing = Race(recipe, prepared, 1.0, Pace(0.0, 10.0)).run(candidates, 1000, Quiet())
     winner, why = auto._winner(nothing, candidates, "accuracy")
     assert (winner, why) == (candidates[0], "there was no time for a race; it comes first in the order of preference.")
@@ -342,7 +342,7 @@ def test_it_is_shown_with_the_others() -> None:
     ("task", "rows", "names"),
     [
         ("text-classification", 64, ["contrastive", "gradual", "full", "head"]),
-        ("text-classification", 5000, ["full", "gradual", "partial"]),
+        ("text-classification", 5000, ["gradual", "full", "partial"]),
         ("regression", 64, ["gradual", "full", "head"]),
         ("text-generation", 800, ["lora", "full"]),
     ],

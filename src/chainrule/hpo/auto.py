@@ -40,9 +40,10 @@ from chainrule.training.resolve import RESERVE_FOR_THE_REST
 from chainrule.training.run import begin, carry_out, keeper_of, plan, prepare_rows
 
 NAME = "auto"
-# The preferred first, with factors on their own learning rates; LOG.md, "Which strategies and learning rates race?"
+# The preferred first, with factors on their own learning rates; LOG.md, "Which strategies and learning rates race?" and
+# "What do six strategies reach?"
 FOR_FEW_ROWS = ("contrastive", "gradual", "full", "head")
-FOR_MANY_ROWS = ("full", "gradual", "partial")
+FOR_MANY_ROWS = ("gradual", "full", "partial")
 FOR_LANGUAGE_MODELS = ("lora", "full")
 FACTORS = (1.0, 1 / 3)
 CONTRASTIVE_FACTORS = (1.0, 0.5)

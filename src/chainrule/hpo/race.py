@@ -36,7 +36,7 @@ ENOUGH = 128  # validation rows to score trials on
 FOLDS = 4
 RESAMPLES = 200
 PATIENCE = 1.2  # times the seconds there are, after which trials are broken off
-ON_FEATURES = "head"  # the frozen layers' output is computed once, and a step on it costs next to nothing
+ON_FEATURES = "head"
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,8 @@ class Race:
         with stop_requests(display.say) as request:
             while len(left) > 1 and steps < planned:
                 remaining = self.seconds - (time.perf_counter() - began)
-                before, steps = steps, self.steps(len(left), remaining / _rounds(len(left)), planned)
+                costly = max(1, sum(not self.free(candidate) for candidate in left))
+                before, steps = steps, self.steps(costly, remaining / _rounds(len(left)), planned)
                 if steps <= before:  # the clock has run on
                     break
                 trial = Course(self, steps, planned, began + PATIENCE * self.seconds, request)
@@ -156,13 +157,20 @@ class Race:
         return results
 
     def _entrants(self, candidates: Sequence[Candidate], planned: int) -> list[Candidate]:
-        """As many, the preferred first, as there is time to try."""
+        """As many, the preferred first, as there is time to try, and those that take next to none."""
         if len(self.folds) == 1:  # all rows are alike
             return []
-        for count in range(len(candidates), 1, -1):
-            if self.steps(count, self.seconds / _rounds(count), planned) >= min(FEWEST_STEPS, planned):
-                return list(candidates[:count])
+        costly = [candidate for candidate in candidates if not self.free(candidate)]
+        for count in range(len(costly), 0, -1):
+            left = [candidate for candidate in candidates if self.free(candidate) or candidate in costly[:count]]
+            seconds = self.seconds / max(1, _rounds(len(left)))
+            if len(left) > 1 and self.steps(count, seconds, planned) >= min(FEWEST_STEPS, planned):
+                return left
         return []
+
+    def free(self, candidate: Candidate) -> bool:
+        """Whether a step costs next to nothing: of a head on features that few rows have, computed once."""
+        return candidate.strategy.name == ON_FEATURES and len(self.rows) <= FEW
 
     def _round(self, candidates: Sequence[Candidate], number: int, course: Course, display: Display) -> list[Result]:
         """Every candidate once, the best first."""
@@ -252,8 +260,7 @@ class Course:
 
     def steps_of(self, candidate: Candidate) -> int:
         """Those of the round; all of the whole training's where they cost next to nothing."""
-        free = candidate.strategy.name == ON_FEATURES and len(self.race.rows) <= FEW
-        return self.planned if free else self.steps
+        return self.planned if self.race.free(candidate) else self.steps
 
     def train(self, candidate: Candidate, portion: Portion, steps: int) -> tuple[Predictions, int]:
         """Train one candidate; what it says of the rows that are held out, and how many numbers it has trained.
