@@ -260,10 +260,10 @@ def test_bodies_that_are_no_requests(server: Server) -> None:
 def test_the_document_knows_the_labels(many: Server, server: Server, trained: Run) -> None:
     with server.client() as client:
         document = client.get("/openapi.json").json()
-        assert client.get("/docs").status_code == 200
     schemas = document["components"]["schemas"]
     labels = ["negative", "positive"]
-    assert schemas["Prediction of reviews"]["properties"]["label"] == {"type": "string", "enum": labels}
+    assert schemas["Prediction1"]["title"] == "Prediction of reviews"
+    assert schemas["Prediction1"]["properties"]["label"] == {"type": "string", "enum": labels}
     assert schemas["Predict"]["properties"]["model"]["enum"] == ["reviews", "helper", "vectors", "search"]
     operation = document["paths"]["/v1/predict"]["post"]
     examples = operation["requestBody"]["content"]["application/json"]["examples"]
@@ -278,5 +278,17 @@ def test_the_document_knows_the_labels(many: Server, server: Server, trained: Ru
         answer = many.post("/v1/predict", example["value"])
         assert answer.status_code == 200, answer.text
         (said,) = answer.json()["predictions"]
-        schema = whole["components"]["schemas"][f"Prediction of {name}"]
+        titled = whole["components"]["schemas"].values()
+        (schema,) = [one for one in titled if one.get("title") == f"Prediction of {name}"]
         assert set(schema["required"]) <= set(said) <= set(schema["properties"])
+
+
+def test_the_page_needs_no_network(server: Server) -> None:
+    with server.client() as client:
+        page = client.get("/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    assert page.headers["content-security-policy"].startswith("default-src 'none'; style-src 'sha256-")
+    assert "<script" not in page.text
+    assert re.findall(r"(?:src|href)=\"(?!#)([^\"]*)\"", page.text) == ["/openapi.json"]
+    for told in ("/v1/chat/completions", "max_completion_tokens", "negative", "A reply to a conversation"):
+        assert told in page.text

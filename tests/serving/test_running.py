@@ -168,10 +168,10 @@ def _wait_until_idle(server: Server) -> None:
 
 def test_slow_clients_are_cut_off(strict: Server) -> None:
     with _socket(strict) as head:
-        head.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: x\r\n")
+        head.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\n")
         assert head.recv(1000) == b""
     with _socket(strict) as body:
-        start = f"POST /v1/predict HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 100\r\n\r\n{{"
+        start = f"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 100\r\n\r\n{{"
         body.sendall(start.encode())
         answer = body.recv(10_000)
         assert answer.startswith(b"HTTP/1.1 408 ")

@@ -27,6 +27,7 @@ def serve(
         flags: `host` (default 127.0.0.1) and `port` (8000; 0 for one that is free); `keys`, a file of API keys, one a
             line, else those of the environment variable CHAINRULE_API_KEYS, or none; `no_auth` lets anybody ask who
             reaches the address: else one that is not loopback needs a key; `origins` of web pages that may ask (none);
+            `hosts`, names that it answers to beside loopback's and that of its address, or "*";
             `monitor`, a file that predictions are kept in and watched with, and `window`, `cycle`, `false_alarms`,
             `monitor_rows`, `keep_text`, `segment`, `low_confidence` and `webhook`, as `watch` explains them; `split`,
             e.g. "a=90,b=10", which shares out requests that name no model; `shadows`, e.g. ["a=b"]: b is asked what a
@@ -52,13 +53,14 @@ def serve(
     from chainrule.serving.server import serve as run
 
     given = [artifacts] if isinstance(artifacts, str | Path) else artifacts
-    keys, origins = flags.pop("keys", None), tuple(flags.pop("origins", ()))
+    keys, origins, hosts = flags.pop("keys", None), tuple(flags.pop("origins", ())), tuple(flags.pop("hosts", ()))
     place = Access(
         flags.pop("host", "127.0.0.1"),
         flags.pop("port", 8000),
         Path(keys) if keys else None,
         flags.pop("no_auth", False),
         origins,
+        hosts,
     )
     monitor, named = flags.pop("monitor", None), dict[str, Any]((name, flags.get(name)) for name in FLAGS)
     if monitor is None and any(value is not None for value in named.values()):

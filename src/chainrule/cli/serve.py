@@ -24,6 +24,10 @@ def serve(
     ] = None,
     no_auth: Annotated[bool, typer.Option("--no-auth", help="Let anybody ask who reaches the address.")] = False,
     cors: Annotated[list[str] | None, typer.Option(help="The origin of a web page that may ask; repeatable.")] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A name that requests may call it by; repeatable, * for any."),
+    ] = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds to answer a request (default 30).")] = None,
     max_rows: Annotated[int | None, typer.Option(help="Rows of a request (default 1,000).")] = None,
     max_text: Annotated[int | None, typer.Option(help="Characters of a text (default 100,000).")] = None,
@@ -67,7 +71,14 @@ def serve(
     }
     flags |= {"keep_text": keep_text, "segment": segment, "low_confidence": low_confidence, "webhook": webhook}
     flags |= {"split": split, "shadows": shadow, "reload": reload}
-    flags |= {"host": host, "port": port, "keys": keys, "no_auth": no_auth, "origins": cors or ()}
+    flags |= {
+        "host": host,
+        "port": port,
+        "keys": keys,
+        "no_auth": no_auth,
+        "origins": cors or (),
+        "hosts": allow_host or (),
+    }
 
     def begun(about: dict[str, Any]) -> None:
         if as_json:

@@ -88,6 +88,7 @@ class ServingFlags(WatchingFlags, total=False):
     keys: str | Path | None
     no_auth: bool
     origins: Sequence[str]
+    hosts: Sequence[str]
     max_rows: int | None
     max_text: int | None
     max_tokens: int | None

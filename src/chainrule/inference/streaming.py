@@ -66,6 +66,9 @@ def read_prompt(
         problem = Problem("a conversation that the chat template renders", encoded.refused[0], "Correct the messages.")
         raise DataError("The conversation cannot be rendered.", [problem])
     full = int(encoded.full_lengths[0])
+    if not full:
+        problem = Problem("a text that the tokenizer finds something in", "none", "Write some words.")
+        raise DataError("The prompt has no tokens.", [problem])
     if full > room:
         todo = "Shorten the messages, or ask for fewer tokens."
         problem = Problem(f"at most {room:,} tokens before {longest:,} new ones", f"{full:,}", todo)

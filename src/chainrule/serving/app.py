@@ -19,7 +19,9 @@ from chainrule.errors import ChainruleError
 from chainrule.serving import routes
 from chainrule.serving.forms import completed
 from chainrule.serving.gate import Gate
+from chainrule.serving.hosts import Hosts
 from chainrule.serving.keys import Keys
+from chainrule.serving.page import page_of
 from chainrule.serving.refusal import JSON, RefusedError, answer_of, form_of
 from chainrule.serving.reloading import Reloading
 from chainrule.serving.requests import Chat, Completion, Embeddings, Feedback, Predict, Rank
@@ -29,10 +31,13 @@ from chainrule.version import __version__
 _SHOWN = 3  # of the things that are wrong with a request
 
 
-def make_app(service: Service, keys: Keys, origins: Sequence[str] = (), reloading: Reloading | None = None) -> Gate:
+def make_app(
+    service: Service, keys: Keys, hosts: Hosts, origins: Sequence[str] = (), reloading: Reloading | None = None
+) -> Gate:
     """The application of a server.
 
     Args:
+        hosts: the names that it answers to.
         origins: of web pages that may ask; none by default.
         reloading: what takes up new versions of the models.
     """
@@ -49,9 +54,17 @@ def make_app(service: Service, keys: Keys, origins: Sequence[str] = (), reloadin
             yield
         service.worker.close()
 
-    app = FastAPI(title="Chainrule", version=__version__, lifespan=lifespan, default_response_class=JSON)
+    app = FastAPI(
+        title="Chainrule",
+        version=__version__,
+        lifespan=lifespan,
+        default_response_class=JSON,
+        docs_url=None,
+        redoc_url=None,
+    )
     _add_models(app, service)
     _add_state(app, service)
+    _add_page(app)
     _add_errors(app)
 
     described: dict[str, int] = {}  # the versions of the models that the document was made of
@@ -65,7 +78,7 @@ def make_app(service: Service, keys: Keys, origins: Sequence[str] = (), reloadin
         return app.openapi_schema
 
     app.openapi = document  # type: ignore[method-assign]  # FastAPI's own way to extend the document
-    gate = Gate(app, keys, service.limits, service.metrics)
+    gate = Gate(app, keys, hosts, service.limits, service.metrics)
     if origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=list(origins), allow_methods=["GET", "POST"], allow_headers=["*"]
@@ -134,6 +147,15 @@ def _add_state(app: FastAPI, service: Service) -> None:
     async def metrics() -> Response:
         """Counters in the form of Prometheus."""
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _add_page(app: FastAPI) -> None:
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        """The document for a person."""
+        text, policy = page_of(app.openapi())
+        headers = {"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff"}
+        return Response(text, media_type="text/html", headers=headers)
 
 
 def _add_errors(app: FastAPI) -> None:

@@ -1,4 +1,4 @@
-"""What every request passes before anything reads it: the key, the size of the body, and the clock."""
+"""What every request passes before anything reads it: the host, the key, the size of the body, and the clock."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from chainrule.errors import ChainruleError
+from chainrule.serving.hosts import Hosts
 from chainrule.serving.keys import Keys
 from chainrule.serving.limits import Limits
 from chainrule.serving.metrics import Metrics
@@ -30,8 +31,8 @@ class Gate:
         answered: those of them whose answer was handed over whole, and those whose client went away.
     """
 
-    def __init__(self, app: App, keys: Keys, limits: Limits, metrics: Metrics) -> None:
-        self._app, self._keys, self._limits, self._metrics = app, keys, limits, metrics
+    def __init__(self, app: App, keys: Keys, hosts: Hosts, limits: Limits, metrics: Metrics) -> None:
+        self._app, self._keys, self._hosts, self._limits, self._metrics = app, keys, hosts, limits, metrics
         self.accepted = 0
         self.answered = 0
 
@@ -62,6 +63,7 @@ class Gate:
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
+            self._check_host(scope)
             self._check_key(scope)
             body = await self._body(scope, receive)
         except ChainruleError as error:
@@ -81,6 +83,13 @@ class Gate:
             await self._app(scope, again, send)
         finally:
             self.answered += 1
+
+    def _check_host(self, scope: Scope) -> None:
+        given = _header(scope, b"host")
+        if not self._hosts.has(given):
+            name = given.decode("latin-1")[:100]
+            told = f"This server does not answer to the name {name!r}. If it is its own, start it with --allow-host."
+            raise RefusedError(403, told, code="host_not_allowed")
 
     def _check_key(self, scope: Scope) -> None:
         preflight = scope["method"] == "OPTIONS"  # a browser sends no key with it, and nothing but headers is said

@@ -22,6 +22,7 @@ from chainrule.monitoring.windows import Alarm
 from chainrule.serving.app import make_app
 from chainrule.serving.connections import timed
 from chainrule.serving.gate import Gate
+from chainrule.serving.hosts import hosts_of
 from chainrule.serving.keys import VARIABLE, Keys, read_keys
 from chainrule.serving.limits import Limits
 from chainrule.serving.reloading import Reloading
@@ -61,6 +62,7 @@ class Access:
         keys: a file of API keys; None for those of the environment, or none.
         open: let anybody ask who reaches an address that others reach.
         origins: of web pages that may ask.
+        hosts: names that it answers to, beside loopback's and that of the address.
     """
 
     host: str = "127.0.0.1"
@@ -68,6 +70,7 @@ class Access:
     keys: Path | None = None
     open: bool = False
     origins: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
 
 
 def serve(
@@ -93,6 +96,7 @@ def serve(
     """
     keys = Keys(()) if access.open else read_keys(access.keys)
     _check_address(access, keys)
+    hosts = hosts_of(access.host, access.hosts)
     listener = _listen(access)
     with ExitStack() as stack:
         stack.enter_context(listener)
@@ -107,7 +111,7 @@ def serve(
                 service.watching.monitor.renew(served.name, watched_of(served.predictor.artifact, served.predictor))
 
         reloading = Reloading(places, service.models, service.metrics, taken, display.say, operation.reload)
-        gate = make_app(service, keys, access.origins, reloading)
+        gate = make_app(service, keys, hosts, access.origins, reloading)
         url = _url(access.host, listener.getsockname()[1])
         display.say(f"Serving {', '.join(service.models)} at {url} ({url}/docs tells how to ask). Ctrl-C ends it.")
         _run(gate, listener, limits, lambda: begun({"url": url, "models": list(service.models)}))
