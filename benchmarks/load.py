@@ -72,7 +72,10 @@ async def load(url: str, texts: Sequence[str], clients: int, seconds: float) -> 
         while time.perf_counter() < end:
             text = texts[next(numbers) % len(texts)]
             body = json.dumps({"inputs": [text]}).encode()
-            head = f"POST /v1/predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+            head = (
+                "POST /v1/predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+                f"Content-Length: {len(body)}"
+            )
             began = time.perf_counter()
             writer.write(head.encode() + b"\r\n\r\n" + body)
             answer = await reader.readuntil(b"\r\n\r\n")

@@ -171,8 +171,8 @@ def test_slow_clients_are_cut_off(strict: Server) -> None:
         head.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\n")
         assert head.recv(1000) == b""
     with _socket(strict) as body:
-        start = f"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 100\r\n\r\n{{"
-        body.sendall(start.encode())
+        start = "POST /v1/predict HTTP/1.1\r\nHost: localhost\r\n"
+        body.sendall(f"{start}Authorization: Bearer {KEY}\r\nContent-Length: 100\r\n\r\n{{".encode())
         answer = body.recv(10_000)
         assert answer.startswith(b"HTTP/1.1 408 ")
         while piece := body.recv(10_000):

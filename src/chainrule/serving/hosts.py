@@ -1,4 +1,4 @@
-"""The names a server answers to, so that a web page elsewhere cannot reach it under a name of its own (DNS rebinding)."""
+"""The names a server answers to: no web page elsewhere reaches it under a name of its own (DNS rebinding)."""
 
 from __future__ import annotations
 
