@@ -95,6 +95,8 @@ def _words(schema: Schema) -> str:
     kind = schema.get("type", "")
     if kind == "array":
         return f"[{_words(schema.get('items', {}))}]"
+    if kind == "object" and "properties" in schema:
+        return "{" + ", ".join(f"{name}: {_words(field)}" for name, field in schema["properties"].items()) + "}"
     bounds = [
         f"{sign} {schema[key]}"
         for key, sign in (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
