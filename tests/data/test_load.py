@@ -71,7 +71,11 @@ def test_one_file_is_cut_in_proportion_and_the_cut_is_recorded(tmp_path: Path) -
     assert dataset.fields == {"text": "text", "label": "label"}
     assert dataset.cut is not None
     assert dataset.cut.sha256 == dataset.fingerprint["all"]
-    assert dataset.report.cut == {"sha256": dataset.cut.sha256, "rows": {"train": 32, "validation": 4, "test": 4}}
+    assert dataset.report.cut == {
+        "sha256": dataset.cut.sha256,
+        "rows": {"train": 32, "validation": 4, "test": 4},
+        "by": "hash",
+    }
     assert dataset.report.splits["train"].labels == {"a": 16, "b": 16}
     part = dataset.splits["test"].take(np.array([1]))
     assert part.inputs["text"] == [dataset.splits["test"].inputs["text"][1]]

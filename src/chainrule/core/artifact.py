@@ -185,11 +185,11 @@ class Artifact:
         return Clean.model_validate(self.manifest.recipe.get("data", {}).get("clean", {}))
 
     @property
-    def fractions(self) -> dict[str, float]:
-        """The shares by which a single file was cut, under their names in a recipe."""
+    def cutting(self) -> dict[str, Any]:
+        """How a single file was cut, under the names of a recipe."""
         data = self.manifest.recipe.get("data", {})
-        names = ("validation_fraction", "test_fraction")
-        return {name: data[name] for name in names if isinstance(data.get(name), float)}
+        kinds = {"validation_fraction": float, "test_fraction": float, "cut_by": str, "time_column": str}
+        return {name: data[name] for name, kind in kinds.items() if isinstance(data.get(name), kind)}
 
     @property
     def task(self) -> Spec:

@@ -91,12 +91,20 @@ class Clean(Section):
 
 
 class Data(Section):
-    """Where the rows come from and how they are cut."""
+    """Where the rows come from and how they are cut.
+
+    Attributes:
+        cut_by: what decides which rows of a file without splits are held out: "time", the latest; "hash", any, the same
+            each time; "auto", time where every row has one.
+        time_column: the column of times; null for one that is called so.
+    """
 
     source: str | None = None
     fields: dict[str, str] = Field(default_factory=dict)
     validation_fraction: float = Field(default=0.1, gt=0, lt=0.5)
     test_fraction: float = Field(default=0.1, gt=0, lt=0.5)
+    cut_by: Literal["auto", "time", "hash"] = "auto"
+    time_column: str | None = None
     on_bad_row: Literal["stop", "skip"] = "stop"
     clean: Clean = Field(default_factory=Clean)
 

@@ -15,18 +15,18 @@ from chainrule.data.split import TRAIN
 
 
 def tell(
-    name: str, splits: Mapping[str, Events], lists: Sequence[CandidateList], candidates: int | None, *, made: bool
+    name: str, splits: Mapping[str, Events], lists: Sequence[CandidateList], candidates: int | None, made: str | None
 ) -> list[Finding]:
     """All findings about the events of a split and the lists that were made of them.
 
     Args:
         candidates: how many items were to be drawn for each list; None for all.
-        made: whether splits were cut here.
+        made: by what splits were to be cut here (`Data.cut_by`); None where they were given.
     """
     events, train = splits[name], splits[TRAIN]
     found = [_liked(name, events, lists)]
     if name == TRAIN:
-        return [*found, *([_cut(splits)] if made else [])]
+        return [*found, *([] if made is None else [_cut(splits, made)])]
     return [
         *found,
         _candidates(name, events, lists, candidates),
@@ -55,9 +55,10 @@ def _candidates(name: str, events: Events, lists: Sequence[CandidateList], asked
     return finding("candidates", "info", message, split=name, file=events.table.file)
 
 
-def _cut(splits: Mapping[str, Events]) -> Finding:
+def _cut(splits: Mapping[str, Events], made: str) -> Finding:
     rows = ", ".join(f"{len(events):,} {name}" for name, events in splits.items())
-    by = "by hashes of user and item" if np.isnan(splits[TRAIN].times).all() else "by time, the latest rows held out"
+    hashed = made == "hash" or np.isnan(splits[TRAIN].times).all()
+    by = "by hashes of user and item" if hashed else "by time, the latest rows held out"
     return finding("cut", "info", f"The rows were cut {by}: {rows}.", file=splits[TRAIN].table.file)
 
 

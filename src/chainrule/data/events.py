@@ -251,14 +251,22 @@ def lowest_positive(ratings: Iterator[float], asked: float | None, where: Where)
     raise DataError("It is not known which ratings mean that an item was liked.", [problem])
 
 
-def cut_events(events: Events, fractions: Mapping[str, float]) -> dict[str, Events]:
+def cut_events(events: Events, fractions: Mapping[str, float], by: str) -> dict[str, Events]:
     """Cut validation and test out: the latest rows, or where times are not known some that their hashes decide.
 
     Args:
         fractions: split -> share, the latest first.
+        by: "auto", or "time" or "hash" for one of the two in any case.
+
+    Raises:
+        DataError: "time" is asked for, and times are not known.
     """
-    order = np.lexsort((events.places, events.times))
-    if np.isnan(events.times).all():
+    order, unknown = np.lexsort((events.places, events.times)), bool(np.isnan(events.times).all())
+    if unknown and by == "time":
+        todo = "Name it with --set data.fields.timestamp=COLUMN, or leave data.cut_by out."
+        problem = Problem("a column of times", "none", todo, Where(events.table.file, field="data.cut_by"))
+        raise DataError("The rows cannot be cut by time.", [problem])
+    if unknown or by == "hash":
         pairs = [events.users, [str(item) for item in events.items.tolist()]]
         order = np.argsort(hash_texts(pairs), kind="stable")
     found, end = {}, len(order)

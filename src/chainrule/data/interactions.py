@@ -142,7 +142,8 @@ def group_interactions(
         lists, flaws = lists_of(name, events, profiles, options)
         grouped.tables[name] = list_table(events.table, lists)
         grouped.note(flaws, events.table, name, spec.on_bad_row)
-        grouped.findings += tell(name, cut, lists, options.candidates, made=cut.keys() != splits.keys())
+        made = None if cut.keys() == splits.keys() else spec.cut_by
+        grouped.findings += tell(name, cut, lists, options.candidates, made)
     return grouped
 
 
@@ -164,8 +165,8 @@ def positive_of(tables: Mapping[str, Table], fields: Mapping[str, str], options:
 def _with_cut(splits: Mapping[str, Events], spec: Data) -> dict[str, Events]:
     if "all" in splits:
         fractions = {"test": spec.test_fraction, "validation": spec.validation_fraction}
-        return cut_events(splits["all"], fractions)
+        return cut_events(splits["all"], fractions, spec.cut_by)
     if "validation" in splits:
         return dict(splits)
-    made = cut_events(splits[TRAIN], {"validation": spec.validation_fraction})
+    made = cut_events(splits[TRAIN], {"validation": spec.validation_fraction}, spec.cut_by)
     return made | {name: events for name, events in splits.items() if name != TRAIN}

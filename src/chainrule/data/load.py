@@ -14,17 +14,19 @@ from chainrule.core.report import CheckReport, Finding
 from chainrule.core.spans import together
 from chainrule.core.task import Task
 from chainrule.data.check import check_splits, noun_of, share, summary
+from chainrule.data.cut import made_of
 from chainrule.data.events import BESIDE
 from chainrule.data.fields import check_columns, find_fields
 from chainrule.data.flaws import MAX_PROBLEMS, agree, count_rows, finding, summarise
 from chainrule.data.grouping import beside, grouped, in_lists
+from chainrule.data.lists import USER
 from chainrule.data.read import SPLITS, Reading, read
 from chainrule.data.rows import Rows, prepare
-from chainrule.data.split import TRAIN, Cut, cut_labelled
+from chainrule.data.split import TRAIN, Cut
 from chainrule.data.table import Places, Table
 from chainrule.data.targets import encode_targets, label_names, labels_of, unknown_labels
 from chainrule.data.texts import Texts
-from chainrule.data.times import time_leaks
+from chainrule.data.times import Clock, clock_of, time_leaks
 from chainrule.errors import DataError, NoSplitError, Problem, Where
 
 
@@ -127,7 +129,8 @@ def load(
     if reading.problems and not first.names:  # not one object could be read, so that there are no columns
         raise _unusable(reading.findings, reading.problems)
     fields = find_fields(first.names, task, named=spec.fields, file=first.file)
-    tables, unlabelled = _same_columns(tables, fields, task)
+    tables, unlabelled = _same_columns(tables, fields, task, spec.time_column)
+    clocks = _clocks(tables, fields, spec)
     findings, problems = [*reading.findings, *notes, *unlabelled], list(reading.problems)
     if task.target.kind == "relevances":
         lists = in_lists(tables, reading, fields, spec, options)
@@ -139,9 +142,8 @@ def load(
         rows[name] = done.rows
         findings += done.findings
         problems += done.problems
-    splits, cut, wrong = _cut(rows, spec, task, reading.fingerprint, recorded)
-    problems += wrong
-    findings += [_too_few(wrong)] if wrong else []
+    made = made_of(rows, clocks, spec, reading.fingerprint, recorded)
+    splits, findings, problems = made.splits, [*findings, *made.findings], [*problems, *made.problems]
     labels = _labels(splits[TRAIN], task)
     for name in splits:
         splits[name], told, wrong = _drop_unknown(splits[name], labels, task, name, spec.on_bad_row)
@@ -156,12 +158,10 @@ def load(
         labels=labels,
         findings=tuple(_by_severity([*findings, *told])),
         problems=tuple([*problems, *wrong][:MAX_PROBLEMS]),
-        cut=None
-        if cut is None
-        else {"sha256": cut.sha256, "rows": {name: len(rows) for name, rows in cut.hashes.items()}},
+        cut=made.told,
     )
     done_splits = {name: _finish(part, labels, task) for name, part in splits.items()}
-    return Dataset(done_splits, labels, fields, report, cut, reading.fingerprint)
+    return Dataset(done_splits, labels, fields, report, made.cut, reading.fingerprint)
 
 
 def load_labelled(  # noqa: PLR0913  (what an artifact knows about its training, by name)
@@ -286,12 +286,16 @@ def _known_splits(reading: Reading) -> tuple[dict[str, Table], list[Finding]]:
 
 
 def _same_columns(
-    tables: dict[str, Table], fields: Mapping[str, str], task: Task
+    tables: dict[str, Table], fields: Mapping[str, str], task: Task, times: str | None
 ) -> tuple[dict[str, Table], list[Finding]]:
-    """Refuse splits with other columns; a test split without labels is only set aside."""
+    """Refuse splits with other columns; a test split without labels is only set aside.
+
+    Args:
+        times: the column of times that the user named.
+    """
     problems = []
     kept = dict(tables)
-    notes = [] if task.target.kind == "relevances" else time_leaks(tables, fields.values())
+    notes = [] if task.target.kind == "relevances" else time_leaks(tables, fields.values(), times)
     target = task.target.name
     for name, table in tables.items():
         missing = check_columns(table.names, fields, table.file)
@@ -310,38 +314,12 @@ def _same_columns(
     return kept, notes
 
 
-def _cut(
-    rows: dict[str, Rows], spec: Data, task: Task, fingerprint: Mapping[str, str], recorded: Cut | None
-) -> tuple[dict[str, Rows], Cut | None, list[Problem]]:
-    """Cut a single file three ways, or validation out of train; leave given splits alone."""
-    if "all" in rows:
-        source, fractions = "all", {"test": spec.test_fraction, "validation": spec.validation_fraction}
-    elif "validation" not in rows:
-        source, fractions = TRAIN, {"validation": spec.validation_fraction}
-    else:
-        return rows, None, []
-    whole = rows[source]
-    if recorded is not None and recorded.matches(fingerprint.get(source), whole.row_hashes):
-        parts: dict[str, np.ndarray] | None = recorded.apply(whole.row_hashes)
-    else:
-        parts = cut_labelled(whole.hashes, whole.values, fractions)
-    if parts is None:
-        problem = Problem(
-            f"rows enough to cut {' and '.join(reversed(fractions))} from, with every label left in train",
-            f"{count_rows(len(np.unique(whole.hashes)), None, 'different row')}",
-            "Add rows, or give a folder with train, validation and test files.",
-            Where(file=whole.places.file),
-        )
-        return (
-            {TRAIN: whole, **{name: part for name, part in rows.items() if name not in ("all", TRAIN)}},
-            None,
-            [problem],
-        )
-    given = {name: part for name, part in rows.items() if name != source}
-    made = {name: whole.take(indices) for name, indices in parts.items()}
-    splits = {name: (made | given)[name] for name in SPLITS if name in made | given}
-    hashes = {name: np.sort(part.row_hashes) for name, part in made.items()}
-    return splits, Cut(fingerprint.get(source), hashes), []
+def _clocks(tables: Mapping[str, Table], fields: Mapping[str, str], spec: Data) -> dict[str, Clock]:
+    """When the rows of the splits are from, where that may decide how they are cut."""
+    if spec.cut_by == "hash" or USER in fields:  # what users did has its times as a field
+        return {}
+    found = {name: clock_of(table, fields.values(), spec.time_column) for name, table in tables.items()}
+    return {name: clock for name, clock in found.items() if clock is not None}
 
 
 def _labels(train: Rows, task: Task) -> tuple[str, ...]:
@@ -349,11 +327,6 @@ def _labels(train: Rows, task: Task) -> tuple[str, ...]:
     if labels is not None:
         return label_names(labels)
     return (task.target.name,) if task.target.kind == "number" else ()
-
-
-def _too_few(problems: Sequence[Problem]) -> Finding:
-    message = f"Too few rows to cut into splits: {problems[0].got}."
-    return finding("too-few-rows", "error", message, todo=problems[0].todo, file=problems[0].where.file)
 
 
 def _drop_unknown(

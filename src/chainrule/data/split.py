@@ -109,13 +109,49 @@ def cut_rows(hashes: np.ndarray, strata: np.ndarray, fractions: Mapping[str, flo
     return {name: np.flatnonzero(of_row == number) for number, name in enumerate([TRAIN, *fractions])}
 
 
-def cut_labelled(hashes: np.ndarray, values: Values, fractions: Mapping[str, float]) -> dict[str, np.ndarray] | None:
-    """What `cut_rows` gives for rows with these targets, with every label left in train; None if that cannot be."""
-    parts = cut_rows(hashes, strata_of(values), fractions)
+def cut_labelled(
+    hashes: np.ndarray, values: Values, fractions: Mapping[str, float], times: np.ndarray | None = None
+) -> dict[str, np.ndarray] | None:
+    """What `cut_rows` gives for rows with these targets, with every label left in train; None if that cannot be.
+
+    Args:
+        times: (n,) seconds, for what `cut_by_time` gives instead.
+    """
+    parts = cut_rows(hashes, strata_of(values), fractions) if times is None else cut_by_time(hashes, times, fractions)
     labels = labels_of(values)
     if parts is not None and labels is not None:
-        parts = keep_labels_in_train(parts, hashes, labels)
+        parts = keep_labels_in_train(parts, hashes, labels, times)
     return parts
+
+
+def cut_by_time(hashes: np.ndarray, times: np.ndarray, fractions: Mapping[str, float]) -> dict[str, np.ndarray] | None:
+    """Cut rows into the named parts and "train", the latest rows for the first part.
+
+    Rows with equal hashes stay together, at the time of the latest of them; rows of the same time are in the order of
+    their hashes.
+
+    Args:
+        times: (n,) seconds.
+        fractions: part name -> share of all rows.
+
+    Returns:
+        As `cut_rows`.
+    """
+    groups, inverse, sizes = np.unique(hashes, return_inverse=True, return_counts=True)
+    latest = np.full(len(groups), -np.inf)
+    np.maximum.at(latest, inverse, times)
+    queue = np.lexsort((groups, latest)).tolist()
+    part = np.zeros(len(groups), dtype=np.int64)
+    for number, fraction in enumerate(fractions.values(), start=1):
+        quota, taken = max(1, round(len(hashes) * fraction)), 0
+        while len(queue) > 1 and (not taken or taken + sizes[queue[-1]] <= quota):
+            group = queue.pop()
+            part[group] = number
+            taken += int(sizes[group])
+        if not taken:
+            return None
+    of_row = part[inverse]
+    return {name: np.flatnonzero(of_row == number) for number, name in enumerate([TRAIN, *fractions])}
 
 
 def cut_folds(hashes: np.ndarray, strata: np.ndarray, folds: int, seed: int) -> np.ndarray:
@@ -156,12 +192,13 @@ def _groups(hashes: np.ndarray, strata: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def keep_labels_in_train(
-    parts: dict[str, np.ndarray], hashes: np.ndarray, labels: Labels
+    parts: dict[str, np.ndarray], hashes: np.ndarray, labels: Labels, times: np.ndarray | None = None
 ) -> dict[str, np.ndarray] | None:
     """Move rows into train until every label occurs there: the group with the smallest hash, label by label.
 
     Args:
         parts: what `cut_rows` returned.
+        times: (n,) seconds, for the earliest group instead.
 
     Returns:
         The parts, or None if one of them is empty then.
@@ -173,7 +210,8 @@ def keep_labels_in_train(
     seen = set(labels[part == first].count())
     has_more = np.array([not seen.issuperset(names) for names in labels.sets], dtype=bool)
     rows = np.flatnonzero(has_more[labels.codes])
-    for row in rows[np.argsort(hashes[rows], kind="stable")].tolist():
+    order = hashes if times is None else times
+    for row in rows[np.argsort(order[rows], kind="stable")].tolist():
         if not seen.issuperset(labels.sets[labels.codes[row]]):
             group = hashes == hashes[row]
             part[group] = first

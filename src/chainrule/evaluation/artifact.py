@@ -179,7 +179,7 @@ def _read(artifact: Artifact, predictor: Predictor, source: Any, spec: Data, spl
     return load_labelled(
         source,
         split,
-        spec.model_copy(update={"clean": artifact.clean, **artifact.fractions}),
+        spec.model_copy(update={"clean": artifact.clean, **artifact.cutting}),
         predictor.task,
         fields=manifest.fields,
         labels=manifest.labels,
