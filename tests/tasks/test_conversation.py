@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from chainrule.data.chat import MESSAGES, as_text, beginning_of, prompt_of
+from chainrule.data.chat import MESSAGES, as_text, beginning_of, prompt_of, turns_of
 from chainrule.data.encode import Encoded
 from chainrule.errors import ModelError
 from chainrule.tasks.conversation import (
@@ -20,6 +20,8 @@ from chainrule.tasks.conversation import (
     marked,
     prepare_tokenizer,
     render,
+    tell_tools,
+    tells_tools_first,
 )
 from chainrule.testing.models import tiny_tokenizer
 
@@ -165,6 +167,37 @@ def test_a_template_that_leaves_tools_out_is_refused() -> None:
         "leaves them out. Choose another model, give its tokenizer a chat_template that renders tools, or remove the "
         "column."
     )
+
+
+def test_tools_are_told_in_a_system_message_where_the_template_tells_of_none() -> None:
+    tokenizer = tokenizer_with(CHATML)
+    one = {"role": "tools", "content": '[{"name": "film"}]'}
+    asked = [one, {"role": "system", "content": "be warm"}, *turns("a room")]
+    plain = [as_text(turns("a room")), as_text(turns("a book"))]
+    before = tokenizer.chat_template
+    tell_tools(tokenizer, plain)
+    assert tokenizer.chat_template == before, "rows without tools change nothing"
+    texts = [render(tokenizer, turns_of(text)).text for text in plain]
+    tell_tools(tokenizer, [*plain, TOOLS])
+    assert tells_tools_first(tokenizer)
+    assert [render(tokenizer, turns_of(text)).text for text in plain] == texts
+    told = 'You may call these functions:\n[{"name": "film"}'
+    expected = render(tokenizer, [{"role": "system", "content": told + ', {"name": "book"}]'}, *turns("a room")])
+    assert render(tokenizer, turns_of(TOOLS)).text == expected.text
+    both = render(tokenizer, [{"role": "system", "content": f"be warm\n\n{told}]"}, *turns("a room")])
+    assert render(tokenizer, asked).text == both.text
+    encoded = encode(tokenizer, {MESSAGES: [TOOLS]}, replies("film"), 256)
+    assert learned(tokenizer, encoded) == "film [SEP]"
+
+
+def test_a_template_that_knows_no_system_is_left_as_it_is() -> None:
+    strict = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
+    tokenizer = tokenizer_with(strict)
+    tell_tools(tokenizer, [TOOLS])
+    assert tokenizer.chat_template == strict
+    own = tokenizer_with(WITH_TOOLS)
+    tell_tools(own, [TOOLS])
+    assert own.chat_template == WITH_TOOLS
 
 
 def test_plain_texts_are_learned_whole_and_in_blocks() -> None:

@@ -8,7 +8,7 @@ two is what the model has to write, the mark that ends its turn included.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from jinja2 import TemplateError
 
-from chainrule.data.chat import MESSAGES, REPLY, TOOLS, Turn, is_plain, turns_of
+from chainrule.data.chat import MESSAGES, REPLY, TOOLS, Turn, as_text, is_plain, turns_of
 from chainrule.data.encode import Encoded, joined, offsets_of
 from chainrule.errors import ModelError, Problem, Where
 
@@ -28,6 +28,13 @@ PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] | capitalize }}:\n{{ message['content'] }}"
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n\n{% endfor %}"
     "{% if add_generation_prompt %}Assistant:\n{% endif %}"
+)
+# Before the template of a tokenizer that tells a model nothing of tools: they are told in a system message.
+TOOLS_TEMPLATE = (
+    "{% if tools %}{% if messages[0]['role'] == 'system' %}{% set told = messages[0]['content'] + '\n\n' %}"
+    "{% set messages = messages[1:] %}{% else %}{% set told = '' %}{% endif %}"
+    "{% set messages = [{'role': 'system', 'content': told + 'You may call these functions:\n' + (tools | tojson)}]"
+    " + messages %}{% endif %}"
 )
 _PROBE: list[Turn] = [{"role": "user", "content": "Question"}, {"role": REPLY, "content": "Answer"}]
 
@@ -43,6 +50,11 @@ class Rendered:
 
     text: str
     replies: tuple[tuple[int, int], ...]
+
+
+_WITH_TOOLS = as_text([{"role": TOOLS, "content": ""}])[
+    : -len('"content": ""}]')
+]  # how the context of such rows begins
 
 
 class TemplateMismatchError(Exception):
@@ -67,6 +79,36 @@ def prepare_tokenizer(tokenizer: Any) -> None:
         raise _unusable("a chat template in which the replies can be told apart", str(error)) from None
     if end_of_turn(tokenizer) is None:
         raise _unusable("a chat template that ends a reply with a special token", "one without such an end")
+
+
+def tell_tools(tokenizer: Any, contexts: Iterable[str]) -> None:
+    """Let the chat template tell of tools where rows have some, and it does not; what is added is saved with the model.
+
+    A template that cannot have it stays as it is, and is refused when rows are encoded.
+
+    Args:
+        contexts: what stands before the replies, as JSON.
+    """
+    turns = next((turns_of(text) for text in contexts if text.startswith(_WITH_TOOLS)), None)
+    if turns is None or _tells(tokenizer, turns):
+        return
+    before = tokenizer.chat_template
+    tokenizer.chat_template = TOOLS_TEMPLATE + before
+    if not _tells(tokenizer, turns):
+        tokenizer.chat_template = before
+
+
+def tells_tools_first(tokenizer: Any) -> bool:
+    """Whether `tell_tools` has added something."""
+    return str(tokenizer.chat_template).startswith(TOOLS_TEMPLATE)
+
+
+def _tells(tokenizer: Any, turns: Sequence[Turn]) -> bool:
+    try:
+        render(tokenizer, turns)
+    except (ModelError, TemplateMismatchError):
+        return False
+    return True
 
 
 def render(tokenizer: Any, turns: Sequence[Turn]) -> Rendered:

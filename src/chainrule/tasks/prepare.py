@@ -12,6 +12,7 @@ from chainrule.core.recipe import Recipe, parse_options
 from chainrule.core.report import CheckReport, Finding, Rendering
 from chainrule.core.spans import Answers
 from chainrule.core.task import Task
+from chainrule.data.chat import MESSAGES
 from chainrule.data.check import length_finding
 from chainrule.data.encode import Encoded
 from chainrule.data.entities import TOKENS, units_of
@@ -21,7 +22,7 @@ from chainrule.data.tokens import encode_once
 from chainrule.errors import DataError, Problem, RecipeError, Where
 from chainrule.models.load import LONGEST, load_processor, load_tokenizer, token_limit
 from chainrule.models.scratch import SCRATCH, options_of, refuse_misfit
-from chainrule.tasks.conversation import special_tokens
+from chainrule.tasks.conversation import special_tokens, tell_tools, tells_tools_first
 from chainrule.tasks.pictures import height_of
 from chainrule.tasks.windows import LongTexts, Windowed
 
@@ -98,6 +99,7 @@ def with_tokens(
     else:
         limit = token_limit(recipe.model.name, tokenizer, recipe.model.max_length, reserved)
     encoded, findings, problems = {}, list(dataset.report.findings), list(dataset.report.problems)
+    findings += [_tools_told()] if task.converses and tells_tools_first(tokenizer) else []
     summaries, kept = dict(dataset.report.splits), dict(dataset.splits)
     examples: list[Rendering] = []
     for name, split in dataset.splits.items():
@@ -144,7 +146,17 @@ def tokenizer_for(recipe: Recipe, task: Task, train: Split) -> tuple[Any, dict[s
         tokenizer, options = SCRATCH[recipe.model.name].reader(options, marked or train.inputs)
     if task.prepare_tokenizer is not None:
         task.prepare_tokenizer(tokenizer)
+    if task.converses:
+        tell_tools(tokenizer, train.inputs[MESSAGES])
     return tokenizer, {} if options is None else options.model_dump(mode="json")
+
+
+def _tools_told() -> Finding:
+    message = (
+        "The model's chat template tells of no tools: they are told in a system message before the conversation, by a "
+        "template that is saved with the model."
+    )
+    return finding("tools-told", "info", message)
 
 
 def _height(recipe: Recipe, processor: Any) -> int:
