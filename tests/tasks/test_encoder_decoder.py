@@ -33,7 +33,7 @@ from chainrule.testing.models import tiny_encoder_decoder
 pytestmark = pytest.mark.unit
 SOURCES = ["good film", "a very bad and dull book it was", "cold"]
 TARGETS = ["film good", "book", "warm and cold we had"]
-FAMILIES = ("t5", "bart")
+FAMILIES = ("t5", "bart", "marian")
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_loss_and_gradients_are_those_of_transformers(loaded: tuple[Any, Any]) -
     model = model.double()
     batch = batch_of(tokenizer)
     loss, count = objective(Spec(name="default"), np.zeros(3)).accumulate(model, batch)
-    found = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    found = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
     model.zero_grad()
     inputs = tokenizer(SOURCES, padding=True, return_tensors="pt")
     labels = tokenizer(text_target=TARGETS, padding=True, return_tensors="pt")["input_ids"]
@@ -120,6 +120,9 @@ def test_loss_and_gradients_are_those_of_transformers(loaded: tuple[Any, Any]) -
     assert count == int((labels != IGNORED).sum())
     torch.testing.assert_close(loss.double(), own.detach(), atol=1e-9, rtol=1e-9)
     for name, parameter in model.named_parameters():
+        if name not in found:
+            assert "embed_positions" in name, "Marian computes them"
+            continue
         torch.testing.assert_close(found[name], parameter.grad, atol=1e-9, rtol=1e-7, msg=name)
 
 
@@ -130,13 +133,16 @@ def test_label_smoothing_is_that_of_torch(loaded: tuple[Any, Any], share: float)
     batch = batch_of(tokenizer)
     made = objective(Spec(name="cross-entropy", options={"label_smoothing": share}), np.zeros(3))
     loss, _ = made.accumulate(model, batch)
-    found = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    found = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
     model.zero_grad()
     states, wanted, _, logits = find_labelled(model, batch)
     expected = functional.cross_entropy(logits(states), wanted, label_smoothing=share, reduction="sum")
     backward(expected)
     torch.testing.assert_close(loss.double(), expected.detach(), atol=1e-9, rtol=1e-9)
     for name, parameter in model.named_parameters():
+        if name not in found:
+            assert "embed_positions" in name, "Marian computes them"
+            continue
         torch.testing.assert_close(found[name], parameter.grad, atol=1e-9, rtol=1e-7, msg=name)
 
 

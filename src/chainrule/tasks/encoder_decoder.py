@@ -6,6 +6,7 @@ side; here they are taken apart, and the model's own way of shifting makes of a 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +19,7 @@ from chainrule.core.task import Predictions
 from chainrule.data.batch import IGNORED, Batch
 from chainrule.data.encode import Encoded, joined, offsets_of
 from chainrule.data.written import references_of
-from chainrule.errors import ModelError, Problem, Where
+from chainrule.errors import ModelError, Problem, RecipeError, Where
 from chainrule.models.adapters import plain_model
 from chainrule.tasks.language_model import LOSSES, TOLERANCE, Labelled, NextTokenObjective, scored
 from chainrule.tasks.objectives import take_loss
@@ -35,9 +36,11 @@ class Paired:
 
     Attributes:
         instruction: stands before each source, with a blank between them.
+        languages: of sources and of targets, as the tokenizer was told by `prepare_tokenizer`.
     """
 
     instruction: str | None
+    languages: tuple[str | None, str | None] = (None, None)
 
     def __call__(self, tokenizer: Any, inputs: Mapping[str, Sequence[str]], targets: Any, max_length: int) -> Encoded:
         """Tokenise rows.
@@ -67,8 +70,9 @@ class Paired:
         if right is None:
             ids = [np.asarray(row, np.int32) for row in rows]
             return Encoded(np.concatenate(ids), offsets_of([len(row) for row in ids]), None, full, None)
-        end = tokenizer.eos_token_id
-        learned = [_ended(ids, end) for ids in tokenizer(text_target=right, verbose=False)["input_ids"]]
+        end, after = tokenizer.eos_token_id, language_of(tokenizer)
+        made = tokenizer(text_target=right, verbose=False)["input_ids"]
+        learned = [_ended(ids[:-1] if after in ids[-1:] else ids, end) for ids in made]
         whole = np.maximum(full, [len(ids) for ids in learned])
         pairs = [
             np.asarray(ids, np.int32)
@@ -95,17 +99,64 @@ def _ended(ids: list[int], end: int) -> list[int]:
     return [token for place, token in enumerate(ids) if place not in places[:-1]]  # others were in the text
 
 
-def prepare_tokenizer(tokenizer: Any) -> None:
-    """Make sure that texts can be ended and padded, and pad them at their end.
+def prepare_tokenizer(tokenizer: Any, languages: tuple[str | None, str | None] = (None, None)) -> None:
+    """Make sure that texts can be ended and padded, pad them at their end, and mark them with their languages.
+
+    Args:
+        languages: of sources and of targets, as a multilingual tokenizer calls them; it is saved with them.
 
     Raises:
-        ModelError: there is no token for one of the two.
+        ModelError: there is no token for one of the first two.
+        RecipeError: the tokenizer does not know a language, or that of the targets is not said.
     """
     if tokenizer.eos_token is None or tokenizer.pad_token is None:
         got = "no eos_token" if tokenizer.eos_token is None else "no pad_token"
         problem = Problem("a tokenizer with a token that ends a text, and one that pads it", got, _TODO, _WHERE)
         raise ModelError("The tokenizer of this model cannot be used for seq2seq.", [problem])
     tokenizer.padding_side = "right"
+    for name, attribute, code in zip(_LANGUAGES, ("src_lang", "tgt_lang"), languages, strict=True):
+        if code is not None:
+            _require_language(tokenizer, attribute, code, name)
+            setattr(tokenizer, attribute, code)
+            tokenizer.init_kwargs[attribute] = code  # what is saved
+    if getattr(tokenizer, "tgt_lang", "") is None:
+        todo = f"Set task.options.{_LANGUAGES[1]}, as the tokenizer calls it (de_DE, deu_Latn, …)."
+        problem = Problem("the language of the targets", "nothing", todo, Where(field=f"task.options.{_LANGUAGES[1]}"))
+        raise RecipeError("This model writes in several languages.", [problem])
+
+
+def _require_language(tokenizer: Any, attribute: str, code: str, name: str) -> None:
+    where = Where(field=f"task.options.{name}")
+    if not hasattr(tokenizer, attribute):
+        problem = Problem("a tokenizer that marks languages", "one of another kind", "Leave it out.", where)
+        raise RecipeError("This model's tokenizer marks no languages.", [problem])
+    if code not in tokenizer.all_special_tokens:
+        known = [token for token in tokenizer.all_special_tokens if _LANGUAGE_CODE.fullmatch(token)]
+        problem = Problem(f"one of {', '.join(known[:60])}", code, "Choose one of these.", where)
+        raise RecipeError("The tokenizer does not know this language.", [problem])
+
+
+def language_of(tokenizer: Any) -> int | None:
+    """The id of the token that marks the targets' language; None where there is none."""
+    code = getattr(tokenizer, "tgt_lang", None)
+    return None if code is None else int(tokenizer.convert_tokens_to_ids(code))
+
+
+def begin_targets(model: Any, tokenizer: Any) -> None:
+    """Let a model, and its own settings, begin what it writes with the mark of the targets' language.
+
+    Some have it as the first token of a target (mBART-50), others as the token that the decoder begins with (mBART);
+    where the tokenizer puts it tells which.
+    """
+    language = language_of(tokenizer)
+    if language is None:
+        return
+    ids = tokenizer(text_target="a")["input_ids"]
+    if ids[0] == language:
+        model.generation_config.forced_bos_token_id = language
+    elif ids[-1] == language:
+        model.config.decoder_start_token_id = language
+        model.generation_config.decoder_start_token_id = language
 
 
 def objective(loss: Spec, targets: np.ndarray) -> NextTokenObjective:
@@ -151,12 +202,22 @@ def _states(model: Any, sources: torch.Tensor, mask: torch.Tensor, labels: torch
     plain = plain_model(model)
     read = plain.get_encoder()(input_ids=sources, attention_mask=mask).last_hidden_state
     states: torch.Tensor = plain.get_decoder()(
-        input_ids=plain.prepare_decoder_input_ids_from_labels(labels),
+        input_ids=_shifted(plain, labels),
         encoder_hidden_states=read,
         encoder_attention_mask=mask,
         use_cache=False,
     ).last_hidden_state
     return states
+
+
+def _shifted(model: Any, labels: torch.Tensor) -> torch.Tensor:
+    """What the decoder reads to predict these labels (b, t)."""
+    if hasattr(model, "prepare_decoder_input_ids_from_labels"):
+        shifted: torch.Tensor = model.prepare_decoder_input_ids_from_labels(labels)
+        return shifted
+    start, padding = model.config.decoder_start_token_id, model.config.pad_token_id
+    known = labels.masked_fill(labels == IGNORED, padding)
+    return torch.cat([known.new_full((len(known), 1), start), known[:, :-1]], dim=1)
 
 
 def check_model(model: Any) -> None:
@@ -165,8 +226,9 @@ def check_model(model: Any) -> None:
     Raises:
         ModelError: they do not, or there are no such parts.
     """
-    if not hasattr(model, "prepare_decoder_input_ids_from_labels"):
-        raise _unusable(f"a {model.config.model_type}, which has another way to begin a target")
+    knows_start = None not in (getattr(model.config, "decoder_start_token_id", None), model.config.pad_token_id)
+    if not hasattr(model, "prepare_decoder_input_ids_from_labels") and not knows_start:
+        raise _unusable(f"a {model.config.model_type} that does not say how a target begins (decoder_start_token_id)")
     device = next(model.parameters()).device
     ids = torch.arange(3, 9, device=device).remainder(model.config.get_text_config().vocab_size)[None]
     mask = torch.ones_like(ids)
@@ -174,12 +236,14 @@ def check_model(model: Any) -> None:
     model.eval()
     with torch.inference_mode():
         apart = _Logits(model)(_states(model, ids, mask, ids))
-        whole = model(input_ids=ids, attention_mask=mask, labels=ids).logits
+        whole = model(input_ids=ids, attention_mask=mask, decoder_input_ids=_shifted(model, ids)).logits
     model.train(was_training)
     if float((apart - whole).abs().max()) > TOLERANCE * max(float(whole.abs().max()), 1.0):
         raise _unusable("one with another way from the decoder's states to logits")
 
 
+_LANGUAGES = ("source_language", "target_language")
+_LANGUAGE_CODE = re.compile(r"[a-z]{2,3}_[A-Za-z]{2,4}")
 _TODO = "Choose an encoder-decoder such as T5, BART or Marian, or a causal language model such as smollm2."
 _WHERE = Where(field="model.name")
 

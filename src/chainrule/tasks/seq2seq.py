@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 from pydantic import Field
 
 from chainrule.core.task import FieldSpec, Task
+from chainrule.errors import Problem, RecipeError, Where
 from chainrule.metrics import tokens
 from chainrule.tasks import encoder_decoder
 from chainrule.tasks.conversation import marked, prepare_tokenizer
@@ -21,10 +23,14 @@ class Options(Generated):
 
     Attributes:
         instruction: a text before every source; null for none.
+        source_language, target_language: of a multilingual encoder-decoder such as mBART, as its tokenizer calls them
+            (en_XX); null for what it was saved with.
         form: what kind of model it is; null for what its config.json says.
     """
 
     instruction: str | None = Field(default=None, min_length=1)
+    source_language: str | None = None
+    target_language: str | None = None
     form: Literal["encoder-decoder", "decoder"] | None = None
 
 
@@ -36,17 +42,26 @@ def _suited(options: Options) -> Task:
     """
     if options.form is None:
         raise ValueError("whether the model is an encoder-decoder must be settled first")
+    languages = options.source_language, options.target_language
     if options.form == "decoder":
+        _refuse_languages(languages)
         return replace(TASK, encode=Prompted(options.instruction))
     return replace(
         TASK,
         head="encoder-decoder",
-        encode=encoder_decoder.Paired(options.instruction),
+        encode=encoder_decoder.Paired(options.instruction, languages),
         read=encoder_decoder.read,
         objective=encoder_decoder.objective,
-        prepare_tokenizer=encoder_decoder.prepare_tokenizer,
+        prepare_tokenizer=partial(encoder_decoder.prepare_tokenizer, languages=languages),
         packs=None,
     )
+
+
+def _refuse_languages(languages: tuple[str | None, str | None]) -> None:
+    if languages != (None, None):
+        todo, where = "Say it in task.options.instruction.", Where(field="task.options.target_language")
+        problem = Problem("an encoder-decoder of several languages", "a language model", todo, where)
+        raise RecipeError("This model has no marks of languages.", [problem])
 
 
 TASK = Task(

@@ -16,6 +16,10 @@ from transformers import (
     BertConfig,
     DistilBertConfig,
     LlamaConfig,
+    MarianConfig,
+    MBart50Tokenizer,
+    MBartConfig,
+    MBartTokenizer,
     PreTrainedTokenizerFast,
     Qwen2Config,
     RobertaConfig,
@@ -39,6 +43,11 @@ _SIZES = {
     "intermediate_size": 64,
     "initializer_range": 0.2,
 }
+_TWO_SIDES: dict[str, Any] = {
+    f"{side}_{name}": size
+    for side in ("encoder", "decoder")
+    for name, size in (("layers", 2), ("attention_heads", 2), ("ffn_dim", 64))
+} | {"d_model": 32, "dropout": 0.0, "init_std": 0.2, "forced_eos_token_id": None}
 
 
 def tiny_model(folder: Path, family: str = "bert", *, seed: int = 0, positions: int = 64) -> Path:
@@ -120,7 +129,7 @@ def tiny_encoder_decoder(folder: Path, family: str = "t5", *, positions: int = 6
     """Write a random encoder-decoder and its tokenizer as a Hugging Face folder and return it.
 
     Args:
-        family: "t5" or "bart".
+        family: "t5", "bart" or "marian".
         positions: the longest text it reads or writes, in tokens; T5 has no limit of its own.
     """
     tokenizer = tiny_tokenizer(positions, decoder=True)
@@ -135,27 +144,43 @@ def tiny_encoder_decoder(folder: Path, family: str = "t5", *, positions: int = 6
             T5Config(vocab_size=len(tokenizer), decoder_start_token_id=0, **sizes, **ends)
         )
     else:
-        sides = {
-            f"{side}_{name}": size
-            for side in ("encoder", "decoder")
-            for name, size in (("layers", 2), ("attention_heads", 2), ("ffn_dim", 64))
-        }
-        model = AutoModelForSeq2SeqLM.from_config(
-            BartConfig(
-                vocab_size=len(tokenizer),
-                d_model=32,
-                max_position_embeddings=positions,
-                dropout=0.0,
-                bos_token_id=2,
-                decoder_start_token_id=tokenizer.eos_token_id,
-                forced_eos_token_id=None,
-                init_std=0.2,
-                **sides,
-                **ends,
-            )
+        starts = {"bos_token_id": 2, "decoder_start_token_id": 0 if family == "marian" else tokenizer.eos_token_id}
+        config = (MarianConfig if family == "marian" else BartConfig)(
+            vocab_size=len(tokenizer), max_position_embeddings=positions, **_TWO_SIDES, **starts, **ends
         )
+        model = AutoModelForSeq2SeqLM.from_config(config)
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def tiny_multilingual_model(folder: Path, *, first: bool = False, positions: int = 64, seed: int = 0) -> Path:
+    """Write a random mBART and its tokenizer as a Hugging Face folder and return it.
+
+    Args:
+        first: targets begin with the mark of their language, as mBART-50 has it; else the decoder begins with it.
+    """
+    kind = MBart50Tokenizer if first else MBartTokenizer
+    codes = [token for token in kind().all_special_tokens if "_" in token]
+    pieces = [
+        "<s>",
+        "<pad>",
+        "</s>",
+        "<unk>",
+        *(f"▁{word}" for word in (*WORDS, "a")),
+        "▁",
+        *_LETTERS,
+        *codes,
+        "<mask>",
+    ]
+    vocabulary = [(piece, 0.0 if piece[0] == "<" else -1.0 - len(piece) / 100) for piece in dict.fromkeys(pieces)]
+    tokenizer = kind(vocab=vocabulary, src_lang="en_XX", model_max_length=positions)
+    torch.manual_seed(seed)
+    ends = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2 if first else None}
+    config = MBartConfig(vocab_size=len(tokenizer), max_position_embeddings=positions, **_TWO_SIDES, **ends)
+    folder.mkdir(parents=True, exist_ok=True)
+    AutoModelForSeq2SeqLM.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

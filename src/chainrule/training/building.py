@@ -80,6 +80,7 @@ def _load(recipe: Recipe, task: Task, prepared: Prepared, display: Display) -> A
         name, tokenizer = recipe.model.name, prepared.tokenizer
         model = load_language_model(name, tokenizer, recipe.structure, seed=recipe.seed, head=task.head)
         if task.head == "encoder-decoder":
+            encoder_decoder.begin_targets(model, tokenizer)
             encoder_decoder.check_model(model)
         else:
             check_model(model)
