@@ -320,9 +320,14 @@ class Task:
         return self.converses or self.target.kind == "written"
 
     @property
-    def embeds(self) -> bool:
-        """Whether the model makes vectors of texts."""
+    def makes_vectors(self) -> bool:
+        """Whether the model makes vectors of texts, and has nothing above them."""
         return self.head == "encoder"
+
+    @property
+    def embeds(self) -> bool:
+        """Whether what is predicted of a text is its vector."""
+        return self.makes_vectors and self.target.kind != "relevances"
 
     @property
     def targets(self) -> tuple[FieldSpec, ...]:

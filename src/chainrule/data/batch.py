@@ -29,6 +29,7 @@ class Batch:
             learned of each token (its id, or a class), IGNORED where nothing is; or None.
         rows: (b,) int64 positions in the Encoded they came from; s = b where a row is one sequence.
         counts: (b,) int64 sequences of each row, or None where each has one.
+        shared: (m,) int64, where rows have sequences in common: which of the s each of those is that `counts` counts.
         tokens: real tokens, without padding; images have none.
         references: (b, …) float32, what the model before step one says of the rows, or None.
         at_once: padded tokens that a task which needs its batches whole may put through the model at once; None for
@@ -42,6 +43,7 @@ class Batch:
     references: torch.Tensor | None = None
     at_once: int | None = None
     counts: np.ndarray | None = None
+    shared: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -99,7 +101,7 @@ def collate(encoded: Encoded, rows: np.ndarray, *, pad_id: int, left: bool, devi
     if encoded.pixels is not None:
         images = torch.from_numpy(encoded.pixels.read(rows)).to(device)
         return Batch({"pixel_values": images}, _row_targets(encoded, rows, device), rows, 0, known)
-    taken = encoded.sequences_of(rows)
+    taken, shared = encoded.different(rows)
     starts, ends = encoded.offsets[taken], encoded.offsets[taken + 1]
     lengths = ends - starts
     width = int(lengths.max())
@@ -123,7 +125,8 @@ def collate(encoded: Encoded, rows: np.ndarray, *, pad_id: int, left: bool, devi
         learned = _token_targets(encoded, taken, width, left).to(device)
         return Batch(inputs, learned, rows, int(lengths.sum()), known)
     counts = None if encoded.sequences is None else np.diff(encoded.sequences)[rows]
-    return Batch(inputs, _row_targets(encoded, rows, device), rows, int(lengths.sum()), known, counts=counts)
+    wanted = _row_targets(encoded, rows, device)
+    return Batch(inputs, wanted, rows, int(lengths.sum()), known, counts=counts, shared=shared)
 
 
 def _row_targets(encoded: Encoded, rows: np.ndarray, device: torch.device) -> torch.Tensor | None:
@@ -244,3 +247,20 @@ def by_length(lengths: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
         size = max(1, tokens // width)
         yield order[start : start + size]
         start += size
+
+
+def with_common(encoded: Encoded, tokens: int) -> Iterator[np.ndarray]:
+    """Row positions in order, each batch of at most `tokens` padded tokens in different sequences, or of one row."""
+    lengths = np.diff(encoded.offsets)
+    rows, seen, longest = list[int](), set[int](), 0
+    for row in range(len(encoded)):
+        own = encoded.sequences_of(np.array([row]))
+        new, widest = set(own.tolist()), int(lengths[own].max())
+        if rows and (len(seen) + len(new - seen)) * max(longest, widest) > tokens:
+            yield np.array(rows)
+            rows, seen, longest = [], set(), 0
+        rows.append(row)
+        seen |= new
+        longest = max(longest, widest)
+    if rows:
+        yield np.array(rows)

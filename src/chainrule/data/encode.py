@@ -72,6 +72,8 @@ class Encoded:
         states: what a model that starts above its frozen layers reads instead of ids, or None.
         references: (n, …) float32, what the model before step one says of each row, where a loss asks it; or None.
         sequences: (n + 1,) int64; row i has the sequences from sequences[i] to sequences[i + 1]. None for one each.
+        shared: (m,) int64, where rows have sequences in common: which of all sequences each of those is that
+            `sequences` counts. None where no two rows have the same one.
     """
 
     ids: np.ndarray
@@ -87,6 +89,7 @@ class Encoded:
     states: States | None = None
     sequences: np.ndarray | None = None
     references: np.ndarray | None = None
+    shared: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.offsets if self.sequences is None else self.sequences) - 1
@@ -102,8 +105,17 @@ class Encoded:
         tokens = np.diff(self.offsets)
         if self.sequences is None or not len(self):
             return tokens
-        longest: np.ndarray = np.maximum.reduceat(tokens, self.sequences[:-1])
+        longest: np.ndarray = np.maximum.reduceat(self.by_row(tokens), self.sequences[:-1])
         return longest * np.diff(self.sequences)
+
+    @property
+    def cut(self) -> np.ndarray:
+        """(n,) bool, the rows that are longer than is read of them; where these have windows, nothing is cut off."""
+        read = self.lengths
+        if self.shared is not None and self.sequences is not None:  # full lengths are those of single sequences
+            read = read // np.diff(self.sequences)
+        found: np.ndarray = self.full_lengths > read
+        return found
 
     @property
     def learned(self) -> np.ndarray | None:
@@ -114,6 +126,10 @@ class Encoded:
         counts: np.ndarray = np.diff(ends if self.sequences is None else ends[self.sequences])
         return counts
 
+    def by_row(self, values: np.ndarray) -> np.ndarray:
+        """Values of all sequences (s, …) as those of the sequences of each row, row after row."""
+        return values if self.shared is None else values[self.shared]
+
     def sequences_of(self, rows: np.ndarray) -> np.ndarray:
         """The positions of all sequences of these rows, row after row."""
         if self.sequences is None:
@@ -121,14 +137,26 @@ class Encoded:
         counts = np.diff(self.sequences)[rows]
         ends = np.cumsum(counts)
         shifts: np.ndarray = np.repeat(self.sequences[:-1][rows] - (ends - counts), counts)
-        return shifts + np.arange(len(shifts))
+        places = shifts + np.arange(len(shifts))
+        return places if self.shared is None else self.shared[places]
+
+    def different(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """The positions of the sequences of these rows as a batch has them, each once.
+
+        Also which of these each of the rows' sequences is, row after row; None where rows have none in common.
+        """
+        taken = self.sequences_of(rows)
+        if self.shared is None:
+            return taken, None
+        once, places = np.unique(taken, return_inverse=True)
+        return once, places
 
     def take(self, rows: np.ndarray) -> Encoded:
         """The rows at these positions, in that order; none of them refused."""
         return joined(self._few(rows[start : start + CHUNK_ROWS]) for start in range(0, max(len(rows), 1), CHUNK_ROWS))
 
     def _few(self, rows: np.ndarray) -> Encoded:
-        taken = self.sequences_of(rows)
+        taken, shared = self.different(rows)
         offsets = offsets_of(np.diff(self.offsets)[taken])
         chosen = np.arange(offsets[-1]) + np.repeat(self.offsets[taken] - offsets[:-1], np.diff(offsets))
         return Encoded(
@@ -143,6 +171,7 @@ class Encoded:
             sequences=None if self.sequences is None else offsets_of(np.diff(self.sequences)[rows]),
             references=None if self.references is None else self.references[rows],
             pixels=None if self.pixels is None else self.pixels.take(rows),
+            shared=shared,
         )
 
 
@@ -197,8 +226,9 @@ def joined(pieces: Iterable[Encoded]) -> Encoded:
     targets: list[Any] = []
     references: list[np.ndarray] = []
     pixels: list[Pixels] = []
+    shared: list[np.ndarray] = []
     refused: dict[int, str] = {}
-    rows = 0
+    rows = sequences = 0
     with ExitStack() as stack:
         spills: dict[str, Spill] = {}
         for piece in pieces:
@@ -214,6 +244,8 @@ def joined(pieces: Iterable[Encoded]) -> Encoded:
             targets += [] if piece.targets is None else [piece.targets]
             references += [] if piece.references is None else [piece.references]
             pixels += [] if piece.pixels is None else [piece.pixels]
+            shared += [] if piece.shared is None else [piece.shared + sequences]
+            sequences += len(piece.offsets) - 1
             refused |= {rows + row: why for row, why in piece.refused.items()}
             rows += len(piece)
         tokens: dict[str, Any] = {name: np.frombuffer(spill.read(), OF_TOKENS[name]) for name, spill in spills.items()}
@@ -227,6 +259,7 @@ def joined(pieces: Iterable[Encoded]) -> Encoded:
         sequences=offsets_of(np.concatenate(counts)) if counts else None,
         references=np.concatenate(references) if references else None,
         pixels=replace(pixels[0], values=np.concatenate([each.values for each in pixels])) if pixels else None,
+        shared=np.concatenate(shared) if shared else None,
         **tokens,
     )
 

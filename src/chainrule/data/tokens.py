@@ -27,7 +27,7 @@ FORMAT = 3  # goes up with every change of what an `encode` gives
 LIMIT_BYTES = 4 * 2**30  # all tokens in the cache together
 FEWEST_CHARACTERS = 1_000_000  # to tokenise them takes about a second, to find them in the cache a tenth of that
 _DOCUMENT = "tokens.json"
-_ARRAYS = ("offsets", "full_lengths", "sequences", "references", *OF_TOKENS)
+_ARRAYS = ("offsets", "full_lengths", "sequences", "shared", "references", *OF_TOKENS)
 
 
 def encode_once(encode: Encode, tokenizer: Any, inputs: Mapping[str, Texts], targets: Any, max_length: int) -> Encoded:

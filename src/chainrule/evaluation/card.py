@@ -29,6 +29,7 @@ from chainrule.evaluation.plain_use import (
     IMAGES,
     PLAIN_TEXT,
     RANKING,
+    TWO_TOWERS,
     VECTORS,
     WRITTEN,
     plain_use,
@@ -81,6 +82,7 @@ def model_card(manifest: Manifest, evaluation: EvaluationReport | None) -> str:
         answers=manifest.task == ANSWERS,
         images=manifest.task == IMAGES,
         vectors=manifest.task in VECTORS,
+        towers=_has_towers(manifest),
         ranks=manifest.task == RANKING,
         plain=Markup(_code(manifest)),
         other=Markup(_OTHERS.get(manifest.loads_in[0], "")),
@@ -123,9 +125,9 @@ def _front_matter(manifest: Manifest, evaluation: EvaluationReport | None) -> di
 def _pipeline(manifest: Manifest) -> str:
     if manifest.task == WRITTEN:
         return "text2text-generation" if _options(manifest).get("form") == ENCODER_DECODER else GENERATION
-    if manifest.task == RANKING:
+    if manifest.task == RANKING and not _has_towers(manifest):
         return "text-ranking"
-    if manifest.task in VECTORS:
+    if manifest.task in VECTORS or _has_towers(manifest):
         return "sentence-similarity"
     return manifest.task if manifest.task in (GENERATION, ENTITIES, ANSWERS, IMAGES) else "text-classification"
 
@@ -135,6 +137,11 @@ def _options(manifest: Manifest) -> dict[str, Any]:
     task = manifest.recipe.get("task")
     options = task.get("options") if isinstance(task, dict) else None
     return options if isinstance(options, dict) else {}
+
+
+def _has_towers(manifest: Manifest) -> bool:
+    """Whether the model ranks by the cosine of two vectors."""
+    return manifest.task == RANKING and _options(manifest).get("form") == TWO_TOWERS
 
 
 def _code(manifest: Manifest) -> str:

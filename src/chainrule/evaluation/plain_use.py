@@ -10,7 +10,7 @@ GENERATION, ENTITIES, ANSWERS = "text-generation", "token-classification", "ques
 IMAGES = "image-classification"
 WRITTEN, ENCODER_DECODER, PLAIN_TEXT = "seq2seq", "encoder-decoder", "plain_text"
 VECTORS = ("embedding", "sentence-similarity")
-RANKING = "ranking"
+RANKING, TWO_TOWERS = "ranking", "two-towers"
 _AUTO = {
     GENERATION: "AutoModelForCausalLM",
     WRITTEN: "AutoModelForCausalLM",
@@ -83,6 +83,11 @@ _VECTORS = """from sentence_transformers import SentenceTransformer
 model = SentenceTransformer({folder})
 vectors = model.encode(["…"])"""
 
+_COSINES = """
+
+query, items = model.encode("…"), model.encode(["…", "…"])
+print((items @ query).tolist())"""
+
 
 def plain_use(
     task: str, loads_in: Sequence[str], folder: str, base: str, options: Mapping[str, Any], fields: Collection[str]
@@ -96,7 +101,8 @@ def plain_use(
         fields: of the rows that it was trained on.
     """
     if "sentence-transformers" in loads_in:
-        return _VECTORS.format(folder=folder)
+        model, use = _VECTORS.format(folder=folder).rsplit("\n", 1)
+        return model + (_COSINES if task == RANKING else f"\n{use}")
     apart, told = options.get("form") == ENCODER_DECODER, options.get("instruction")
     auto = _AUTO.get(ENCODER_DECODER if apart else task, "AutoModelForSequenceClassification")
     content = json.dumps(

@@ -19,7 +19,7 @@ _KINDS = {"class": "class", "classes": "classes", "number": "number", "spans": "
 def write_example(predictor: Predictor, folder: Path, engine: Literal["onnx", "openvino"]) -> None:
     """Write example.py, which takes its input from the command line."""
     task, config = predictor.task, predictor.forward.model.config
-    kind = "image" if task.sees else "vector" if task.embeds else _KINDS.get(task.target.kind, "number")
+    kind = "image" if task.sees else "vector" if task.makes_vectors else _KINDS.get(task.target.kind, "number")
     options = getattr(predictor.tokenizer, "model_input_names", ())
     scale, shift, height, width = [1.0], [0.0], 0, 0
     if task.sees:
@@ -34,7 +34,10 @@ def write_example(predictor: Predictor, folder: Path, engine: Literal["onnx", "o
             engine=engine,
             file=FILES[engine][0],
             kind=kind,
-            pair=kind == "answer" or len(predictor.artifact.manifest.inputs) == 2 or task.target.kind == "relevances",
+            pair=kind == "answer"
+            or (
+                kind != "vector" and (len(predictor.artifact.manifest.inputs) == 2 or task.target.kind == "relevances")
+            ),
             types="token_type_ids" in options,
             pad=predictor.forward.pad_id,
             longest=predictor.artifact.manifest.max_length,

@@ -133,7 +133,7 @@ def _options(recipe: Recipe) -> Options:
         expected, got = "two strategies or more, or a learning rate that is left open", options.candidates[0].name
         got, todo = f"{got} at {recipe.optimizer.learning_rate:g}", "Name the strategy with --strategy."
         problems = [Problem(expected, got, todo, Where(field="strategy.options.candidates"))]
-    elif task.embeds:
+    elif task.whole_batches:
         expected, todo = "a task whose rows are learned one by one", "Name the strategy with --strategy."
         problems = [Problem(expected, task.name, todo, Where(field="strategy.name"))]
     elif recipe.training.folds is not None:

@@ -37,6 +37,7 @@ from chainrule.system.memory import PeakMemory
 from chainrule.system.progress import Display
 from chainrule.tasks import find_task
 from chainrule.tasks.prepare import Prepared, encode_split, tokenizer_for
+from chainrule.tasks.suited import task_of
 from chainrule.training.building import make_job
 from chainrule.training.events import require_trackers
 from chainrule.training.inputs import refuse_changes, tell_changes
@@ -182,7 +183,7 @@ def _carry_out(
     since: tuple[float, PeakMemory],
 ) -> None:
     """What is left of the folds, then of the final model; then both are told together."""
-    task, count = find_task(recipe.task.name), len(datasets)
+    task, count = task_of(recipe), len(datasets)
     clear(out / FOLDS)
     for number, dataset in enumerate(datasets, start=1):
         folder = out / FOLDS / str(number)
@@ -251,7 +252,7 @@ def _train_fold(folder: Path, recipe: Recipe, whole: Prepared, dataset: Dataset,
 
 
 def _encoded(whole: Prepared, recipe: Recipe, dataset: Dataset) -> Prepared:
-    task, bad = find_task(recipe.task.name), recipe.data.on_bad_row
+    task, bad = task_of(recipe), recipe.data.on_bad_row
     tokenizer, _ = tokenizer_for(recipe, task, dataset.splits["train"])
     encoded = {
         name: encode_split(task, tokenizer, part, whole.max_length, name, bad).encoded

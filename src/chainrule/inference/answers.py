@@ -48,8 +48,7 @@ def rows_cut(predictor: Predictor, encoded: Encoded) -> np.ndarray:
     """(n,) which rows were longer than the model reads; in windows nothing is."""
     if predictor.task.target.kind in ("answers", "spans"):
         return np.zeros(len(encoded), bool)
-    cut: np.ndarray = encoded.full_lengths > encoded.lengths
-    return cut
+    return encoded.cut
 
 
 def rows_said(predictor: Predictor, inputs: Mapping[str, Sequence[str]], predictions: Predictions) -> list[Row]:

@@ -13,7 +13,7 @@ import torch
 from chainrule.core.artifact import MANIFEST, Artifact
 from chainrule.core.recipe import read_recipe
 from chainrule.core.task import Predictions, Read, Task
-from chainrule.data.batch import by_length, collate
+from chainrule.data.batch import by_length, collate, with_common
 from chainrule.data.encode import Encoded
 from chainrule.errors import ModelError, Problem, Where
 from chainrule.inference.ensemble import Ensemble, members_of
@@ -28,6 +28,7 @@ from chainrule.system.progress import Bar
 from chainrule.tasks.suited import suited
 
 BATCH_TOKENS = 4096
+COMMON_TOKENS = 2**20  # of rows with sequences in common, which tasks read a few at a time
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,9 @@ def load_predictor(artifact: Artifact, *, device: str = "auto", precision: str |
         return Predictor(artifact, task, tokenizer, forward)
     held = artifact.manifest.recipe.get("strategy", {}).get("name") == "qlora"
     model = load_saved(artifact.path, task.head, base_name(artifact), held_on=place if held else None)
-    if not (task.writes or task.embeds) and model.config.num_labels != len(task.outputs(artifact.manifest.labels)):
+    if not (task.writes or task.makes_vectors) and model.config.num_labels != len(
+        task.outputs(artifact.manifest.labels)
+    ):
         raise _contradiction(artifact, "labels", f"{model.config.num_labels} labels as in config.json")
     model = model.to(place).eval()
     if has_adapters(model):
@@ -171,7 +174,7 @@ def untuned(predictor: Predictor) -> Iterator[Forward]:
     seed = int(artifact.manifest.recipe.get("seed", 0))
     name, tokenizer, structure = base_name(artifact), predictor.tokenizer, artifact.structure
     head = predictor.task.head
-    if predictor.task.embeds:
+    if predictor.task.makes_vectors:
         model = load_classifier(name, tokenizer, (), "", structure, seed=seed, head=head)
     else:
         model = load_language_model(name, tokenizer, structure, seed=seed, head=head)
@@ -219,7 +222,9 @@ def predict_encoded(forward: Forward, encoded: Encoded, read: Read, bar: Bar | N
     """
     parts, places = [], []
     with evaluating(forward.model), torch.inference_mode(), forward.autocast():
-        for rows in by_length(encoded.lengths, BATCH_TOKENS):
+        alone = encoded.shared is None
+        batches = by_length(encoded.lengths, BATCH_TOKENS) if alone else with_common(encoded, COMMON_TOKENS)
+        for rows in batches:
             batch = collate(encoded, rows, pad_id=forward.pad_id, left=forward.pad_left, device=forward.device)
             parts.append(read(forward.model, batch, encoded))
             places.append(rows)

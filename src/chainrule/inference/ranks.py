@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,26 @@ from chainrule.data.stream import Inputs, stream
 from chainrule.data.table import Places
 from chainrule.errors import DataError, Problem, RecipeError, Where
 from chainrule.inference.predict import Predictor
+from chainrule.inference.towers import Towers
 
 SCORE, RANK = "predicted_score", "predicted_rank"
 BEST_ID, BEST_TEXT = "predicted_item", "item_text"
 _BEST = (BEST_ID, RANK, SCORE, BEST_TEXT)
 Row = dict[str, Any]
+Scorer = Callable[[Sequence[str], Sequence[str]], tuple[np.ndarray, np.ndarray]]
 
 
-def scores_of(predictor: Predictor, queries: Sequence[str], items: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) the model's output for each query with its item, and a mask of the pairs that it read in part."""
-    inputs = {QUERY: list(queries), ITEM: [cell_of([text]) for text in items]}
-    encoded = predictor.task.encode(predictor.tokenizer, inputs, None, predictor.artifact.manifest.max_length)
-    return predictor.predict(encoded).values.numbers, encoded.full_lengths > encoded.lengths
+def scorer_of(predictor: Predictor) -> Scorer:
+    """Queries with their items -> (n,) the model's output, and a mask of the pairs that it read in part."""
+    if predictor.task.makes_vectors:
+        return Towers(predictor).scores
+
+    def scores(queries: Sequence[str], items: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        inputs = {QUERY: list(queries), ITEM: [cell_of([text]) for text in items]}
+        encoded = predictor.task.encode(predictor.tokenizer, inputs, None, predictor.artifact.manifest.max_length)
+        return predictor.predict(encoded).values.numbers, encoded.cut
+
+    return scores
 
 
 def ranks_of(queries: Sequence[str], scores: np.ndarray) -> np.ndarray:
@@ -60,11 +68,11 @@ def ranked_chunks(
         cut: takes the numbers of the rows (1-based) that were longer than the model reads.
     """
     profiles = _profiles(predictor, inputs.source) if USER in inputs.fields else None
-    parts, keys = [np.zeros(0, np.float32)], list[str]()
+    parts, keys, score = [np.zeros(0, np.float32)], list[str](), scorer_of(predictor)
     for table, texts in inputs:
         keys += list(texts[QUERY] if profiles is None else texts[USER])
         queries, items = (texts[QUERY], texts[ITEM]) if profiles is None else _told(profiles, texts, table.places)
-        scores, longer = scores_of(predictor, queries, items)
+        scores, longer = score(queries, items)
         parts.append(scores)
         if cut is not None:
             cut += table.rows[longer].tolist()
@@ -101,10 +109,11 @@ def best_items(
         problem = Problem("a model that was trained on users and items", "one of queries", todo, Where(field="top"))
         raise RecipeError("There is no catalogue to choose from.", [problem])
     profiles, (name, users) = _profiles(predictor, source), _users(predictor, source, fields)
-    return len(users), (([name, *_BEST], _best(predictor, profiles, name, user, top)) for user in users)
+    score = scorer_of(predictor)
+    return len(users), (([name, *_BEST], _best(score, profiles, name, user, top)) for user in users)
 
 
-def _best(predictor: Predictor, profiles: Profiles, name: str, user: str, top: int) -> list[Row]:
+def _best(score: Scorer, profiles: Profiles, name: str, user: str, top: int) -> list[Row]:
     """The rows of one user.
 
     Args:
@@ -115,7 +124,7 @@ def _best(predictor: Predictor, profiles: Profiles, name: str, user: str, top: i
     items = [profiles.catalogue.texts[item] for item in left.tolist()]
     if not items:
         return []
-    scores, _ = scores_of(predictor, [text] * len(items), items)
+    scores, _ = score([text] * len(items), items)
     best = np.argsort(-scores, kind="stable")[:top].tolist()
     found = ((profiles.catalogue.ids[left[place]], float(scores[place]), items[place]) for place in best)
     return [
@@ -134,7 +143,9 @@ def _profiles(predictor: Predictor, source: Any) -> Profiles:
         todo = "Save the rows to a file beside train.csv and items.csv."
         raise DataError("What users liked is not known.", [Problem("a file", type(source).__name__, todo)])
     artifact = predictor.artifact
-    options = parse_options(Sampling, artifact.task, "task")
+    options = parse_options(predictor.task.options, artifact.task, "task")
+    if not isinstance(options, Sampling):
+        raise ValueError("tasks of lists say how these are drawn")
     return read_profiles(Path(source).parent, artifact.manifest.fields, options, artifact.clean)
 
 

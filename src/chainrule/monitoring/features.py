@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from chainrule.data.encode import Encoded
+from chainrule.data.encode import Encoded, offsets_of
 
 SIZE = 16  # numbers of a short vector
 SEED = 20_260_101
@@ -52,6 +52,7 @@ class Gauge:
         lengths = np.asarray(encoded.full_lengths[first : first + count])
         if encoded.pixels is not None or not len(encoded.ids):
             return Features(lengths)
+        encoded, first = (encoded, first) if encoded.shared is None else (_apart(encoded, first, count), 0)
         ends = encoded.offsets if encoded.sequences is None else encoded.offsets[encoded.sequences]
         ends = np.asarray(ends[first : first + count + 1])
         ids = encoded.ids[ends[0] : ends[-1]]
@@ -75,6 +76,16 @@ def gauge_of(tokenizer: Any, model: Any) -> Gauge:
         pieces = (piece.detach().cpu().double() @ chance for piece in weight.split(PIECE))
         table = torch.cat([*pieces]).numpy()
     return Gauge(None if unknown is None else int(unknown), table)
+
+
+def _apart(encoded: Encoded, first: int, rows: int) -> Encoded:
+    """Rows with sequences in common, each as one that has the tokens of all its own."""
+    chosen = np.arange(first, first + rows)
+    taken = [encoded.sequences_of(chosen[place : place + 1]) for place in range(rows)]
+    parts = [encoded.ids[encoded.offsets[each] : encoded.offsets[each + 1]] for own in taken for each in own.tolist()]
+    lengths = [int(np.diff(encoded.offsets)[own].sum()) for own in taken]
+    ids = np.concatenate(parts) if parts else encoded.ids[:0]
+    return Encoded(ids, offsets_of(lengths), None, encoded.full_lengths[chosen], None)
 
 
 def _sums(values: np.ndarray, ends: np.ndarray) -> np.ndarray:

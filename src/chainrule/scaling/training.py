@@ -21,7 +21,7 @@ from chainrule.system.extras import require
 from chainrule.system.files import refuse_existing
 from chainrule.system.processes import PATIENCE, World, launched_world
 from chainrule.system.progress import Display, Quiet, Terminal
-from chainrule.tasks import find_task
+from chainrule.tasks.suited import task_of
 from chainrule.training.data_parallel import refuse_sharing
 from chainrule.training.run import require_run, resume_run, train_recipe
 
@@ -57,7 +57,7 @@ def train_with_ray(asked: Asked, display: Display) -> Run:
     with cluster(asked.workers or 1) as ray:
         workers = worker_count(asked.workers, ray)
         if asked.recipe is not None:
-            refuse_sharing(asked.recipe, find_task(asked.recipe.task.name), World(0, workers))
+            refuse_sharing(asked.recipe, task_of(asked.recipe), World(0, workers))
         display.say(f"Ray: {workers} workers.")
         for attempt in range(RESTARTS + 1):
             lost = _attempt(ray, asked, workers, attempt, display)

@@ -16,7 +16,7 @@ from chainrule.strategies.base import Phase, decayed_groups, too_many_layers
 
 def misfit(task: Task) -> str | None:
     """Why there is nothing to begin with; None where there is a head, or a language model's last norm."""
-    return "a model of vectors has no head to begin with" if task.embeds else None
+    return "a model of vectors has no head to begin with" if task.makes_vectors else None
 
 
 class Options(Section):

@@ -13,7 +13,7 @@ from chainrule.strategies.base import Phase, decayed_groups
 
 def misfit(task: Task) -> str | None:
     """Why a task's models have no head that could be trained alone; None where they have one."""
-    if task.embeds:
+    if task.makes_vectors:
         return "what makes a vector of a text has no weights above the pretrained layers"
     if not task.writes:
         return None

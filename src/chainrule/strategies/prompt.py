@@ -23,7 +23,7 @@ def misfit(task: Task) -> str | None:
         return "virtual tokens stand before words, and images have none"
     if task.head == "encoder-decoder":
         return "virtual tokens would have to stand before what the encoder reads and before what the decoder does"
-    if task.embeds:
+    if task.makes_vectors:
         return "a vector would be pooled from the virtual tokens, too"
     if task.head != "answer-finder":
         return None

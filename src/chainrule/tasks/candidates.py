@@ -62,7 +62,7 @@ def read(model: Any, batch: Batch, encoded: Encoded) -> Predictions:
     )
     losses = None
     if batch.targets is not None:
-        losses = list_losses(_softmax, scores.cpu().double(), batch.targets.cpu().double()).numpy()
+        losses = list_losses(softmax_loss, scores.cpu().double(), batch.targets.cpu().double()).numpy()
     offsets = offsets_of(np.diff(encoded.sequences)[batch.rows])
     return Predictions(Lists(offsets, scores.cpu().numpy()), np.ones(len(batch)), losses)
 
@@ -127,7 +127,8 @@ def _pairwise(options: NoOptions, highest: float) -> ListLoss:
     return loss
 
 
-def _softmax(scores: torch.Tensor, relevances: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
+def softmax_loss(scores: torch.Tensor, relevances: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of each list's shares of relevance and the softmax of its scores: (b, longest list) -> (b,)."""
     shares = relevances / relevances.sum(1, keepdim=True).clamp_min(torch.finfo(relevances.dtype).tiny)
     logs = scores.masked_fill(~there, -torch.inf).log_softmax(1)
     return -(shares * logs.masked_fill(~there, 0)).sum(1)
@@ -140,7 +141,7 @@ def _listwise(options: NoOptions, highest: float) -> ListLoss:
     the scores. (The paper takes the exponential of the relevances, too, under which one relevant candidate among many
     would get little.)
     """
-    return _softmax
+    return softmax_loss
 
 
 LOSSES = {

@@ -2,10 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Literal
+
 from chainrule.core.task import FieldSpec, Task
 from chainrule.data.profiles import Sampling
 from chainrule.metrics import ranking
+from chainrule.tasks import towers
 from chainrule.tasks.candidates import LOSSES, encode, objective, read
+
+
+class Options(Sampling):
+    """How lists are drawn, and what scores their candidates.
+
+    Attributes:
+        form: "cross-encoder" reads each query together with each candidate; "two-towers" makes a vector of each text by
+            itself, so that a text is read once, however many lists have it.
+    """
+
+    form: Literal["cross-encoder", "two-towers"] = "cross-encoder"
+
+
+def _suited(options: Options) -> Task:
+    if options.form == "cross-encoder":
+        return TASK
+    return replace(
+        TASK,
+        encode=towers.encode,
+        read=towers.read,
+        losses=towers.LOSSES,
+        objective=towers.objective,
+        head="encoder",
+        whole_batches=True,
+    )
+
 
 TASK = Task(
     name="ranking",
@@ -32,6 +62,7 @@ TASK = Task(
     losses=LOSSES,
     objective=objective,
     outputs=lambda labels: ("relevance",),
-    options=Sampling,
+    options=Options,
+    suited=_suited,
     micro_batch_tokens=4096,
 )

@@ -23,6 +23,7 @@ from chainrule.tasks.objectives import backward, take_loss
 from chainrule.tasks.similarity import RELATION_LOSSES, SCORE_LOSSES, VectorLoss, nested
 
 TFIDF = "tfidf-cosine"
+Losses = Callable[[VectorLoss, torch.Tensor, Batch], torch.Tensor]
 
 
 class Options(Section):
@@ -38,6 +39,13 @@ class Options(Section):
     below: float = Field(default=0.95, gt=0, le=1)
 
 
+def losses_of_rows(loss: VectorLoss, vectors: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """(b,) losses of rows of which each has as many texts as the others, whose vectors (s, d) are those of its own."""
+    if batch.targets is None:
+        raise ValueError("rows without targets have no loss")
+    return loss(vectors.view(len(batch), -1, vectors.shape[-1]), batch.targets)
+
+
 @dataclass(frozen=True)
 class VectorObjective:
     """The sum over rows of a loss on the vectors of a whole batch.
@@ -46,9 +54,13 @@ class VectorObjective:
     gradient; then each piece is embedded again, with the same dropout, and that gradient goes back through it. The
     gradient is that of the whole batch: Gao et al. (2021), Scaling Deep Contrastive Learning Batch Size under Memory
     Limited Setup (GradCache).
+
+    Attributes:
+        losses: the loss, the vectors (s, d) of a batch's texts, and the batch -> (b,) losses of its rows.
     """
 
     loss: VectorLoss
+    losses: Losses = losses_of_rows
 
     def accumulate(self, model: Any, batch: Any) -> tuple[torch.Tensor, int]:
         pieces = in_pieces(batch)
@@ -71,25 +83,23 @@ class VectorObjective:
         return loss, len(batch)
 
     def _of_vectors(self, vectors: torch.Tensor, batch: Batch) -> torch.Tensor:
-        if batch.targets is None:
-            raise ValueError("rows without targets have no loss")
         with torch.autocast(vectors.device.type, enabled=False):
-            grouped = vectors.view(len(batch), -1, vectors.shape[-1])
-            return backward(self.loss(grouped, batch.targets).sum())
+            return backward(self.losses(self.loss, vectors, batch).sum())
 
 
 def relation_objective(loss: Spec, targets: Any) -> VectorObjective:
     """What belongs together shall be near. Targets (b, s) numbers of texts, or (b,) of labels."""
-    return _objective(take_loss(RELATION_LOSSES, loss))
+    return vector_objective(take_loss(RELATION_LOSSES, loss))
 
 
 def score_objective(loss: Spec, targets: Any) -> VectorObjective:
     """Cosines shall be in the order of the scores (b,)."""
-    return _objective(take_loss(SCORE_LOSSES, loss))
+    return vector_objective(take_loss(SCORE_LOSSES, loss))
 
 
-def _objective(part: Any) -> VectorObjective:
-    return VectorObjective(nested(part(), part.options.dimensions))
+def vector_objective(part: Any, losses: Losses = losses_of_rows) -> VectorObjective:
+    """The objective of a loss that was taken from its shelf."""
+    return VectorObjective(nested(part(), part.options.dimensions), losses)
 
 
 def encode(tokenizer: Any, inputs: Mapping[str, Sequence[str]], targets: Any, max_length: int) -> Encoded:

@@ -73,7 +73,7 @@ def train_recipe(recipe: Recipe, source: Any, out: Path, display: Display, began
             if world.first:
                 refuse_existing(out)
                 require_trackers(recipe.training.track)
-            refuse_sharing(recipe, find_task(recipe.task.name), world)
+            refuse_sharing(recipe, task_of(recipe), world)
             prepared, chosen = prepare_rows(recipe, source, display)
             job = replace(make_job(chosen, prepared, display), world=world)
         resolved = _resolved(job, chosen, display)
@@ -110,7 +110,7 @@ def resume_run(out: Path, source: Any, display: Display, began: float, world: Wo
             if workers_of(out) != world.size:
                 recipe = recipe.replace({"training.threads": None})  # each worker had its part of the cores
             require_trackers(recipe.training.track)
-            refuse_sharing(recipe, find_task(recipe.task.name), world)
+            refuse_sharing(recipe, task_of(recipe), world)
             rows = recipe.data.source if source is None else source
             job, prepared, recipe = prepare_job(recipe, rows, display, out)
             refuse_changes(out, recipe, prepared)

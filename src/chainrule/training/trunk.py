@@ -99,7 +99,7 @@ def _make(path: Path, forward: Forward, depth: int, split: Encoded, shape: tuple
         for rows in by_length(split.lengths, BATCH_TOKENS):
             batch = collate(split, rows, pad_id=forward.pad_id, left=forward.pad_left, device=forward.device)
             states = _stored(trunk_states(forward.model, depth, batch.inputs), forward.precision)
-            for number, sequence in enumerate(split.sequences_of(rows)):
+            for number, sequence in enumerate(split.different(rows)[0]):
                 if not per_token:
                     values[sequence] = states[number, 0]
                     continue
