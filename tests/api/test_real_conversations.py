@@ -51,10 +51,10 @@ def lines(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-def first_rows(source: Path, folder: Path) -> Path:
+def first_rows(source: Path, folder: Path, train: int, validation: int) -> Path:
     """A folder with the first rows of each split."""
     folder.mkdir()
-    for name, count in (("train", 40), ("validation", 6)):
+    for name, count in (("train", train), ("validation", validation)):
         rows = (source / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()[:count]
         (folder / f"{name}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
     return folder
@@ -82,7 +82,7 @@ def test_calls_are_learned_and_what_tools_gave_is_not(smol: Path, shared_data: C
 def test_tools_are_told_in_training_as_plain_transformers_tells_them(
     smol: Path, shared_data: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    source = first_rows(shared_data("glaive_toolcall"), tmp_path / "rows")
+    source = first_rows(shared_data("glaive_toolcall"), tmp_path / "rows", 40, 6)
     run = chainrule.train(
         str(source), out=tmp_path / "run", task="text-generation", model=str(smol), max_length=192, settings=SETTINGS
     )
@@ -120,7 +120,7 @@ def test_plain_texts_of_the_web_are_learned_token_by_token(
     texts = [row["text"] for row in lines(source / "train.jsonl")]
     lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]]
     assert report.splits["train"].lengths["tokens_learned"] == sum(lengths), "all but the first, and an end"
-    few = first_rows(source, tmp_path / "rows")
+    few = first_rows(source, tmp_path / "rows", 12, 2)
     run = chainrule.train(
         str(few), out=tmp_path / "run", task="text-generation", model=str(smol), max_length=128, settings=SETTINGS
     )
