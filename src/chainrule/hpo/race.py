@@ -143,30 +143,36 @@ class Race:
         began, results, steps = time.perf_counter(), list[Result](), 0
         left = self._entrants(candidates, planned)
         with stop_requests(display.say) as request:
-            while len(left) > 1 and steps < planned:
+            while len(left) > 1 and steps < planned and (costly := self._costly(left)):
                 remaining = self.seconds - (time.perf_counter() - began)
-                costly = max(1, sum(not self.free(candidate) for candidate in left))
-                before, steps = steps, self.steps(costly, remaining / _rounds(len(left)), planned)
+                rounds = _rounds(len(costly) + (len(left) > len(costly)))
+                before, steps = steps, self.steps(len(costly), remaining / rounds, planned)
                 if steps <= before:  # the clock has run on
                     break
-                trial = Course(self, steps, planned, began + PATIENCE * self.seconds, request)
-                done = self._round(left, 1 + (results[0].trial.round if results else 0), trial, display)
+                course = Course(self, steps, planned, began + PATIENCE * self.seconds, request)
+                done = self._round(left, 1 + (results[0].trial.round if results else 0), course, display)
                 results = [*done, *results]
                 there = [result.candidate for result in done if result.predictions is not None]
-                left = there[: math.ceil(len(done) / 2)]
+                stay = self._costly(there)[: math.ceil(len(costly) / 2)]
+                left = [candidate for candidate in there if self.free(candidate) or candidate in stay]
+                if len(costly) == len(stay) == 1 and results[0].trial.round > 1:  # what it becomes has been seen
+                    break
         return results
 
     def _entrants(self, candidates: Sequence[Candidate], planned: int) -> list[Candidate]:
         """As many, the preferred first, as there is time to try, and those that take next to none."""
         if len(self.folds) == 1:  # all rows are alike
             return []
-        costly = [candidate for candidate in candidates if not self.free(candidate)]
+        costly = self._costly(candidates)
         for count in range(len(costly), 0, -1):
             left = [candidate for candidate in candidates if self.free(candidate) or candidate in costly[:count]]
-            seconds = self.seconds / max(1, _rounds(len(left)))
+            seconds = self.seconds / max(1, _rounds(count + (len(left) > count)))
             if len(left) > 1 and self.steps(count, seconds, planned) >= min(FEWEST_STEPS, planned):
                 return left
         return []
+
+    def _costly(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        return [candidate for candidate in candidates if not self.free(candidate)]
 
     def free(self, candidate: Candidate) -> bool:
         """Whether a step costs next to nothing: of a head on features that few rows have, computed once."""
@@ -290,5 +296,5 @@ class Course:
 
 
 def _rounds(candidates: int) -> int:
-    """Until one is left."""
+    """Until one of so many is left."""
     return math.ceil(math.log2(candidates))
