@@ -100,6 +100,11 @@ def _report(model: Path, artifact: Artifact, step: Step, as_json: bool) -> None:
 def print_speed(speed: Speed) -> None:
     """How fast both models are, in words."""
     (rate, rates), (wait, waits) = speed.rows_per_second, speed.milliseconds
-    print_line(f"Many rows: {rate:,.0f} a second before, {rates:,.0f} after ({speed.many:.2f} times).")
-    print_line(f"One row: {wait:.2f} ms before, {waits:.2f} ms after ({speed.single:.2f} times as fast).")
+    if speed.written is None:
+        print_line(f"Many rows: {rate:,.0f} a second before, {rates:,.0f} after ({speed.many:.2f} times).")
+        print_line(f"One row: {wait:.2f} ms before, {waits:.2f} ms after ({speed.single:.2f} times as fast).")
+    else:
+        tokens = f"{speed.written} tokens"
+        print_line(f"{tokens} for several rows: {rate:.2f} rows a second before, {rates:.2f} after ({speed.many:.2f} times).")
+        print_line(f"{tokens} for one row: {wait:.0f} ms before, {waits:.0f} ms after ({speed.single:.2f} times as fast).")
     print_line(f"Measured in turn on this machine with {speed.threads} threads.")

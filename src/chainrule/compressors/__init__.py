@@ -12,10 +12,17 @@ from chainrule.compressors.sparse import Options as SparseOptions
 from chainrule.compressors.sparse import Sparse
 from chainrule.compressors.vocabulary import Options as VocabularyOptions
 from chainrule.compressors.vocabulary import Vocabulary
+from chainrule.compressors.weight_only import Int4
+from chainrule.compressors.weight_only import Options as Int4Options
 from chainrule.core.shelf import Entry
 
 COMPRESSORS: Mapping[str, Entry] = {
-    "int8": Entry(Int8Options, Int8, "weights and activations of matrix products in eight bits, run by OpenVINO"),
+    "int8": Entry(
+        Int8Options,
+        Int8,
+        "weights and activations of matrix products in eight bits, of models that write weights alone; run by OpenVINO",
+    ),
+    "int4": Entry(Int4Options, Int4, "weights of a model that writes in four bits, run by OpenVINO"),
     "vocabulary": Entry(VocabularyOptions, Vocabulary, "only the tokens that the data needs; the same answers on them"),
     "prune": Entry(
         PruningOptions, Prune, "fewer layers, neurons and, where the result loads, heads; then a short training"

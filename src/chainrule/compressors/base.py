@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from chainrule.core.task import LOWER_IS_BETTER
 from chainrule.data.encode import Encoded
 from chainrule.errors import ModelError, Problem, Where
 from chainrule.evaluation.handover import Written
@@ -72,3 +73,8 @@ def refused(predictor: Predictor, reason: str, todo: str) -> ModelError:
     """A model that cannot be made smaller so."""
     where = Where(file=str(predictor.artifact.path))
     return ModelError("This model cannot be compressed like this.", [Problem("another model", reason, todo, where)])
+
+
+def fall(metric: str, before: float, after: float) -> float:
+    """How much worse a score has become."""
+    return after - before if metric in LOWER_IS_BETTER else before - after

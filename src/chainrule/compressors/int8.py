@@ -1,5 +1,7 @@
 """Matrix products of integers of eight bits: post-training quantisation by NNCF, run by OpenVINO.
 
+Of a language model the weights alone (`weight_only`).
+
 Weights by channel, activations by tensor with ranges from real rows (Jacob et al., 2018; Nagel et al., 2021, A White
 Paper on Neural Network Quantization). Where the score on validation falls by more than it may, the layers that hurt
 most go back to floating point, one after another, until it does not.
@@ -7,11 +9,7 @@ most go back to floating point, one after another, until it does not.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +18,15 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from chainrule.compressors.base import Given
+from chainrule.compressors.base import Given, fall
+from chainrule.compressors.weight_only import silent, write_int8
 from chainrule.core.recipe import Section
 from chainrule.core.task import LOWER_IS_BETTER, Predictions
 from chainrule.data.batch import collate
 from chainrule.data.encode import Encoded
 from chainrule.evaluation.handover import Written
 from chainrule.evaluation.parity import Bound
+from chainrule.exporters.decoder import refuse_decoder
 from chainrule.exporters.examples import write_example
 from chainrule.exporters.graph import refuse
 from chainrule.exporters.openvino import converted, save
@@ -57,9 +57,14 @@ class Int8:
         self.options = options
 
     def refuse(self, predictor: Predictor) -> None:
-        refuse(predictor, "int8")
+        if predictor.task.head == "language-model":
+            refuse_decoder(predictor, "int8")
+        else:
+            refuse(predictor, "int8")
 
     def write(self, predictor: Predictor, folder: Path, given: Given, bound: Bound) -> Written:
+        if predictor.task.head == "language-model":
+            return write_int8(predictor, folder, given, bound)
         nncf = require("nncf", extra="int8", purpose="Quantisation to int8")
         given.display.say("Converting to OpenVINO …")
         whole = converted(predictor)
@@ -69,14 +74,14 @@ class Int8:
         how = {"model_type": nncf.ModelType.TRANSFORMER, "subset_size": count}
         how["preset"] = nncf.QuantizationPreset.MIXED
         given.display.say(f"Quantising, with the activations of {count:,} rows …")
-        with _silent(nncf):
+        with silent(nncf):
             small = nncf.quantize(whole, seen, **how)
         before, after = (_score(predictor, _run(predictor, graph), given.rows) for graph in (whole, small))
         metric = predictor.task.primary_metric
         given.display.say(
             f"{metric} on {len(given.rows):,} rows of validation: {before:.4f} before, {after:.4f} after."
         )
-        if self.options.restore and _fall(metric, before, after) > given.loss:
+        if self.options.restore and fall(metric, before, after) > given.loss:
             given.display.say("Looking for the layers that hurt …")
             small = self._restored(nncf, predictor, whole, seen, given, names, how)
             after = _score(predictor, _run(predictor, small), given.rows)
@@ -107,14 +112,10 @@ class Int8:
             return sign * _score(predictor, graph, given.rows), None
 
         rows = nncf.Dataset(list(_rows(predictor, given.rows, names)))
-        with _silent(nncf):
+        with silent(nncf):
             return nncf.quantize_with_accuracy_control(
                 whole, seen, rows, score, max_drop=given.loss, drop_type=nncf.DropType.ABSOLUTE, **how
             )
-
-
-def _fall(metric: str, before: float, after: float) -> float:
-    return after - before if metric in LOWER_IS_BETTER else before - after
 
 
 def _rows(predictor: Predictor, encoded: Encoded, names: tuple[str, ...]) -> Iterator[dict[str, np.ndarray]]:
@@ -140,11 +141,3 @@ def _run(predictor: Predictor, graph: Any) -> Graph:
 def _score(predictor: Predictor, model: Graph, rows: Encoded) -> float:
     said: Predictions = said_of(replace(predictor.forward, model=model), rows, predictor.task)
     return float(predictor.task.measure(rows.targets, said)[predictor.task.primary_metric])
-
-
-@contextmanager
-def _silent(nncf: Any) -> Iterator[None]:
-    """Without NNCF's own bars and lines, which go to stdout."""
-    nncf.set_log_level(logging.ERROR)
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        yield

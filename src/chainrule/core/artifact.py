@@ -68,6 +68,7 @@ class Speed(BaseModel):
         milliseconds: before and after, of one row at a time: the median row.
         threads: of both.
         p95: before and after, milliseconds of one row at a time that 95 of 100 rows do not exceed.
+        written: so many tokens were written for each row; None where rows were read.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -76,6 +77,7 @@ class Speed(BaseModel):
     milliseconds: tuple[float, float]
     threads: int
     p95: tuple[float, float] | None = None
+    written: int | None = None
 
     @property
     def many(self) -> float:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from chainrule.evaluation.handover import Written
+from chainrule.exporters.decoder import converted_decoder, refuse_decoder, write_decoder
 from chainrule.exporters.examples import write_example
 from chainrule.exporters.graph import outputs_of, quiet, refuse, traced
 from chainrule.inference.predict import Predictor
@@ -14,12 +15,20 @@ from chainrule.system.extras import require
 
 
 class OpenVINO:
-    """openvino_model.xml and openvino_model.bin, with a free number of rows and of tokens."""
+    """openvino_model.xml and openvino_model.bin, with a free number of rows and of tokens.
+
+    Of a language model the graph keeps what it has read.
+    """
 
     def refuse(self, predictor: Predictor) -> None:
-        refuse(predictor, "openvino")
+        if predictor.task.head == "language-model":
+            refuse_decoder(predictor, "openvino")
+        else:
+            refuse(predictor, "openvino")
 
     def write(self, predictor: Predictor, folder: Path) -> Written:
+        if predictor.task.head == "language-model":
+            return write_decoder(predictor, converted_decoder(predictor), folder)
         save(converted(predictor), folder)
         write_example(predictor, folder, "openvino")
         return Written("openvino", ("openvino",), WEIGHTS)

@@ -90,7 +90,7 @@ def load_predictor(artifact: Artifact, *, device: str = "auto", precision: str |
     wanted = precision or artifact.manifest.recipe.get("training", {}).get("precision", "float32")
     precision = "bfloat16" if wanted == "bfloat16" and has_bfloat16(place) else "float32"
     if runtime != "torch":
-        graph = load_graph(artifact.path, runtime, precision)
+        graph = load_graph(artifact.path, runtime, precision, task.head)
         left = getattr(tokenizer, "padding_side", "right") == "left"
         forward = Forward(graph, int(getattr(tokenizer, "pad_token_id", 0) or 0), left, place, "float32")
         return Predictor(artifact, task, tokenizer, forward)
