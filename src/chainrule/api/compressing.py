@@ -16,6 +16,7 @@ from chainrule.errors import GateError, UserError
 from chainrule.system.progress import Display, Quiet
 
 LOSS, WORST = 0.5, 1.0  # points
+LOSS_OF_TEXT, WORST_OF_TEXT = 2.0, 4.0  # hundredths of a loss per token: about as many hundredths of perplexity
 
 
 def compress(
@@ -35,12 +36,12 @@ def compress(
     Args:
         model: a run folder or an artifact folder.
         out: the folder to make.
-        to: "int8", "vocabulary", "prune" or "sparse".
+        to: "int8", "int4", "vocabulary", "prune" or "sparse".
         data: labelled data with a validation and a test split; by default what the model was trained on.
         options: of the way, e.g. {"rows": 100} or {"share": 0.3}.
-        limits: `loss` (default 0.5): how many points (hundredths) the task's score may fall; `worst` (default 1): how
-            many it may have fallen at the worse end of the 95 % interval of the difference; `allow_slower` (default
-            False): take it for its size alone.
+        limits: `loss` (default 0.5; 2 where the score is a loss per token): how many points (hundredths) the task's
+            score may fall; `worst` (default twice as many): how many it may have fallen at the worse end of the 95 %
+            interval of the difference; `allow_slower` (default False): take it for its size alone.
 
     Raises:
         UserError: there is no such model or way, this model does not go with it, there are no rows, or `out` exists.
@@ -63,7 +64,7 @@ def compress(
     compressor.refuse(parent)
     seen, judged = rows_to_judge(parent, data)
     train = rows_of_split(parent, data, "train")
-    loss, worst = limits.get("loss", LOSS) / 100, limits.get("worst", WORST) / 100
+    loss, worst = bounds_of(limits, parent.task.primary_metric)
     bound = Bound(distance=EXACT if compressor.exact else None, loss=(loss, worst))
     source = data if data is not None else source_or_none(artifact)
     given = Given(seen.encoded, train.encoded if train else None, loss, told, source, place_of(folder))
@@ -83,6 +84,14 @@ def compress(
         raise
     shutil.rmtree(given.place, ignore_errors=True)
     return Artifact(folder, manifest), done
+
+
+def bounds_of(limits: Limits, metric: str) -> tuple[float, float]:
+    """What a score may fall by, and what it may have fallen by at the worse end of its interval."""
+    usual = (LOSS_OF_TEXT, WORST_OF_TEXT) if metric == "loss" else (LOSS, WORST)
+    given = limits.get("loss"), limits.get("worst")
+    loss, worst = (own if wished is None else wished for wished, own in zip(given, usual, strict=True))
+    return loss / 100, worst / 100
 
 
 def place_of(out: Path) -> Path:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
-from chainrule.api.compressing import LOSS, WORST
+from chainrule.api.compressing import bounds_of
 from chainrule.api.entry import Rows, artifact_of, set_environment
 from chainrule.api.exporting import rows_to_judge
 from chainrule.core.artifact import Artifact, Run, Step
@@ -67,7 +67,7 @@ def merge(
     base = base_weights(members) if way.needs_base else None
     merged = way.merge(members.weights, base, lambda weights: members.score(weights, seen.encoded))
     step = f"merge --method {method}"
-    bound = Bound(loss=(limits.get("loss", LOSS) / 100, limits.get("worst", WORST) / 100))
+    bound = Bound(loss=bounds_of(limits, metric))
     manifest, done = hand_over(best, folder, step, lambda place: members.write(merged, place, bound), judged)
     return Artifact(folder, manifest), done
 
@@ -88,7 +88,7 @@ def _put_together(
         told.say(f"{artifact.path}: {best.task.primary_metric} {score:.4f} on validation.")
     weights = way.weights_of(members, seen.encoded)
     told.say(f"Weights: {', '.join(f'{weight:.3f}' for weight in weights)}.")
-    bound = Bound(loss=(limits.get("loss", LOSS) / 100, limits.get("worst", WORST) / 100))
+    bound = Bound(loss=bounds_of(limits, best.task.primary_metric))
     manifest, done = hand_over(
         best,
         folder,

@@ -42,10 +42,16 @@ def compress(
     ] = None,
     kept: Annotated[float, typer.Option(help="The share of its teacher's score a student must reach.")] = SHARE,
     data: Annotated[str | None, typer.Option(help="Labelled data with validation and test.")] = None,
-    loss: Annotated[float, typer.Option(min=0, help="Points that the score may fall.")] = api.LOSS,
+    loss: Annotated[
+        float | None,
+        typer.Option(min=0, help="Points that the score may fall (default 0.5; 2 for a loss per token)."),
+    ] = None,
     worst: Annotated[
-        float, typer.Option(min=0, help="Points at the worse end of the 95 % interval of the difference.")
-    ] = api.WORST,
+        float | None,
+        typer.Option(
+            min=0, help="Points at the worse end of the 95 % interval of the difference (default twice that)."
+        ),
+    ] = None,
     allow_slower: Annotated[bool, typer.Option("--allow-slower", help="Take it for its size alone.")] = False,
     assignments: Option = None,
     as_json: Json = False,
@@ -104,7 +110,11 @@ def print_speed(speed: Speed) -> None:
         print_line(f"Many rows: {rate:,.0f} a second before, {rates:,.0f} after ({speed.many:.2f} times).")
         print_line(f"One row: {wait:.2f} ms before, {waits:.2f} ms after ({speed.single:.2f} times as fast).")
     else:
-        tokens = f"{speed.written} tokens"
-        print_line(f"{tokens} for several rows: {rate:.2f} rows a second before, {rates:.2f} after ({speed.many:.2f} times).")
-        print_line(f"{tokens} for one row: {wait:.0f} ms before, {waits:.0f} ms after ({speed.single:.2f} times as fast).")
+        count = speed.written
+        print_line(
+            f"{count} tokens, several rows: {rate:.2f} rows/s before, {rates:.2f} after ({speed.many:.2f} times)."
+        )
+        print_line(
+            f"{count} tokens, one row: {wait:.0f} ms before, {waits:.0f} ms after ({speed.single:.2f} times as fast)."
+        )
     print_line(f"Measured in turn on this machine with {speed.threads} threads.")

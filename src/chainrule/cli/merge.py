@@ -24,11 +24,15 @@ def merge(
     method: Annotated[str, typer.Option(help="The method; `chainrule show merges` lists them.")] = "average",
     data: Annotated[str | None, typer.Option(help="Labelled data with validation and test.")] = None,
     loss: Annotated[
-        float, typer.Option(min=0, help="Points that the score may be below the best member's.")
-    ] = api.LOSS,
+        float | None,
+        typer.Option(min=0, help="Points that the score may be below the best member's (default 0.5; 2 for a loss)."),
+    ] = None,
     worst: Annotated[
-        float, typer.Option(min=0, help="Points at the worse end of the 95 % interval of the difference.")
-    ] = api.WORST,
+        float | None,
+        typer.Option(
+            min=0, help="Points at the worse end of the 95 % interval of the difference (default twice that)."
+        ),
+    ] = None,
     assignments: Option = None,
     as_json: Json = False,
 ) -> None:

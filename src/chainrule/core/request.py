@@ -48,8 +48,8 @@ class Limits(TypedDict, total=False):
     """What `compress` may cost: points (hundredths) that the score may fall, points at the worse end of the 95 %
     interval of the difference, and whether a model that is no faster is taken for its size."""
 
-    loss: float
-    worst: float
+    loss: float | None
+    worst: float | None
     allow_slower: bool
 
 

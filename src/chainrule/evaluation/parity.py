@@ -166,11 +166,12 @@ def require(parity: Parity, bound: Bound, what: str, outcome: str = NOT_KEPT) ->
             problems.append(Problem(wanted, f"{parity.after:.4f}", "Take a larger student, or train it for longer."))
     if bound.loss is not None and parity.difference is not None:
         most, worst = bound.loss
+        side = "higher" if parity.metric in LOWER_IS_BETTER else "lower"
         if parity.difference < -most:
-            wanted = f"{parity.metric} at most {most:g} lower than {parity.before:.4f}"
+            wanted = f"{parity.metric} at most {most:g} {side} than {parity.before:.4f}"
             problems.append(Problem(wanted, f"{parity.after:.4f}", "Allow more: --loss, or keep the model before."))
         if parity.low is not None and parity.low < -worst:
-            wanted = f"{parity.metric} surely at most {worst:g} lower (95 % interval of the difference)"
+            wanted = f"{parity.metric} surely at most {worst:g} {side} (95 % interval of the difference)"
             got = f"{parity.low:+.4f} to {parity.high:+.4f} on {parity.rows:,} rows"
             problems.append(Problem(wanted, got, "Give more rows, or allow more: --loss."))
     if problems:

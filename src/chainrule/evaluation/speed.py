@@ -11,7 +11,6 @@ import torch
 
 from chainrule.core.artifact import Artifact, Speed
 from chainrule.data.batch import collate
-from chainrule.data.encode import Encoded
 from chainrule.errors import GateError, Problem
 from chainrule.evaluation.parity import NOT_KEPT, Rows
 from chainrule.inference.generate import Writing, ends_in, generated, held, lengths_of, settings_of

@@ -21,7 +21,7 @@ from chainrule.evaluation.handover import Written
 from chainrule.exporters.base import refuse_others, refused
 from chainrule.exporters.graph import merged, quiet
 from chainrule.inference.predict import Predictor
-from chainrule.inference.runtimes.decoder import BEAMS, GENERATION, HIDDEN, LOGITS
+from chainrule.inference.runtimes.decoder import BEAMS, HIDDEN, LOGITS
 from chainrule.inference.runtimes.openvino import MODEL, WEIGHTS
 from chainrule.models.adapters import plain_model, virtual_tokens
 from chainrule.system.extras import require
