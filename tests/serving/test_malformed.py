@@ -121,7 +121,7 @@ def spoiled(draw: st.DrawFn) -> bytes:
         ": nothing",
         " folded",
     ]
-    headers = draw(st.lists(st.sampled_from(more), max_size=6)) + draw(st.sampled_from([more[:3], []]))
+    headers = draw(st.lists(st.sampled_from(more), max_size=6, unique=True)) + draw(st.sampled_from([more[:3], []]))
     head = "\r\n".join([f"{method} {target} {version}", *headers]).encode("latin-1")
     cut = draw(st.integers(0, len(body)))
     return head + b"\r\n\r\n" + draw(st.sampled_from([body, body[:cut], b"5\r\nhello\r\n0\r\n\r\n", b"zz\r\n"]))
