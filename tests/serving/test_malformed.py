@@ -116,8 +116,8 @@ def spoiled(draw: st.DrawFn) -> bytes:
         "Upgrade: websocket\r\nConnection: Upgrade",
         "Origin: https://elsewhere.example",
         "Authorization: Bearer \xff",
-        "X-Request-ID: " + "x" * 5_000,
-        "X: " + "y" * 70_000,
+        "X-Request-ID: LONG",
+        "X: LONGER",
         ": nothing",
         " folded",
     ]
@@ -130,6 +130,7 @@ def spoiled(draw: st.DrawFn) -> bytes:
 @settings(max_examples=MANY, suppress_health_check=list(HealthCheck), deadline=None)
 @given(spoiled())
 def test_http_that_is_nearly_right(server: Server, sent: bytes) -> None:
+    sent = sent.replace(b"LONGER", b"y" * 70_000).replace(b"LONG", b"x" * 5_000)
     url = httpx.URL(server.url)
     answer = b""
     with socket.create_connection((url.host, url.port or 80), timeout=60) as connection:
@@ -138,7 +139,9 @@ def test_http_that_is_nearly_right(server: Server, sent: bytes) -> None:
             connection.shutdown(socket.SHUT_WR)
             while piece := connection.recv(65_536):
                 answer += piece
-        except ConnectionError:  # what is too long is not read to its end
+        except TimeoutError:
+            raise
+        except OSError:  # what is too long is not read to its end, and the connection may be gone already
             pass
     statuses = re.findall(rb"HTTP/1\.1 (\d{3}) ", answer)
     assert [status for status in statuses if status >= b"500"] == [], answer[:500]
