@@ -5,7 +5,6 @@ They round differently, so that every process of a machine has to take the same:
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import lru_cache
@@ -27,17 +26,12 @@ TURNS = 3, 9  # at least, and at most
 def fastest(case: str, ways: Mapping[str, Callable[[], object]]) -> str:
     """The name of the way that took least time, timed now or before.
 
-    CHAINRULE_ATTENTION=NAME takes that one wherever it is among them.
-
     Args:
         case: what is computed, in words and sizes.
         ways: each makes the computation once. They take turns.
     """
     if len(ways) == 1:
         return next(iter(ways))
-    named = os.environ.get("CHAINRULE_ATTENTION", "")
-    if named in ways:
-        return named
     path = native.library_path().with_suffix(f".torch-{torch.__version__}.json")
     case = f"{case}; {torch.get_num_threads()} threads; {', '.join(sorted(ways))}"
     found = _known(path)
