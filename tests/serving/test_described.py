@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from chainrule.testing.servers import Server
 
-schemathesis = pytest.importorskip("schemathesis")
+schemathesis = pytest.importorskip("schemathesis", reason="needs schemathesis: pip install chainrule[fuzz]")
 pytestmark = [pytest.mark.unit, pytest.mark.filterwarnings("ignore")]  # those of schemathesis itself
 
 MANY = int(os.environ.get("CHAINRULE_REQUESTS", "200"))
