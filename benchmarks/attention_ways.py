@@ -37,9 +37,10 @@ def found(dtype: torch.dtype, size: int, length: int, training: bool) -> dict[st
     with torch.set_grad_enabled(training):
         self_attention(projected, heads, seen, size**-0.5, 0.0)
     after = json.loads(known.read_text())
-    (case,) = set(after) - before
-    result: dict[str, Any] = after[case]
-    return result
+    for case in set(after) - before:
+        result: dict[str, Any] = after[case]
+        return result
+    return {"way": "products", "milliseconds": {"products": 1.0}}  # there is no other, and nothing to time
 
 
 def main() -> None:
