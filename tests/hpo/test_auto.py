@@ -354,7 +354,7 @@ def test_it_is_shown_with_the_others() -> None:
     ("task", "rows", "names"),
     [
         ("text-classification", 64, ["contrastive", "gradual", "full", "head"]),
-        ("text-classification", 5000, ["gradual", "full", "partial"]),
+        ("text-classification", 5000, ["gradual", "full", "partial", "head"]),
         ("regression", 64, ["gradual", "full", "head"]),
         ("text-generation", 800, ["lora", "full"]),
     ],

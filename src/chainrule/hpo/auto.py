@@ -18,7 +18,7 @@ from chainrule.core.choice import Choice, LayerEvidence
 from chainrule.core.recipe import NamedSpec, Recipe, Section, Spec, parse_options
 from chainrule.errors import MissingExtraError, Problem, RecipeError, ShortageError, UserError, Where
 from chainrule.hpo.evidence import gather
-from chainrule.hpo.race import FEW, Candidate, Race, Result
+from chainrule.hpo.race import FEW, Candidate, Race, Result, as_good_as, is_early
 from chainrule.hpo.short import Pace, pace_of
 from chainrule.models import scratch
 from chainrule.models.adapters import has_peft
@@ -43,7 +43,7 @@ NAME = "auto"
 # The preferred first, with factors on their own learning rates; LOG.md, "Which strategies and learning rates race?" and
 # "What do six strategies reach?"
 FOR_FEW_ROWS = ("contrastive", "gradual", "full", "head")
-FOR_MANY_ROWS = ("gradual", "full", "partial")
+FOR_MANY_ROWS = ("gradual", "full", "partial", "head")
 FOR_LANGUAGE_MODELS = ("lora", "full")
 FACTORS = (1.0, 1 / 3)
 CONTRASTIVE_FACTORS = (1.0, 0.5)
@@ -316,17 +316,15 @@ def _winner(results: Sequence[Result], candidates: Sequence[Candidate], metric: 
         return candidates[0], f"{why}; it comes first in the order of preference."
     last = [result for result in there if result.trial.round == there[0].trial.round]
     best, *rest = last
-    as_good = [best, *(result for result in rest if _behind(result, best) <= (result.trial.standard_error or 0.0))]
+    as_good = [best, *(result for result in rest if as_good_as(result, best))]
     winner = min(as_good, key=lambda result: candidates.index(result.candidate))
-    told = f"{metric} {winner.trial.score:.4f} after {best.trial.steps:,} steps on {best.trial.rows:,} rows"
+    told = f"{metric} {winner.trial.score:.4f} after {winner.trial.steps:,} steps on {winner.trial.rows:,} rows"
     if winner is not best:
-        told += f", within a standard error of the best, {_named(best.candidate)} with {best.trial.score:.4f}"
+        within = "two standard errors" if is_early(winner, best) else "a standard error"
+        after = f" after {best.trial.steps:,}" if best.trial.steps != winner.trial.steps else ""
+        told += f", within {within} of the best, {_named(best.candidate)} with {best.trial.score:.4f}{after}"
     others = ", ".join(f"{_named(r.candidate)} {r.trial.score:.4f}" for r in last if r not in (winner, best))
     return winner.candidate, f"{told}; {others}." if others else f"{told}."
-
-
-def _behind(result: Result, best: Result) -> float:
-    return abs((best.trial.score or 0.0) - (result.trial.score or 0.0))
 
 
 def _named(candidate: Candidate) -> str:

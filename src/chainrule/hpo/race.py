@@ -37,6 +37,8 @@ FOLDS = 4
 RESAMPLES = 200
 PATIENCE = 1.2  # times the seconds there are, after which trials are broken off
 ON_FEATURES = "head"
+EARLY = 0.25  # of the steps of a whole training
+FOR_HEADS = 0.25  # of the seconds, that heads may take to be trained to their end
 
 
 @dataclass(frozen=True)
@@ -141,52 +143,66 @@ class Race:
             StoppedError: Ctrl-C or SIGTERM.
         """
         began, results, steps = time.perf_counter(), list[Result](), 0
-        left = self._entrants(candidates, planned)
+        heads, left = self._entrants(candidates, planned)
+        until = began + PATIENCE * self.seconds
         with stop_requests(display.say) as request:
-            while len(left) > 1 and steps < planned and (costly := self._costly(left)):
+            ended = self._tried(heads, 1, Course(self, planned, until, request), display) if left else []
+            while left and len(left) + len(heads) > 1 and steps < planned:
                 remaining = self.seconds - (time.perf_counter() - began)
-                rounds = _rounds(len(costly) + (len(left) > len(costly)))
-                before, steps = steps, self.steps(len(costly), remaining / rounds, planned)
+                before, steps = steps, self.steps(len(left), remaining / _rounds(len(left) + bool(heads)), planned)
                 if steps <= before:  # the clock has run on
                     break
-                course = Course(self, steps, planned, began + PATIENCE * self.seconds, request)
-                done = self._round(left, 1 + (results[0].trial.round if results else 0), course, display)
-                results = [*done, *results]
-                there = [result.candidate for result in done if result.predictions is not None]
-                stay = self._costly(there)[: math.ceil(len(costly) / 2)]
-                left = [candidate for candidate in there if self.free(candidate) or candidate in stay]
-                if len(costly) == len(stay) == 1 and results[0].trial.round > 1:  # what it becomes has been seen
+                number = 1 + (results[0].trial.round if results else 0)
+                done = self._tried(left, number, Course(self, steps, until, request), display)
+                results = [*self._ranked([*done, *(_again(result, number) for result in ended)]), *results]
+                stay = self._stay(self._ranked(done), candidates)
+                if len(left) == len(stay) == 1 and number > 1:  # what it becomes has been seen
                     break
-        return results
+                left = stay
+        return results or [result for result in ended if result.predictions is None]  # heads alone are no race
 
-    def _entrants(self, candidates: Sequence[Candidate], planned: int) -> list[Candidate]:
-        """As many, the preferred first, as there is time to try, and those that take next to none."""
-        if len(self.folds) == 1:  # all rows are alike
-            return []
-        costly = self._costly(candidates)
-        for count in range(len(costly), 0, -1):
-            left = [candidate for candidate in candidates if self.free(candidate) or candidate in costly[:count]]
-            seconds = self.seconds / max(1, _rounds(count + (len(left) > count)))
-            if len(left) > 1 and self.steps(count, seconds, planned) >= min(FEWEST_STEPS, planned):
-                return left
-        return []
+    def _entrants(self, candidates: Sequence[Candidate], planned: int) -> tuple[list[Candidate], list[Candidate]]:
+        """Heads that are trained to their end, and as many of the others, the preferred first, as there is time for."""
+        heads = [candidate for candidate in candidates if self.cheap(candidate)]
+        others = [candidate for candidate in candidates if candidate not in heads]
+        heads, others = (heads, others) if others else ([], heads)
+        left = self.seconds - len(heads) * self._of_a_head()
+        for count in range(len(others) if len(self.folds) != 1 else 0, 0, -1):  # with one fold all rows are alike
+            seconds = left / max(1, _rounds(count + bool(heads)))
+            if count + len(heads) > 1 and self.steps(count, seconds, planned) >= min(FEWEST_STEPS, planned):
+                return heads, others[:count]
+        return [], []
 
-    def _costly(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        return [candidate for candidate in candidates if not self.free(candidate)]
+    def cheap(self, candidate: Candidate) -> bool:
+        """Whether it can be trained to its end: a head, as its features are computed once, where that is soon done."""
+        soon = self.recipe.training.accelerate and 2 * self._of_a_head() <= FOR_HEADS * self.seconds
+        return candidate.strategy.name == ON_FEATURES and (len(self.rows) <= FEW or soon)
 
-    def free(self, candidate: Candidate) -> bool:
-        """Whether a step costs next to nothing: of a head on features that few rows have, computed once."""
-        return candidate.strategy.name == ON_FEATURES and len(self.rows) <= FEW
+    def _of_a_head(self) -> float:
+        """Seconds that a head takes to its end: a forward of each row, a third of the time of a step with it."""
+        features = self.pace.step * len(self.rows) / self.recipe.training.batch_size / 3
+        return self.trainings * (self.pace.load + features)
 
-    def _round(self, candidates: Sequence[Candidate], number: int, course: Course, display: Display) -> list[Result]:
-        """Every candidate once, the best first."""
+    def _stay(self, ranked: Sequence[Result], candidates: Sequence[Candidate]) -> list[Candidate]:
+        """The better half; of those within a standard error of the best, the preferred."""
+        there = [result for result in ranked if result.predictions is not None]
+        as_good = sorted((r for r in there if as_good_as(r, there[0])), key=lambda r: candidates.index(r.candidate))
+        others = [result for result in there if result not in as_good]
+        return [result.candidate for result in (*as_good, *others)[: math.ceil(len(ranked) / 2)]]
+
+    def _tried(self, left: Sequence[Candidate], number: int, course: Course, display: Display) -> list[Result]:
+        """Every candidate once."""
         results = []
-        with display.bar(f"trying strategies, round {number}", len(candidates)) as bar:
-            for candidate in candidates:
+        with display.bar(f"trying strategies, round {number}", len(left)) as bar:
+            for candidate in left:
                 result = self._try(candidate, number, course)
                 results.append(result)
                 score = "failed" if result.trial.score is None else f"{self.metric} {result.trial.score:.4f}"
                 bar.advance(1, f"{candidate.strategy.name} {score}")
+        return results
+
+    def _ranked(self, results: Sequence[Result]) -> list[Result]:
+        """The best first, each with the standard error of its difference to the best."""
         ranked = sorted(results, key=self._rank, reverse=True)
         return [replace(result, trial=self._beside(result, ranked[0])) for result in ranked]
 
@@ -214,11 +230,10 @@ class Race:
 
     def _try(self, candidate: Candidate, number: int, course: Course) -> Result:
         began, parts, trained, note = time.perf_counter(), list[Predictions](), 0, ""
-        steps = course.steps_of(candidate)
-        portions = self.portions(steps)
+        portions = self.portions(course.steps)
         try:
             for portion in portions:
-                predictions, trained = course.train(candidate, portion, steps)
+                predictions, trained = course.train(candidate, portion)
                 parts.append(predictions)
         except (DivergenceError, ShortageError, NoTimeError) as error:
             note = str(error).splitlines()[0]
@@ -228,7 +243,7 @@ class Race:
             options=candidate.strategy.options,
             learning_rate=candidate.learning_rate,
             round=number,
-            steps=steps,
+            steps=course.steps,
             rows=len(portions[0].train),
             score=None if whole is None else round(self.task.measure(self.targets, whole)[self.metric], 5),
             seconds=round(time.perf_counter() - began, 2),
@@ -253,22 +268,17 @@ class Course:
     """How each training of a round goes.
 
     Attributes:
-        planned: steps of the whole training.
+        steps: of each.
         deadline: reading of `time.perf_counter` at which trainings are broken off.
         request: whether somebody wants an end.
     """
 
     race: Race
     steps: int
-    planned: int
     deadline: float
     request: StopRequest
 
-    def steps_of(self, candidate: Candidate) -> int:
-        """Those of the round; all of the whole training's where they cost next to nothing."""
-        return self.planned if self.race.free(candidate) else self.steps
-
-    def train(self, candidate: Candidate, portion: Portion, steps: int) -> tuple[Predictions, int]:
+    def train(self, candidate: Candidate, portion: Portion) -> tuple[Predictions, int]:
         """Train one candidate; what it says of the rows that are held out, and how many numbers it has trained.
 
         Raises:
@@ -283,7 +293,7 @@ class Course:
         }
         encoded = {"train": portion.train, "validation": portion.held_out}
         prepared = replace(self.race.prepared, encoded=encoded)
-        short = begin_short(self.race.recipe.replace(changes), prepared, steps)
+        short = begin_short(self.race.recipe.replace(changes), prepared, self.steps)
         for _ in short.steps:
             if self.request.signal is not None:
                 name, code = who_stopped(self.request.signal)
@@ -291,8 +301,27 @@ class Course:
                 raise StoppedError(f"Stopped by {name} while the strategy was chosen.", [problem], code)
             if time.perf_counter() > self.deadline:
                 raise NoTimeError("broken off: the time was over")
-        said = validate(short.job, short.recipe, steps)[0]
-        return said, trained_count(short.job, short.recipe, steps)
+        said = validate(short.job, short.recipe, self.steps)[0]
+        return said, trained_count(short.job, short.recipe, self.steps)
+
+
+def as_good_as(result: Result, best: Result) -> bool:
+    """Whether it is within a standard error of the best; within two, where it had few of the steps that that one had.
+
+    What a few steps have begun can still grow; a head that was trained to its end stays what it is.
+    """
+    behind = abs((best.trial.score or 0.0) - (result.trial.score or 0.0))
+    return behind <= (2 if is_early(result, best) else 1) * (result.trial.standard_error or 0.0)
+
+
+def is_early(result: Result, best: Result) -> bool:
+    """Whether it had few of the steps that the best had."""
+    return result.trial.steps < EARLY * best.trial.steps
+
+
+def _again(result: Result, number: int) -> Result:
+    """What was trained to its end, as it takes part in a later round."""
+    return replace(result, trial=result.trial.model_copy(update={"round": number}))
 
 
 def _rounds(candidates: int) -> int:
