@@ -131,18 +131,70 @@ def test_where_time_is_short_fewer_start_and_where_there_is_none_nobody_does(tin
     assert (winner, why) == (candidates[0], "there was no time for a race; it comes first in the order of preference.")
 
 
-def test_a_probe_makes_all_its_steps_where_rows_are_few(
+def test_a_head_is_trained_to_its_end_once_where_that_is_soon_done(
     tiny_bert: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its steps cost next to nothing there; on many rows the frozen layers' pass over them would be the cost."""
+    """On few rows always; on many where the frozen layers' pass over them takes little of the time."""
     monkeypatch.setattr(race, "FEWEST_STEPS", 2)
-    candidates = [Candidate(FULL, 1e-4), Candidate(HEAD, 1e-3)]
-    for source, whole in ((reviews, True), (write_csv(tmp_path / "many.csv", sentences(1200)), False)):
+    candidates = [Candidate(FULL, 1e-4), Candidate(FULL, 1e-5), Candidate(FULL, 1e-6), Candidate(HEAD, 1e-3)]
+    many = write_csv(tmp_path / "many.csv", sentences(1200))
+    for source, seconds, whole in ((reviews, 900.0, True), (many, 900.0, False), (many, 2400.0, True)):
         prepared, recipe = prepared_rows(source, tiny_bert)
-        results = Race(recipe, prepared, 900.0, Pace(0.0, 20.0)).run(candidates, 40, Quiet())
-        steps = {result.trial.strategy: result.trial.steps for result in results}
-        assert 2 <= steps["full"] < 40
-        assert steps["head"] == (40 if whole else steps["full"])
+        results = Race(recipe, prepared, seconds, Pace(0.0, 20.0)).run(candidates, 400, Quiet())
+        last = max(result.trial.round for result in results)
+        assert last >= 2
+        heads = [result for result in results if result.candidate == candidates[3]]
+        others = [result.trial.steps for result in results if result not in heads]
+        assert all(2 <= steps < 400 for steps in others)
+        if whole:
+            assert [head.trial.round for head in heads] == list(range(last, 0, -1))
+            assert {head.trial.steps for head in heads} == {400}
+            assert len({head.trial.seconds for head in heads}) == 1  # trained once
+        else:
+            assert {head.trial.steps for head in heads} < set(others)
+
+
+def test_heads_alone_race_like_others(tiny_bert: Path, reviews: Path) -> None:
+    prepared, recipe = prepared_rows(reviews, tiny_bert)
+    candidates = [Candidate(HEAD, 1e-1), Candidate(HEAD, 1e-9)]
+    results = Race(recipe, prepared, 900.0, Pace(0.0, 0.1)).run(candidates, 24, Quiet())
+    assert auto._winner(results, candidates, "accuracy")[0] == candidates[0]
+
+
+def result_of(candidate: Candidate, score: float, error: float, steps: int = 10) -> race.Result:
+    trial = Trial(
+        strategy=candidate.strategy.name,
+        learning_rate=candidate.learning_rate,
+        round=1,
+        steps=steps,
+        rows=steps,
+        score=score,
+        seconds=1,
+        standard_error=error,
+    )
+    return race.Result(candidate, trial, Predictions(np.zeros(1), np.zeros(1)))
+
+
+def test_what_was_trained_to_its_end_has_to_be_better_by_two_standard_errors() -> None:
+    """Beside what has made less than a quarter of its steps, which will grow; beside more of them, by one."""
+    full, head = Candidate(FULL, 1e-4), Candidate(HEAD, 1e-3)
+    for steps, error, winner in ((20, 0.06, full), (20, 0.04, head), (60, 0.06, head), (60, 0.11, full)):
+        results = [result_of(head, 0.8, 0.0, 100), result_of(full, 0.7, error, steps)]
+        found, why = auto._winner(results, [full, head], "accuracy")
+        assert found == winner
+        if winner is full:
+            within = "two standard errors" if steps == 20 else "a standard error"
+            assert why.startswith(f"accuracy 0.7000 after {steps} steps on {steps} rows, within {within} of the best, ")
+            assert why.endswith("head at 0.001 with 0.8000 after 100.")
+
+
+def test_of_those_as_good_as_the_best_the_preferred_go_on(tiny_bert: Path, reviews: Path) -> None:
+    prepared, recipe = prepared_rows(reviews, tiny_bert)
+    candidates = [Candidate(FULL, rate) for rate in (1e-3, 1e-4, 1e-5, 1e-6)]
+    scores = ((2, 0.9, 0.0), (3, 0.88, 0.01), (0, 0.86, 0.05), (1, 0.5, 0.1))
+    ranked = [result_of(candidates[place], score, error) for place, score, error in scores]
+    stay = Race(recipe, prepared, 900.0, Pace(0.0, 0.1))._stay(ranked, candidates)
+    assert stay == [candidates[0], candidates[2]]
 
 
 def test_what_costs_nothing_takes_no_others_place(tiny_bert: Path, reviews: Path) -> None:
@@ -354,7 +406,7 @@ def test_it_is_shown_with_the_others() -> None:
     ("task", "rows", "names"),
     [
         ("text-classification", 64, ["contrastive", "gradual", "full", "head"]),
-        ("text-classification", 5000, ["gradual", "full", "partial", "head"]),
+        ("text-classification", 5000, ["gradual", "full", "head"]),
         ("regression", 64, ["gradual", "full", "head"]),
         ("text-generation", 800, ["lora", "full"]),
     ],

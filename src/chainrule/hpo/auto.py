@@ -43,7 +43,7 @@ NAME = "auto"
 # The preferred first, with factors on their own learning rates; LOG.md, "Which strategies and learning rates race?" and
 # "What do six strategies reach?"
 FOR_FEW_ROWS = ("contrastive", "gradual", "full", "head")
-FOR_MANY_ROWS = ("gradual", "full", "partial", "head")
+FOR_MANY_ROWS = ("gradual", "full", "head")
 FOR_LANGUAGE_MODELS = ("lora", "full")
 FACTORS = (1.0, 1 / 3)
 CONTRASTIVE_FACTORS = (1.0, 0.5)

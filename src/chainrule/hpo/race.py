@@ -149,14 +149,16 @@ class Race:
             ended = self._tried(heads, 1, Course(self, planned, until, request), display) if left else []
             while left and len(left) + len(heads) > 1 and steps < planned:
                 remaining = self.seconds - (time.perf_counter() - began)
-                before, steps = steps, self.steps(len(left), remaining / _rounds(len(left) + bool(heads)), planned)
+                rounds = range(_rounds(len(left)), 0, -1)
+                more = [self.steps(len(left), remaining / count, planned) for count in rounds]
+                before, steps = steps, next((count for count in more if count > steps), 0)
                 if steps <= before:  # the clock has run on
                     break
                 number = 1 + (results[0].trial.round if results else 0)
                 done = self._tried(left, number, Course(self, steps, until, request), display)
                 results = [*self._ranked([*done, *(_again(result, number) for result in ended)]), *results]
                 stay = self._stay(self._ranked(done), candidates)
-                if len(left) == len(stay) == 1 and number > 1:  # what it becomes has been seen
+                if len(stay) == 1 and (results[0].candidate in stay or len(left) == 1):  # nothing more to be seen
                     break
                 left = stay
         return results or [result for result in ended if result.predictions is None]  # heads alone are no race
@@ -168,8 +170,9 @@ class Race:
         heads, others = (heads, others) if others else ([], heads)
         left = self.seconds - len(heads) * self._of_a_head()
         for count in range(len(others) if len(self.folds) != 1 else 0, 0, -1):  # with one fold all rows are alike
-            seconds = left / max(1, _rounds(count + bool(heads)))
-            if count + len(heads) > 1 and self.steps(count, seconds, planned) >= min(FEWEST_STEPS, planned):
+            if count + len(heads) > 1 and self.steps(count, left / _rounds(count), planned) >= min(
+                FEWEST_STEPS, planned
+            ):
                 return heads, others[:count]
         return [], []
 
@@ -325,5 +328,5 @@ def _again(result: Result, number: int) -> Result:
 
 
 def _rounds(candidates: int) -> int:
-    """Until one of so many is left."""
-    return math.ceil(math.log2(candidates))
+    """Until one of so many is left; one at least."""
+    return max(1, math.ceil(math.log2(candidates)))
