@@ -168,7 +168,7 @@ class Race:
         heads = [candidate for candidate in candidates if self.cheap(candidate)]
         others = [candidate for candidate in candidates if candidate not in heads]
         heads, others = (heads, others) if others else ([], heads)
-        left = self.seconds - len(heads) * self._of_a_head()
+        left = self.seconds - self._of_heads(len(heads))
         for count in range(len(others) if len(self.folds) != 1 else 0, 0, -1):  # with one fold all rows are alike
             if count + len(heads) > 1 and self.steps(count, left / _rounds(count), planned) >= min(
                 FEWEST_STEPS, planned
@@ -178,13 +178,13 @@ class Race:
 
     def cheap(self, candidate: Candidate) -> bool:
         """Whether it can be trained to its end: a head, as its features are computed once, where that is soon done."""
-        soon = self.recipe.training.accelerate and 2 * self._of_a_head() <= FOR_HEADS * self.seconds
+        soon = self.recipe.training.accelerate and self._of_heads(2) <= FOR_HEADS * self.seconds
         return candidate.strategy.name == ON_FEATURES and (len(self.rows) <= FEW or soon)
 
-    def _of_a_head(self) -> float:
-        """Seconds that a head takes to its end: a forward of each row, a third of the time of a step with it."""
+    def _of_heads(self, count: int) -> float:
+        """Seconds until so many heads are trained: one forward of each row, a third of the time of a step with it."""
         features = self.pace.step * len(self.rows) / self.recipe.training.batch_size / 3
-        return self.trainings * (self.pace.load + features)
+        return self.trainings * (count * self.pace.load + features) if count else 0.0
 
     def _stay(self, ranked: Sequence[Result], candidates: Sequence[Candidate]) -> list[Candidate]:
         """The better half; of those within a standard error of the best, the preferred."""
