@@ -37,7 +37,7 @@ test: lint  ## lint, types, import contract and all tests but the slow ones
 	$(PYTEST) -m "not slow and not bench"
 
 test-full: lint  ## the same with the slow tests
-	$(PYTEST) -m "not bench"
+	CHAINRULE_KILLS=3 $(PYTEST) -m "not bench"
 
 faults: lint  ## kill trainings (KILLS=30 of each kind) and read files made to do harm (FUZZ=100000 of them); an hour
 	CHAINRULE_KILLS=$(KILLS) CHAINRULE_FUZZ=$(FUZZ) $(PYTEST) -rP \

@@ -140,15 +140,15 @@ def test_a_head_is_trained_to_its_end_once_where_that_is_soon_done(
     many = write_csv(tmp_path / "many.csv", sentences(1200))
     for source, seconds, whole in ((reviews, 900.0, True), (many, 700.0, False), (many, 2400.0, True)):
         prepared, recipe = prepared_rows(source, tiny_bert)
-        results = Race(recipe, prepared, seconds, Pace(0.0, 20.0)).run(candidates, 400, Quiet())
+        results = Race(recipe, prepared, seconds, Pace(0.0, 20.0)).run(candidates, 160, Quiet())
         last = max(result.trial.round for result in results)
         assert last >= 2
         heads = [result for result in results if result.candidate == candidates[3]]
         others = [result.trial.steps for result in results if result not in heads]
-        assert all(2 <= steps < 400 for steps in others)
+        assert all(2 <= steps < 160 for steps in others)
         if whole:
             assert [head.trial.round for head in heads] == list(range(last, 0, -1))
-            assert {head.trial.steps for head in heads} == {400}
+            assert {head.trial.steps for head in heads} == {160}
             assert len({head.trial.seconds for head in heads}) == 1  # trained once
         else:
             assert {head.trial.steps for head in heads} < set(others)
@@ -201,7 +201,7 @@ def test_what_costs_nothing_takes_no_others_place(tiny_bert: Path, reviews: Path
     """Half of the others go on, the first of two here, however well the heads do; and it goes on beside the heads."""
     prepared, recipe = prepared_rows(reviews, tiny_bert)
     candidates = [Candidate(FULL, 1e-9), Candidate(FULL, 1e-8), Candidate(HEAD, 1e-1), Candidate(HEAD, 5e-2)]
-    results = Race(recipe, prepared, 900.0, Pace(0.0, 1.0)).run(candidates, 1000, Quiet())
+    results = Race(recipe, prepared, 900.0, Pace(0.0, 2.0)).run(candidates, 100, Quiet())
     last = max(result.trial.round for result in results)
     assert last >= 2
     places = [(result.trial.round, candidates.index(result.candidate)) for result in results]
