@@ -35,7 +35,8 @@ def distill(
         out: the run folder to make.
         data: what it learns from; by default what the teacher was trained on.
         limits: `epochs` (by default twice the teacher's); `kept` (default 0.97): the share of the teacher's score, on
-            the test rows, that the student must reach; `allow_slower` (default False): take it for its size alone.
+            the test rows, that the student must reach; `allow_slower` (default False): take it for its size alone;
+            `settings`: keys of its recipe, e.g. {"distillation.hidden": 1.0}.
 
     Raises:
         UserError: there is no such teacher, student or data, or `out` exists.
@@ -55,7 +56,9 @@ def distill(
     if source is None:
         problem = Problem("data to learn from", "none: the teacher does not lie in its run", "Name it: --data DATA")
         raise RecipeError("There is nothing to learn from.", [problem])
-    made = train_student(teacher, student, source, folder, limits.get("epochs"), told)
+    longer = {} if limits.get("epochs") is None else {"training.epochs": limits["epochs"]}
+    settings = {**longer, **limits.get("settings", {})}
+    made = train_student(teacher, student, source, folder, settings, told)
     step = f"compress --distill {student}"
     learner = load_predictor(made.artifact)  # only its run knows which rows it has not learned from
     unseen = rows_of_split(learner, None, "test") or rows_of_split(learner, None, "validation")

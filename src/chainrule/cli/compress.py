@@ -15,7 +15,10 @@ from chainrule.core.artifact import Artifact, Speed, Step
 from chainrule.core.request import Limits, StudentLimits
 
 Option = Annotated[
-    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="An option of the way, e.g. rows=100.")
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="NAME=VALUE", help="An option of the way (rows=100), or a key of a student's recipe."
+    ),
 ]
 
 SHARE = api.SHARE_KEPT
@@ -42,6 +45,9 @@ def compress(
     ] = None,
     kept: Annotated[float, typer.Option(help="The share of its teacher's score a student must reach.")] = SHARE,
     data: Annotated[str | None, typer.Option(help="Labelled data with validation and test.")] = None,
+    unlabelled: Annotated[
+        Path | None, typer.Option(help="Rows without labels, of which a student learns what its teacher says.")
+    ] = None,
     loss: Annotated[
         float | None,
         typer.Option(min=0, help="Points that the score may fall (default 0.5; 2 for a loss per token)."),
@@ -62,9 +68,13 @@ def compress(
         raise typer.BadParameter(ways, param_hint="--to")
     if distill is not None:
         least: StudentLimits = {"epochs": epochs, "kept": kept, "allow_slower": allow_slower}
+        further = None if unlabelled is None else str(unlabelled)
+        least["settings"] = settings_of({"distillation.unlabelled": further}, assignments)
         run, learned = api.distill(model, distill, out, data=data, display=display(), **least)
         _report(model, run.artifact, learned, as_json)
         return
+    if unlabelled is not None:
+        raise typer.BadParameter("only with --distill", param_hint="--unlabelled")
     options = settings_of({}, assignments)
     if target is not None:
         search_target(

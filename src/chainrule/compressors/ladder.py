@@ -255,11 +255,11 @@ class Ladder:
     def _student(self, layers: int) -> Make:
         def make(parent: Artifact, place: Path) -> Artifact:
             teacher, epochs = load_predictor(parent), self.material.options.get("epochs")
-            twice = None if epochs is None else LONGER * epochs
+            settings = {} if epochs is None else {"training.epochs": LONGER * epochs}
             if (place / "resolved.yaml").is_file():
                 run = resume_run(place, None, self.display, time.perf_counter())
             else:
-                run = train_student(teacher, f"self:{layers}", str(self.material.source), place, twice, self.display)
+                run = train_student(teacher, f"self:{layers}", str(self.material.source), place, settings, self.display)
             learner = load_predictor(run.artifact, device="cpu", precision="float32")
             parity = compare(self.material.parent, learner, self.material.seen)
             step = f"compress --distill self:{layers}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,13 @@ _RESET: dict[str, Any] = {
     "choice": None,
     "model.options": {},
     "optimizer.learning_rate": None,
+    "distillation.hidden": 0.0,
+    "distillation.attention": 0.0,
+    "distillation.relation": 0.0,
+    "distillation.sentences": 0.0,
+    "distillation.layers": None,
+    "distillation.relation_heads": None,
+    "distillation.unlabelled": None,
     "training.epochs": None,
     "training.steps": None,
     "training.minutes": None,
@@ -44,14 +51,15 @@ _RESET: dict[str, Any] = {
 }
 
 
-def student_recipes(teacher: Predictor, student: str, source: str, epochs: float | None) -> list[Recipe]:
+def student_recipes(teacher: Predictor, student: str, source: str, settings: Mapping[str, Any]) -> list[Recipe]:
     """How a student is trained; several recipes where the layers that stay are still to be chosen.
 
     Args:
         student: "self:3" for so many layers of the teacher itself (its base model's name stands for "self"), "lstm", or
             the name or folder of another model.
         source: the data.
-        epochs: None for twice the teacher's, or what suits a model without pretrained weights.
+        settings: keys of the recipe; without epochs twice the teacher's, or what suits a model without pretrained
+            weights.
 
     Raises:
         ModelError: the teacher cannot teach, or has not so many layers.
@@ -71,9 +79,9 @@ def student_recipes(teacher: Predictor, student: str, source: str, epochs: float
         "model.max_length": artifact.manifest.max_length,
         "data.fields": artifact.manifest.fields,
         "distillation.teachers": [str(artifact.path)],
-        "training.epochs": epochs or longer,
+        "training.epochs": longer,
     }
-    recipe = parse_recipe({**known, **_nested(changes, known)})
+    recipe = parse_recipe({**known, **_nested(changes, known)}).replace(settings)
     if not own:
         return [recipe]
     return [recipe.replace({"structure.keep_layers": list(layers)}) for layers in _layers(teacher, artifact, count)]
@@ -102,16 +110,16 @@ def recovery_recipe(teacher: Predictor, start: Path, source: Any, epochs: float 
 
 
 def train_student(
-    teacher: Predictor, student: str, source: str, out: Path, epochs: float | None, display: Display
+    teacher: Predictor, student: str, source: str, out: Path, settings: Mapping[str, Any], display: Display
 ) -> Run:
     """Train a student; where layers that stay are to be chosen, after short trainings.
 
     Args:
-        student, source, epochs: as in `student_recipes`.
+        student, source, settings: as in `student_recipes`.
         out: the run folder to make.
     """
     began = time.perf_counter()
-    recipes = student_recipes(teacher, student, source, epochs)
+    recipes = student_recipes(teacher, student, source, settings)
     trials = home_of(out)
     try:
         scores: list[float] = []

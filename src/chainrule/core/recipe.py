@@ -176,12 +176,28 @@ class Distillation(Section):
 
     `weight` is the share of the loss that is the teachers'. `temperature` divides logits before they become
     probabilities. With several teachers, `trust: row` gives those more say in a row that find its label likelier.
+    `hidden`, `attention`, `relation` and `sentences` weigh how far the student's states are from those of one teacher,
+    which is then run in every step; `layers` names the teacher's layer beside each of the student's, from the bottom;
+    `relation_heads` is into how many parts queries, keys and values are cut. `unlabelled` is a file of further rows, of
+    which the student learns what the teachers say.
     """
 
     teachers: tuple[str, ...] = ()
     weight: float = Field(default=0.9, gt=0, le=1)
     temperature: float = Field(default=2.0, gt=0)
     trust: Literal["equal", "row"] = "equal"
+    hidden: float = Field(default=0.0, ge=0)
+    attention: float = Field(default=0.0, ge=0)
+    relation: float = Field(default=0.0, ge=0)
+    sentences: float = Field(default=0.0, ge=0)
+    layers: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    relation_heads: int | None = Field(default=None, ge=1)
+    unlabelled: str | None = None
+
+    @property
+    def reads_states(self) -> bool:
+        """Whether the student learns more of its teacher than what it says."""
+        return any((self.hidden, self.attention, self.relation, self.sentences))
 
 
 class Training(Section):

@@ -54,12 +54,13 @@ class Limits(TypedDict, total=False):
 
 
 class StudentLimits(TypedDict, total=False):
-    """How long `distill` trains, the share of its teacher's score that a student must reach, and whether it may be
-    no faster."""
+    """How long `distill` trains, the share of its teacher's score that a student must reach, whether it may be no
+    faster, and keys of the student's recipe, such as {"distillation.hidden": 1.0}."""
 
     epochs: float | None
     kept: float
     allow_slower: bool
+    settings: Mapping[str, Any]
 
 
 class WatchingFlags(TypedDict, total=False):

@@ -206,7 +206,7 @@ def _look(recipe: Recipe, prepared: Prepared) -> tuple[str | None, tuple[LayerEv
         return None, ()
     plain = _at(recipe.replace({"training.accelerate": False}), Candidate(WHOLE, _rates(recipe, WHOLE)[0]))
     try:
-        return gather(make_job(plain, prepared, Quiet()), recipe.seed)
+        return gather(make_job(plain, replace(prepared, unlabelled=None), Quiet()), recipe.seed)
     except (MemoryError, RuntimeError) as error:
         if not is_shortage(error):
             raise

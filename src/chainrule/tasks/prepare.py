@@ -24,6 +24,7 @@ from chainrule.models.load import LONGEST, load_processor, load_tokenizer, token
 from chainrule.models.scratch import SCRATCH, options_of, refuse_misfit
 from chainrule.tasks.conversation import special_tokens, tell_tools, tells_tools_first
 from chainrule.tasks.pictures import height_of
+from chainrule.tasks.unlabelled import Unlabelled, read_unlabelled
 from chainrule.tasks.windows import LongTexts, Windowed
 
 
@@ -36,6 +37,7 @@ class Prepared:
             nothing can be learned.
         encoded: split name -> tokenised rows, for the splits that were asked for.
         model_options: the recipe's, with what the training rows decide.
+        unlabelled: further rows for a student; None for none.
     """
 
     dataset: Dataset
@@ -44,6 +46,7 @@ class Prepared:
     max_length: int
     encoded: dict[str, Encoded]
     model_options: dict[str, Any]
+    unlabelled: Unlabelled | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,12 @@ def prepare(
     dataset.require_ok()
     prepared = with_tokens(dataset, recipe, task, splits, reserved=reserved)
     replace(dataset, report=prepared.report).require_ok()
-    return prepared
+    further = recipe.distillation.unlabelled
+    if further is None or not recipe.distillation.teachers:  # without teachers nothing is known of them
+        return prepared
+    rows = read_unlabelled(further, prepared.dataset, recipe, task, prepared.tokenizer, prepared.max_length)
+    report = prepared.report.model_copy(update={"findings": (*prepared.report.findings, *rows.findings)})
+    return replace(prepared, dataset=replace(prepared.dataset, report=report), report=report, unlabelled=rows)
 
 
 def with_tokens(

@@ -12,6 +12,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
+    AutoTokenizer,
     BartConfig,
     BertConfig,
     DistilBertConfig,
@@ -63,6 +64,16 @@ def tiny_model(folder: Path, family: str = "bert", *, seed: int = 0, positions: 
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def narrow_model(folder: Path, like: Path, *, width: int = 16, heads: int = 2, layers: int = 1, seed: int = 4) -> Path:
+    """Write a random BERT that is narrower than that of `tiny_model`, with its tokenizer, and return the folder."""
+    known = BertConfig.from_pretrained(like).to_dict()
+    sizes = {"hidden_size": width, "num_attention_heads": heads, "num_hidden_layers": layers, "intermediate_size": 32}
+    torch.manual_seed(seed)
+    AutoModel.from_config(BertConfig(**{**known, **sizes})).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(like).save_pretrained(folder)
     return folder
 
 

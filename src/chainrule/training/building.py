@@ -32,6 +32,7 @@ from chainrule.training.companions import with_companions
 from chainrule.training.distillation import distilled
 from chainrule.training.job import Job, planned_steps, trained_names
 from chainrule.training.regularisers import regularised
+from chainrule.training.state_teacher import with_states
 
 
 def make_job(recipe: Recipe, prepared: Prepared, display: Display, run: Path | None = None) -> Job:
@@ -59,6 +60,7 @@ def make_job(recipe: Recipe, prepared: Prepared, display: Display, run: Path | N
             display.say("Compiling the CPU kernels, once: some seconds …")
         accelerate(plain_model(model), device)
     train, objective = distilled(recipe, task, prepared, train, task.objective(recipe.loss, targets), display)
+    objective, strategy = with_states(objective, strategy, model, recipe, prepared)
     fast = "bfloat16" if has_bfloat16(device) else "float32"
     job = Job(
         model=model,

@@ -3,7 +3,8 @@
 Hinton, Vinyals and Dean (2015), Distilling the Knowledge in a Neural Network, section 2: the student's probabilities at
 a temperature are drawn to the teachers', and since gradients of softened targets are smaller by its square, the loss is
 multiplied by that. Teachers read rows with tokenizers of their own, so they may be of any architecture; what they say
-is asked once, before step one. Of words they are asked batch by batch, and must read the student's tokens.
+is asked once, before step one. Of words they are asked batch by batch, and must read the student's tokens; so must one
+whose inner states are learned, too (`state_teacher`).
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from torch.nn import functional
 from chainrule.core.artifact import Artifact
 from chainrule.core.recipe import Distillation, Recipe
 from chainrule.core.task import Objective, Predictions, Task
-from chainrule.data.batch import Batch
-from chainrule.data.encode import Encoded
+from chainrule.data.batch import IGNORED, Batch
+from chainrule.data.encode import Encoded, joined
 from chainrule.errors import Problem, RecipeError, Where
 from chainrule.inference.predict import Predictor, load_predictor, predict_encoded
 from chainrule.system.progress import Display
 from chainrule.tasks.objectives import LogitsObjective, backward, logits_of, with_target
 from chainrule.tasks.prepare import Prepared
+from chainrule.training.states import StateLosses, States
 
 KINDS = ("class", "classes", "number", "spans")  # of targets
 WORDS = "spans"
@@ -39,41 +41,84 @@ class Distilled:
     Attributes:
         inner: the task's objective.
         kind: of the task's target.
-        teachers: that are asked batch by batch; empty where what they say is in the batch (`references`): (b, labels)
+        teachers: that are run on every batch; what they say is in the batch where it has `references`: (b, labels)
             probabilities at the temperature, or numbers.
+        states: what is learned of the states of the one teacher, beside; None for nothing.
     """
 
     inner: LogitsObjective
     kind: str
     options: Distillation
     teachers: tuple[Predictor, ...] = ()
+    states: StateLosses | None = None
 
     def accumulate(self, model: Any, batch: Batch) -> tuple[torch.Tensor, int]:
         """Gradients of the sum over rows, or over words."""
         if batch.targets is None:
             raise ValueError("a student's rows have targets")
-        logits, targets = with_target(logits_of(model, batch.inputs), batch.targets)
-        wanted = self._asked(batch, targets) if self.teachers else batch.references
+        if self.teachers:
+            _require_tokens(batch)
+        logits, own = self._read(model, batch.inputs)
+        logits, targets = with_target(logits, batch.targets)
+        said, shown = self._asked(batch, targets)
+        wanted = batch.references if said is None else said
         if wanted is None:
             raise ValueError("a student's rows have what the teachers say")
         weight = self.options.weight
-        losses = (1 - weight) * self.inner.row_loss(logits, targets) if weight < 1 else logits.new_zeros(len(targets))
+        losses = (1 - weight) * self._of_labels(logits, targets) if weight < 1 else logits.new_zeros(len(targets))
         if self.kind == "number":
             losses = losses + weight * self.inner.divergence(logits, wanted)
         else:
             losses = losses + weight * distance(logits, wanted, self.kind, self.options.temperature)
-        return backward(losses.sum()), len(targets)
+        total = losses.sum()
+        if self.states is not None and own is not None and shown is not None:
+            apart = self.states.of_rows(own, shown, _mask_of(batch.inputs))
+            total = total + (apart * _counts_of(batch.targets, self.kind)).sum()
+        return backward(total), len(targets)
 
-    def _asked(self, batch: Batch, targets: torch.Tensor) -> torch.Tensor:
-        said = []
-        if "input_ids" not in batch.inputs or batch.targets is None:
-            got = "states of frozen layers in place of them (training.trunk_cache)"
-            raise _refused("the tokens of each batch, for the teachers to read", got, "training.trunk_cache")
+    def _of_labels(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """(b,) the task's own loss; 0 of rows without labels."""
+        known = are_known(targets)
+        if known.all():
+            return self.inner.row_loss(logits, targets)
+        losses = logits.new_zeros(len(targets))
+        if known.any():
+            losses = losses.index_put((known,), self.inner.row_loss(logits[known], targets[known]).to(losses))
+        return losses
+
+    def _read(self, model: Any, inputs: Any, *, teacher: bool = False) -> tuple[torch.Tensor, States | None]:
+        if self.states is None:
+            return logits_of(model, inputs), None
+        return self.states.read(model, inputs, teacher=teacher)
+
+    def _asked(self, batch: Batch, targets: torch.Tensor) -> tuple[torch.Tensor | None, States | None]:
+        """What the teachers say now, where the batch does not have it, and the states of the last of them."""
+        said: list[torch.Tensor] = []
+        states = None
         for teacher in self.teachers:
             with torch.no_grad(), teacher.forward.autocast():
-                logits = logits_of(teacher.forward.model, batch.inputs)
-            said.append(softened(with_target(logits, batch.targets)[0], self.kind, self.options.temperature))
-        return together(said, targets, self.kind, self.options.trust)
+                logits, states = self._read(teacher.forward.model, batch.inputs, teacher=True)
+            if batch.references is None:
+                kept = with_target(logits, batch.targets)[0]  # type: ignore[arg-type]
+                said.append(softened(kept, self.kind, self.options.temperature))
+        return together(said, targets, self.kind, self.options.trust) if said else None, states
+
+
+def _require_tokens(batch: Batch) -> None:
+    if "input_ids" not in batch.inputs:
+        got = "states of frozen layers in place of them (training.trunk_cache)"
+        raise _refused("the tokens of each batch, for the teachers to read", got, "training.trunk_cache")
+
+
+def _mask_of(inputs: Any) -> torch.Tensor:
+    """(s, t), 1 at tokens and 0 at padding."""
+    mask: torch.Tensor = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))
+    return mask
+
+
+def _counts_of(targets: torch.Tensor, kind: str) -> torch.Tensor:
+    """(s,) how often each sequence counts: as often as it has words, else once."""
+    return (targets != IGNORED).sum(1) if kind == WORDS else torch.ones(len(targets), device=targets.device)
 
 
 def distance(logits: torch.Tensor, wanted: torch.Tensor, kind: str, temperature: float) -> torch.Tensor:
@@ -92,6 +137,12 @@ def distance(logits: torch.Tensor, wanted: torch.Tensor, kind: str, temperature:
     return temperature**2 * functional.kl_div(said, wanted, reduction="none").sum(-1)
 
 
+def are_known(targets: torch.Tensor) -> torch.Tensor:
+    """(b,) bool, the rows that have a label."""
+    known = ~targets.isnan() if targets.is_floating_point() else targets != IGNORED
+    return known if known.dim() == 1 else known.all(-1)
+
+
 def softened(logits: torch.Tensor, kind: str, temperature: float) -> torch.Tensor:
     """A teacher's logits (b, labels) as what a student is to say; of numbers the numbers."""
     if kind == "number":
@@ -102,7 +153,7 @@ def softened(logits: torch.Tensor, kind: str, temperature: float) -> torch.Tenso
 def together(said: Sequence[torch.Tensor], targets: torch.Tensor, kind: str, trust: str) -> torch.Tensor:
     """The mean of what several teachers say (b, labels), weighted row by row by how likely each finds the label.
 
-    Of numbers, and with `trust` "equal", all weigh the same.
+    Of numbers, of rows without labels, and with `trust` "equal", all weigh the same.
     """
     stacked = torch.stack(list(said))
     if trust == "equal" or kind == "number" or len(said) == 1:
@@ -110,7 +161,8 @@ def together(said: Sequence[torch.Tensor], targets: torch.Tensor, kind: str, tru
     if kind == "classes":
         likely = torch.where(targets > 0.5, stacked, 1 - stacked).log().mean(-1).exp()
     else:
-        likely = stacked[:, torch.arange(len(targets), device=targets.device), targets]
+        likely = stacked[:, torch.arange(len(targets), device=targets.device), targets.clamp_min(0)]
+    likely = torch.where(are_known(targets), likely, 1.0)
     shares = likely / likely.sum(0).clamp_min(1e-12)
     return (shares[..., None] * stacked).sum(0)
 
@@ -126,6 +178,9 @@ def distilled(
     """
     options = recipe.distillation
     if not options.teachers:
+        if options.reads_states or options.unlabelled is not None:
+            what = "their states are to be learned" if options.reads_states else "there are rows without labels"
+            raise _refused(f"teachers, as {what}", "none", "distillation.teachers")
         return train, objective
     kind = task.target.kind
     windowed = train.sequences is not None and kind != WORDS
@@ -138,10 +193,23 @@ def distilled(
     if kind == WORDS:
         _require_same_tokens(teachers, prepared)
         return train, Distilled(objective, kind, options, teachers)
-    inputs, targets = prepared.dataset.splits["train"].inputs, torch.as_tensor(np.asarray(train.targets))
+    inputs, targets = prepared.dataset.splits["train"].inputs, np.asarray(train.targets)
+    labelled = replace(train, references=_heard(teachers, inputs, targets, kind, options, display))
+    made = Distilled(objective, kind, options, teachers if options.reads_states else ())
+    further = prepared.unlabelled
+    if further is None:
+        return labelled, made
+    rows = further.hollow(targets)
+    said = _heard(teachers, further.inputs, np.asarray(rows.targets), kind, options, display)
+    return joined([labelled, replace(rows, references=said)]), made
+
+
+def _heard(
+    teachers: Sequence[Predictor], inputs: Any, targets: np.ndarray, kind: str, options: Distillation, display: Display
+) -> np.ndarray:
+    """What all teachers say together of some rows: (n, labels) float32."""
     said = [_said(teacher, inputs, kind, options.temperature, display) for teacher in teachers]
-    references = together(said, targets, kind, options.trust).numpy().astype(np.float32)
-    return replace(train, references=references), Distilled(objective, kind, options)
+    return together(said, torch.as_tensor(targets), kind, options.trust).numpy().astype(np.float32)
 
 
 def _teacher(path: str, task: Task, prepared: Prepared) -> Predictor:

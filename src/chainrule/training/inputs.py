@@ -47,7 +47,14 @@ def _inputs(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
     rows = {name: _rows_hash(prepared, name) for name in prepared.dataset.splits}
     teachers = [Artifact.read(Path(path)).manifest.weights_sha256 for path in recipe.distillation.teachers]
     taught = {"teachers_sha256": teachers} if teachers else {}
+    if prepared.unlabelled is not None:
+        further, ids = prepared.unlabelled.hashes, prepared.unlabelled.encoded.ids
+        taught["unlabelled_sha256"] = [_hash_of(further, ids)]
     return {"rows_sha256": rows, "base_sha256": first_weights_hash(recipe.model), **taught}
+
+
+def _hash_of(*arrays: np.ndarray) -> str:
+    return hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)).hexdigest()
 
 
 def _rows_hash(prepared: Prepared, name: str) -> str:
@@ -92,6 +99,9 @@ def refuse_changes(run: Path, recipe: Recipe, prepared: Prepared) -> None:
     if before.get("teachers_sha256") != now.get("teachers_sha256"):
         todo, where = "Put the teachers back as before, or train anew with --out.", Where(field="distillation.teachers")
         problems.append(Problem("the teachers that the run began with", "other weights", todo, where))
+    if before.get("unlabelled_sha256") != now.get("unlabelled_sha256"):
+        todo, where = "Put the file back as it was, or train anew with --out.", Where(field="distillation.unlabelled")
+        problems.append(Problem("the rows without labels that the run began with", "other rows", todo, where))
     if problems:
         raise DataError(f"What the run {run} reads has changed since it began.", problems)
 

@@ -17,6 +17,7 @@ from chainrule.data.encode import Encoded
 from chainrule.inference.predict import Forward
 from chainrule.strategies.base import Phase, Strategy
 from chainrule.system.processes import ALONE, World
+from chainrule.training import projecting
 from chainrule.training.averaging import Averaged, take_average
 from chainrule.training.loop import MakeOptimizer
 from chainrule.training.optimizers import make_optimizer
@@ -28,7 +29,7 @@ class Job:
     """What is trained on what, and how: everything but the recipe's numbers.
 
     Attributes:
-        row_numbers: (n,) of the training rows, 1-based, in the file they come from.
+        row_numbers: (n,) of the labelled training rows, which come first, 1-based, in the file they come from.
         watch: what is looked at while it is trained.
         companions: (n, k) the rows whose texts are sequences of each training row, too; None for none.
         world: the processes that share each batch.
@@ -138,8 +139,8 @@ def trained_names(job: Job, recipe: Recipe, steps: int) -> set[str]:
 
 
 def trained_count(job: Job, recipe: Recipe, steps: int) -> int:
-    """How many numbers any phase trains."""
-    names = trained_names(job, recipe, steps)
+    """How many numbers of the model any phase trains; what is left behind at the end does not count."""
+    names = trained_names(job, recipe, steps).difference(projecting.NAMES)
     return sum(parameter.numel() for name, parameter in job.model.named_parameters() if name in names)
 
 

@@ -154,7 +154,7 @@ def measure(recipe: Recipe, prepared: Prepared, steps: int | None = None) -> Mea
     open_recipe = recipe.replace(
         OFF | {"training.steps": max(wanted, 1)} | ({"training.trunk_cache": False} if once else {})
     )
-    few = replace(prepared, encoded={"train": rows, "validation": held_out})
+    few = replace(prepared, encoded={"train": rows, "validation": held_out}, unlabelled=None)
     with PeakMemory() as memory:
         job, resolved = plan(open_recipe, few, Quiet())
         work = _work(job, resolved, total, once)

@@ -42,7 +42,8 @@ def resolve(job: Job, recipe: Recipe, display: Display) -> Recipe:
     several phases, the one that trains the most is tried out.
     """
     changes: dict[str, Any] = {}
-    if reads_embeddings(recipe.regularisers):  # which the output of frozen layers has left behind
+    live = recipe.distillation.reads_states  # the teacher reads tokens
+    if live or reads_embeddings(recipe.regularisers):  # which the output of frozen layers has left behind
         changes["training.trunk_cache"] = False
     is_open = recipe.training.micro_batch_tokens is None
     if is_open:

@@ -97,6 +97,8 @@ def _manifest(
     for section, key in (("data", "source"), ("model", "name")):
         plain[section][key] = _base_name(plain[section][key])
     plain["distillation"]["teachers"] = [_base_name(path) for path in plain["distillation"]["teachers"]]
+    if further := plain["distillation"]["unlabelled"]:
+        plain["distillation"]["unlabelled"] = _base_name(further)
     if vectors := plain["model"]["options"].get("vectors"):
         plain["model"]["options"]["vectors"] = _base_name(vectors)
     return Manifest(

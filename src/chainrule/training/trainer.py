@@ -297,7 +297,7 @@ def settle_formats(job: Job, recipe: Recipe, steps: int) -> None:
         return
     longest = recipe.training.batch_size * int(job.train.lengths.max())
     whole = (recipe.training.micro_batch_tokens or longest) >= longest and job.world.alone
-    if whole and not recipe.regularisers:
+    if whole and not (recipe.regularisers or recipe.distillation.reads_states):  # weights may be used twice
         keep_half_gradients(job.model)
     if recipe.training.precision == "bfloat16" and next(job.model.parameters()).device.type == "cpu":
         narrow_frozen(job.model, trained_names(job, recipe, steps))
@@ -361,6 +361,8 @@ def _first_in(job: Job, recipe: Recipe, error: DivergenceError) -> str | None:
     if error.rows is None:
         return None
     batch = batch_loader(job, recipe)(error.rows)
+    if (error.rows >= len(job.row_numbers)).any():  # rows without labels have no loss that could be read
+        batch = replace(batch, targets=None)
     autocast = forward_for(job, recipe).autocast
     return first_bad_part(job.model, batch, autocast, lambda model, few: job.task.read(model, few, job.train))
 
@@ -369,10 +371,17 @@ def _diverged(job: Job, recipe: Recipe, error: DivergenceError, first: str | Non
     """The end of a run that has diverged too often: what went wrong first, and with which rows."""
     got = str(error) if first is None else f"{error}; first in {first}"
     if error.rows is not None:
-        got += f"; rows of train: {', '.join(f'{row:,}' for row in np.sort(job.row_numbers[error.rows]))}"
+        got += f"; rows of train: {_rows_told(job, error.rows)}"
     problem = Problem(
         expected="a finite loss and gradient",
         got=got,
         todo=f"Lower the learning rate ({recipe.optimizer.learning_rate:g}) or set training.precision=float32.",
     )
     return DivergedError("Training has diverged.", [problem])
+
+
+def _rows_told(job: Job, rows: np.ndarray) -> str:
+    labelled = rows[rows < len(job.row_numbers)]
+    told = [f"{row:,}" for row in np.sort(job.row_numbers[labelled])]
+    further = len(rows) - len(labelled)
+    return ", ".join([*told, *([f"{further:,} without labels"] if further else [])])
