@@ -20,7 +20,7 @@ from chainrule.core.artifact import FOLDS
 from chainrule.core.request import Limits
 from chainrule.system.assets import cache_folder
 from chainrule.testing.data import entities, reversals, searches, sentences, stripes, write_csv, write_json_lines
-from chainrule.testing.models import tiny_chat_model, tiny_encoder_decoder, tiny_model, tiny_vision_model
+from chainrule.testing.models import narrow_model, tiny_chat_model, tiny_encoder_decoder, tiny_model, tiny_vision_model
 
 ALWAYS = {
     "training.threads": 1,
@@ -34,6 +34,7 @@ GROUPS = [{"layers": "0", "method": "lora", "start": 0.3}, {"layers": "1", "meth
 CLASSES, ENTITIES, REPLIES, PAIRS = "text-classification", "token-classification", "text-generation", "preference"
 IMAGES, WRITTEN, VECTORS, LISTS = "image-classification", "seq2seq", "embedding", "ranking"
 TEACHER = "teacher"  # in the settings of a case and among the inputs: a finished run
+NARROW, UNLABELLED = "narrow", "unlabelled"  # the same: a model narrower than the teacher, rows without labels
 Inputs = dict[str, tuple[Path, Path]]  # task -> data and model
 
 
@@ -102,6 +103,19 @@ CASES = {
             },
         ),
         Case("student", {"distillation.teachers": [TEACHER], "structure.keep_layers": [0], "training.steps": 9}),
+        Case(
+            "student-of-states",
+            {
+                "model": NARROW,
+                "distillation.teachers": [TEACHER],
+                "distillation.hidden": 1.0,
+                "distillation.attention": 1.0,
+                "distillation.relation": 1.0,
+                "distillation.sentences": 1.0,
+                "distillation.unlabelled": UNLABELLED,
+                "training.steps": 9,
+            },
+        ),
         Case("pruned", {"training.steps": 9}, prunes=True),
         Case("folds", {"training.folds": 2, "training.steps": 4}),
         Case("lstm-folds", {"model": "lstm", "training.folds": 2, "training.steps": 4}),
@@ -140,10 +154,13 @@ def make_inputs(folder: Path) -> Inputs:
     preferred = [{"prompt": row["instruction"], "chosen": row["output"], "rejected": "it is"} for row in rows]
     bert, llama = tiny_model(folder / "bert"), tiny_chat_model(folder / "llama")
     reviews, taught = write_csv(folder / "reviews.csv", sentences(120)), folder / "teacher"
+    unlabelled = [{"text": row["text"]} for row in sentences(60, seed=9)]
     settings = {"model": str(bert), "training.steps": 9, **ALWAYS}
     chainrule.train(str(reviews), out=taught, settings=settings)
     return {
         TEACHER: (taught, bert),
+        NARROW: (narrow_model(folder / "narrow", bert), bert),
+        UNLABELLED: (write_csv(folder / "unlabelled.csv", unlabelled), bert),
         IMAGES: (stripes(folder / "stripes", 120), tiny_vision_model(folder / "vit")),
         CLASSES: (reviews, bert),
         ENTITIES: (write_json_lines(folder / "entities.jsonl", entities(120)), bert),
@@ -167,6 +184,9 @@ def work(case: Case, inputs: Inputs, out: Path) -> None:
     settings = {"task": case.task, "model": str(model), **ALWAYS, **case.settings}
     if settings.get("distillation.teachers") == [TEACHER]:
         settings["distillation.teachers"] = [str(inputs[TEACHER][0])]
+    for key, name in (("model", NARROW), ("distillation.unlabelled", UNLABELLED)):
+        if settings.get(key) == name:
+            settings[key] = str(inputs[name][0])
     chainrule.train(str(data), out=out, settings=settings)
 
 
