@@ -172,7 +172,7 @@ def test_teachers_of_words(tmp_path: Path) -> None:
         chainrule.train(
             str(data), out=tmp_path / "other", settings=settings | {"model": "lstm", "structure.keep_layers": None}
         )
-    assert told.value.problems[0].expected == "teachers of words that read the student's tokens"
+    assert told.value.problems[0].expected == "teachers of words and replies that read the student's tokens"
 
 
 def test_two_teachers_are_one_training(teacher: Run, tmp_path: Path) -> None:
@@ -239,10 +239,10 @@ def test_students_that_cannot_be_are_refused(teacher: Run, tmp_path: Path) -> No
         with pytest.raises(ModelError) as told:
             chainrule.distill(teacher, student, tmp_path / "out")
         assert told.value.problems[0].expected == "from 1 to 1 of the teacher's 2 layers"
-    chat = short_run("text-generation", tmp_path / "chat")
+    chat = short_run("preference", tmp_path / "chat")
     with pytest.raises(ModelError) as told:
         chainrule.distill(chat, "self:1", tmp_path / "out")
-    assert told.value.problems[0].got == "one for text-generation, which says more of a row than a few logits"
+    assert told.value.problems[0].got == "one for preference, which says more of a row than a few logits"
     chainrule.export(teacher, "hf", tmp_path / "alone")
     with pytest.raises(RecipeError) as other:
         chainrule.distill(tmp_path / "alone", "self:1", tmp_path / "out")

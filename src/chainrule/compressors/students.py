@@ -13,6 +13,7 @@ import numpy as np
 from chainrule.compressors.base import refused
 from chainrule.core.artifact import MANIFEST, Artifact, Run, Step
 from chainrule.core.recipe import Recipe, parse_recipe
+from chainrule.core.task import LOWER_IS_BETTER
 from chainrule.errors import ModelError, Problem, Where
 from chainrule.inference.predict import Predictor
 from chainrule.models.adapters import has_adapters
@@ -129,7 +130,8 @@ def train_student(
             display.say(f"Layers {list(recipe.structure.keep_layers or ())}: {scores[-1]:.4f} after a short training.")
     finally:
         shutil.rmtree(trials, ignore_errors=True)
-    chosen = recipes[scores.index(max(scores))] if scores else recipes[0]
+    best = min if teacher.task.primary_metric in LOWER_IS_BETTER else max
+    chosen = recipes[scores.index(best(scores))] if scores else recipes[0]
     return train_recipe(chosen, source, out, display, began)
 
 

@@ -164,6 +164,11 @@ def require(parity: Parity, bound: Bound, what: str, outcome: str = NOT_KEPT) ->
         if parity.after < least and parity.metric not in LOWER_IS_BETTER:
             wanted = f"{parity.metric} of at least {least:.4f}, {100 * bound.kept:g} % of {parity.before:.4f}"
             problems.append(Problem(wanted, f"{parity.after:.4f}", "Take a larger student, or train it for longer."))
+        most = parity.before / bound.kept
+        if parity.after > most and parity.metric in LOWER_IS_BETTER:
+            wanted = f"{parity.metric} of at most {most:.4f}, {parity.before:.4f} divided by {bound.kept:g}"
+            todo = "Take a larger student, train it for longer, or allow more: --kept."
+            problems.append(Problem(wanted, f"{parity.after:.4f}", todo))
     if bound.loss is not None and parity.difference is not None:
         most, worst = bound.loss
         side = "higher" if parity.metric in LOWER_IS_BETTER else "lower"

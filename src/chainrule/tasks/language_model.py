@@ -119,7 +119,7 @@ def scored(found: Labelled, size: int) -> Predictions:
     """The labelled tokens of `size` rows, row by row."""
     states, wanted, rows, head = found
     losses, right, tokens = (torch.zeros(size, dtype=torch.float64, device=states.device) for _ in range(3))
-    for piece in _pieces(len(wanted), CHUNK):
+    for piece in pieces(len(wanted), CHUNK):
         logits = head(states[piece]).float()
         each = functional.cross_entropy(logits, wanted[piece], reduction="none")
         losses.index_add_(0, rows[piece], each.double())
@@ -172,7 +172,7 @@ def chunked_cross_entropy(
     total = torch.zeros((), dtype=torch.float32 if states.dtype != torch.float64 else torch.float64)
     total = total.to(states.device)
     gradient = torch.empty_like(states) if states.requires_grad else None
-    for piece in _pieces(len(targets), chunk):
+    for piece in pieces(len(targets), chunk):
         leaf = states[piece].detach().requires_grad_(gradient is not None)
         values = logits(leaf)
         extra = _smoothing(values.detach(), targets[piece], label_smoothing) if label_smoothing else 0.0
@@ -258,7 +258,8 @@ def packs(model: Any) -> bool:
     return float((alone - together).abs().max()) <= TOLERANCE * float(alone.abs().max())
 
 
-def _pieces(count: int, size: int) -> Iterator[slice]:
+def pieces(count: int, size: int) -> Iterator[slice]:
+    """Parts of so many positions, of at most `size` each."""
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 

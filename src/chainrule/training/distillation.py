@@ -4,7 +4,7 @@ Hinton, Vinyals and Dean (2015), Distilling the Knowledge in a Neural Network, s
 a temperature are drawn to the teachers', and since gradients of softened targets are smaller by its square, the loss is
 multiplied by that. Teachers read rows with tokenizers of their own, so they may be of any architecture; what they say
 is asked once, before step one. Of words they are asked batch by batch, and must read the student's tokens; so must one
-whose inner states are learned, too (`state_teacher`).
+whose inner states are learned, too (`state_teacher`), and one that teaches replies (`taught_replies`).
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ from chainrule.data.encode import Encoded, joined
 from chainrule.errors import Problem, RecipeError, Where
 from chainrule.inference.predict import Predictor, load_predictor, predict_encoded
 from chainrule.system.progress import Display
+from chainrule.tasks.language_model import NextTokenObjective
 from chainrule.tasks.objectives import LogitsObjective, backward, logits_of, with_target
 from chainrule.tasks.prepare import Prepared
 from chainrule.training.states import StateLosses, States
+from chainrule.training.taught_replies import TaughtReplies, listen
 
-KINDS = ("class", "classes", "number", "spans")  # of targets
-WORDS = "spans"
+KINDS = ("class", "classes", "number", "spans", "reply")  # of targets
+WORDS, REPLY = "spans", "reply"
 
 
 @dataclass(frozen=True)
@@ -183,12 +185,14 @@ def distilled(
             raise _refused(f"teachers, as {what}", "none", "distillation.teachers")
         return train, objective
     kind = task.target.kind
+    if recipe.training.folds is not None:
+        raise _refused("training without folds, as teachers know the rows held out", "training.folds", "distillation")
+    if kind == REPLY and isinstance(objective, NextTokenObjective):
+        return train, _taught_replies(options, task, prepared, train, objective, display)
     windowed = train.sequences is not None and kind != WORDS
     if kind not in KINDS or not isinstance(objective, LogitsObjective) or windowed:
         got = f"{task.name} in windows" if windowed else f"{task.name} with this loss"
         raise _refused("a task whose rows or words have a few logits each", got, "distillation")
-    if recipe.training.folds is not None:
-        raise _refused("training without folds, as teachers know the rows held out", "training.folds", "distillation")
     teachers = tuple(_teacher(path, task, prepared) for path in options.teachers)
     if kind == WORDS:
         _require_same_tokens(teachers, prepared)
@@ -212,6 +216,26 @@ def _heard(
     return together(said, torch.as_tensor(targets), kind, options.trust).numpy().astype(np.float32)
 
 
+def _taught_replies(
+    options: Distillation,
+    task: Task,
+    prepared: Prepared,
+    train: Encoded,
+    objective: NextTokenObjective,
+    display: Display,
+) -> TaughtReplies:
+    """The objective of a student that writes."""
+    if len(options.teachers) > 1 or options.reads_states:
+        got = "states, too" if options.reads_states else f"{len(options.teachers)} teachers"
+        raise _refused("one teacher, and what it says alone, for a model that writes", got, "distillation")
+    teacher = _teacher(options.teachers[0], task, prepared)
+    _require_same_tokens((teacher,), prepared)
+    if teacher.tokenizer.chat_template != prepared.tokenizer.chat_template:
+        got = f"another template: {teacher.artifact.path}"
+        raise _refused("a teacher with the student's chat template", got, "distillation.teachers")
+    return TaughtReplies(objective, options, listen(teacher, train, objective, options.temperature, display))
+
+
 def _teacher(path: str, task: Task, prepared: Prepared) -> Predictor:
     artifact = Artifact.read(Path(path))
     manifest, dataset = artifact.manifest, prepared.dataset
@@ -231,7 +255,7 @@ def _require_same_tokens(teachers: Sequence[Predictor], prepared: Prepared) -> N
     for teacher in teachers:
         if teacher.tokenizer.get_vocab() != prepared.tokenizer.get_vocab():
             got = f"another vocabulary: {teacher.artifact.path}"
-            raise _refused("teachers of words that read the student's tokens", got, "distillation.teachers")
+            raise _refused("teachers of words and replies that read the student's tokens", got, "distillation.teachers")
 
 
 def _said(teacher: Predictor, inputs: Any, kind: str, temperature: float, display: Display) -> torch.Tensor:
