@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import chainrule
+from chainrule.cli import main
 from chainrule.core.artifact import Run
 from chainrule.errors import DataError, OutputError, ShortageError
 from chainrule.system import memory
@@ -252,20 +253,16 @@ def test_a_signal_ends_the_step_and_says_how_to_go_on(
     assert (out / "checkpoints" / f"step-{step:08d}").is_dir()
 
 
-def test_resume_takes_no_other_flags(stopped: Path) -> None:
-    done = subprocess.run(
-        command("train", "--resume", str(stopped), "--epochs", "3", "--json"),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2
+def test_resume_takes_no_other_flags(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--resume", str(stopped), "--epochs", "3", "--json"])
+    assert stop.value.code == 2
     assert (
         "it takes no other argument but --engine, --workers and --json"
-        in json.loads(done.stdout)["error"]["problems"][0]["got"]
+        in json.loads(capsys.readouterr().out)["error"]["problems"][0]["got"]
     )
-    done = subprocess.run(
-        command("train", "--resume", str(stopped), "--json"), capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["steps"] == 6
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--resume", str(stopped), "--json"])
+    told = capsys.readouterr()
+    assert stop.value.code == 0, told.err
+    assert json.loads(told.out)["steps"] == 6

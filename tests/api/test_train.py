@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,21 @@ from chainrule.core.artifact import Run
 from chainrule.errors import DivergedError, OutputError, RecipeError
 from chainrule.inference.predict import load_predictor
 from chainrule.testing.data import pairs, rated, sentences, tagged, write_csv
+from chainrule.testing.processes import Command
 
 pytestmark = pytest.mark.unit
 
 PLAIN_TRANSFORMERS = """
 import json, sys, torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
-folder, texts = sys.argv[1], json.loads(sys.argv[2])
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
-assert "chainrule" not in sys.modules
-with torch.no_grad():
-    logits = model(**tokenizer(texts, padding=True, truncation=True, return_tensors="pt")).logits
-print(json.dumps([logits.tolist(), model.config.id2label, tokenizer.model_max_length]))
+for line in sys.stdin:
+    folder, texts = json.loads(line)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    assert "chainrule" not in sys.modules
+    with torch.no_grad():
+        logits = model(**tokenizer(texts, padding=True, truncation=True, return_tensors="pt")).logits
+    print(json.dumps([logits.tolist(), model.config.id2label, tokenizer.model_max_length]), flush=True)
 """
 
 
@@ -41,12 +44,26 @@ def settings(model: Path, **more: Any) -> dict[str, Any]:
     return plain | {"optimizer.learning_rate": 5e-3} | more
 
 
-def plain_logits(folder: Path, texts: list[str]) -> tuple[np.ndarray, dict[str, str], int]:
+PlainLogits = Callable[[Path, list[str]], tuple[np.ndarray, dict[str, str], int]]
+
+
+@pytest.fixture(scope="module")
+def plain_logits() -> Iterator[PlainLogits]:
     """Logits by plain transformers in a process that has never imported Chainrule."""
-    command = [sys.executable, "-c", PLAIN_TRANSFORMERS, str(folder), json.dumps(texts)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    logits, labels, length = json.loads(done.stdout)
-    return np.array(logits), labels, length
+    command = [sys.executable, "-c", PLAIN_TRANSFORMERS]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        asked, answered = process.stdin, process.stdout
+        assert asked is not None
+        assert answered is not None
+
+        def ask(folder: Path, texts: list[str]) -> tuple[np.ndarray, dict[str, str], int]:
+            asked.write(json.dumps([str(folder), texts]) + "\n")
+            asked.flush()
+            logits, labels, length = json.loads(answered.readline())
+            return np.array(logits), labels, length
+
+        yield ask
+    assert process.returncode == 0
 
 
 def test_a_run_folder_holds_all_that_is_promised(trained: Run) -> None:
@@ -96,7 +113,7 @@ def test_the_artifact_names_no_absolute_path(trained: Run) -> None:
         assert "/tmp" not in text
 
 
-def test_plain_transformers_gives_the_same_logits(trained: Run) -> None:
+def test_plain_transformers_gives_the_same_logits(trained: Run, plain_logits: PlainLogits) -> None:
     texts = [row["text"] for row in sentences(20, seed=5)] + ["a " * 200]
     logits, labels, length = plain_logits(trained.artifact.path, texts)
     predictor = load_predictor(trained.artifact)
@@ -124,7 +141,9 @@ def test_a_resolved_recipe_trains_again_to_the_same_bits(trained: Run, tmp_path:
 
 
 @pytest.mark.parametrize(("mean", "scale"), [(3.0, 1.0), (250_000.0, 40_000.0), (0.0, 1e-3)])
-def test_regression_learns_targets_of_any_size(tiny_bert: Path, tmp_path: Path, mean: float, scale: float) -> None:
+def test_regression_learns_targets_of_any_size(
+    tiny_bert: Path, tmp_path: Path, plain_logits: PlainLogits, mean: float, scale: float
+) -> None:
     data = write_csv(tmp_path / "prices.csv", rated(400, mean=mean, scale=scale))
     run = chainrule.train(
         str(data), out=tmp_path / "run", settings=settings(tiny_bert, task="regression", **{"training.epochs": 6})
@@ -157,7 +176,7 @@ def test_several_labels(tiny_bert: Path, tmp_path: Path) -> None:
     assert {"exact_match", "micro_f1", "macro_f1", "loss"} <= set(report.metrics)
 
 
-def test_another_family(tmp_path: Path) -> None:
+def test_another_family(tmp_path: Path, plain_logits: PlainLogits) -> None:
     from chainrule.testing.models import tiny_model
 
     data = write_csv(tmp_path / "data.csv", sentences(200))
@@ -234,22 +253,19 @@ def test_a_stopped_run_leaves_its_recipe_and_no_artifact(
     tiny_bert: Path, reviews: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "chainrule", "train", str(reviews), "--model", str(tiny_bert), "--out", str(out)]
-    command += ["--epochs", "100000", "--set", "training.threads=1", "--set", "training.precision=float32"]
-    # A shell's background jobs do not hear Ctrl-C, nor do their children; those of a process with a handler do.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-        try:
-            deadline = time.monotonic() + 120
-            while not (out / "events.jsonl").exists() and time.monotonic() < deadline:
-                assert process.poll() is None
-                assert not out.exists() or (out / "recipe.yaml").is_file()
-                time.sleep(0.05)
-            process.send_signal(number)
-            assert process.wait(60) == code
-        finally:
-            process.kill()
-            signal.signal(signal.SIGINT, before)
+    words = ["train", str(reviews), "--model", str(tiny_bert), "--out", str(out)]
+    words += ["--epochs", "100000", "--set", "training.threads=1", "--set", "training.precision=float32"]
+    process = Command(words)
+    try:
+        deadline = time.monotonic() + 120
+        while not (out / "events.jsonl").exists() and time.monotonic() < deadline:
+            assert process.poll() is None
+            assert not out.exists() or (out / "recipe.yaml").is_file()
+            time.sleep(0.05)
+        process.send_signal(number)
+        assert process.wait(60) == code
+    finally:
+        process.kill()
     assert (out / "recipe.yaml").is_file()
     assert not (out / "artifact").exists()
     assert not chainrule.show(out)["finished"]

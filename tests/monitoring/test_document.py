@@ -14,7 +14,7 @@ import pytest
 from chainrule.cli import main
 from chainrule.core.artifact import Run
 from chainrule.testing.data import sentences, write_json_lines
-from chainrule.testing.servers import start_server
+from chainrule.testing.servers import start_at_once
 
 pytestmark = pytest.mark.unit
 
@@ -69,7 +69,7 @@ def test_commands_of_the_document_run(folder: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize("words", SERVERS, ids=lambda words: " ".join(words[2:]))
 def test_servers_of_the_document_start(words: list[str], folder: Path) -> None:
     assert words[:2] == ["chainrule", "serve"]
-    server = start_server(words[2:])
+    server = start_at_once(words[2:])
     try:
         answer = server.post("/v1/predict", {"inputs": ["a lovely film"], "model": server.models[0]})
         assert answer.status_code == 200

@@ -51,13 +51,12 @@ def test_ray_is_not_installed(reviews: Path, tmp_path: Path, monkeypatch: pytest
         (["--resume", "nowhere", "--engine", "ray"], "There is no run at nowhere."),
     ],
 )
-def test_the_command_refuses(given: list[str], message: str, reviews: Path) -> None:
+def test_the_command_refuses(given: list[str], message: str, reviews: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = [] if "--resume" in given else [str(reviews)]
-    done = subprocess.run(
-        [sys.executable, "-m", "chainrule", "train", *data, *given], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
-    assert message in done.stderr
+    with pytest.raises(SystemExit) as stop:
+        main(["train", *data, *given])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("address", ["http://head:8265", "ray://head:10001"])

@@ -11,7 +11,7 @@ import chainrule
 from chainrule.core.artifact import Run
 from chainrule.testing.data import searches, sentences, write_json_lines
 from chainrule.testing.models import tiny_chat_model
-from chainrule.testing.servers import Server, start_server
+from chainrule.testing.servers import Server, start_at_once
 
 SETTINGS = {"training.epochs": 1, "training.threads": 1, "training.precision": "float32"}
 
@@ -22,7 +22,7 @@ def start() -> Iterator[Callable[..., Server]]:
     running: list[Server] = []
 
     def begin(*words: str | Path, **variables: str) -> Server:
-        running.append(start_server(words, variables))
+        running.append(start_at_once(words, variables))
         return running[-1]
 
     yield begin

@@ -17,7 +17,7 @@ import pytest
 
 from chainrule.cli import main
 from chainrule.core.artifact import Run
-from chainrule.testing.servers import Server
+from chainrule.testing.servers import Server, start_server
 
 pytestmark = pytest.mark.unit
 
@@ -48,8 +48,9 @@ def strict(
     return start(trained.path, talking.path, *flags)
 
 
-def test_every_accepted_request_is_answered_after_sigterm(start: Callable[..., Server], trained: Run) -> None:
-    server = start(trained.path)
+def test_every_accepted_request_is_answered_after_sigterm(trained: Run) -> None:
+    """Of a server that is started and ended as a user does it; the other tests fork theirs."""
+    server = start_server([trained.path])
     answers: list[int] = []
     failures: list[Exception] = []
     under_way = threading.Barrier(17)

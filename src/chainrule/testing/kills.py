@@ -21,6 +21,7 @@ from chainrule.core.request import Limits
 from chainrule.system.assets import cache_folder
 from chainrule.testing.data import entities, reversals, searches, sentences, stripes, write_csv, write_json_lines
 from chainrule.testing.models import narrow_model, tiny_chat_model, tiny_encoder_decoder, tiny_model, tiny_vision_model
+from chainrule.testing.processes import prepared
 
 ALWAYS = {
     "training.threads": 1,
@@ -201,9 +202,7 @@ def _prune(case: Case, inputs: Inputs, out: Path) -> None:
 
 def start(case: Case, inputs: Inputs, out: Path) -> multiprocessing.process.BaseProcess:
     """The work in a process of its own; everything it imports is there already, so that it begins at once."""
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["chainrule.training.run", "chainrule.testing.kills"])
-    process = server.Process(target=_child, args=(case, inputs, out))
+    process = prepared().Process(target=_child, args=(case, inputs, out))
     process.start()
     return process
 
