@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import chainrule
 from chainrule.cli import main
-from chainrule.core.artifact import Artifact, Parity, Run
+from chainrule.core.artifact import Artifact, Parity, Run, Step
 from chainrule.errors import GateError, ModelError, OutputError, RecipeError
 from chainrule.evaluation.handover import Written, hand_over
 from chainrule.evaluation.parity import Bound, require
@@ -38,6 +38,7 @@ CASES = [
     *(("hf", task) for task in ROWS),
 ]
 Runs = Callable[[str], Run]
+Exports = Callable[[str, str], tuple[Artifact, Step]]
 
 
 @pytest.fixture(scope="session")
@@ -53,15 +54,29 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     return run
 
 
+@pytest.fixture(scope="session")
+def exports(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Exports:
+    """What a run is exported to, compared on 40 rows; the same folder each time, for tests that only read it."""
+    made: dict[tuple[str, str], tuple[Artifact, Step]] = {}
+
+    def export(to: str, task: str) -> tuple[Artifact, Step]:
+        if (to, task) not in made:
+            out = tmp_path_factory.mktemp("exports") / "out"
+            made[to, task] = chainrule.export(runs(task), to, out, limit=40)
+        return made[to, task]
+
+    return export
+
+
 @pytest.mark.parametrize(("to", "task"), CASES)
-def test_what_is_written_is_the_same_model(to: str, task: str, runs: Runs, tmp_path: Path) -> None:
+def test_what_is_written_is_the_same_model(to: str, task: str, runs: Runs, exports: Exports) -> None:
     run = runs(task)
-    artifact, step = chainrule.export(run, to, tmp_path / "out", limit=40)
+    artifact, step = exports(to, task)
     parity = step.parity
     assert parity.distance <= 1e-4 * max(parity.largest, 1)
     assert parity.data is not None
     assert parity.rows >= 3
-    manifest = Artifact.read(tmp_path / "out").manifest
+    manifest = Artifact.read(artifact.path).manifest
     assert manifest == artifact.manifest
     assert manifest.parent == run.artifact.manifest.weights_sha256
     assert [done.step for done in manifest.lineage] == [f"export --to {to}"]
@@ -73,27 +88,26 @@ def test_what_is_written_is_the_same_model(to: str, task: str, runs: Runs, tmp_p
 
 
 @pytest.mark.parametrize("task", ["text-classification", "token-classification", "sentence-similarity"])
-def test_an_exported_model_predicts_and_is_evaluated(task: str, runs: Runs, tmp_path: Path) -> None:
-    run = runs(task)
-    chainrule.export(run, "onnx", tmp_path / "out")
+def test_an_exported_model_predicts_and_is_evaluated(task: str, runs: Runs, exports: Exports, tmp_path: Path) -> None:
+    run, (artifact, _) = runs(task), exports("onnx", task)
     rows = ROWS[task](tmp_path)
-    first, second = (chainrule.predict(model, str(rows)) for model in (run, tmp_path / "out"))
+    first, second = (chainrule.predict(model, str(rows)) for model in (run, artifact.path))
     assert isinstance(first, list)
     assert isinstance(second, list)
     for one, other in zip(first, second, strict=True):
         for name, value in one.items():
             if isinstance(value, float | list) and name.startswith("predicted") and task != "token-classification":
                 np.testing.assert_allclose(value, other[name], rtol=1e-4, atol=1e-5)
-    scores = [chainrule.evaluate(model, str(rows)).metrics for model in (run, tmp_path / "out")]
+    scores = [chainrule.evaluate(model, str(rows)).metrics for model in (run, artifact.path)]
     for name, estimate in scores[0].items():
         assert scores[1][name].value == pytest.approx(estimate.value, abs=1e-5)
 
 
 @pytest.mark.parametrize("engine", ["onnx", "openvino"])
-def test_the_example_runs_without_chainrule_and_torch(engine: str, runs: Runs, tmp_path: Path) -> None:
+def test_the_example_runs_without_chainrule_and_torch(engine: str, runs: Runs, exports: Exports) -> None:
     run, texts = runs("text-classification"), ["a good film", "the room was bad and cold"]
-    chainrule.export(run, engine, tmp_path / "out")
-    found = _example(tmp_path / "out", texts)
+    artifact, _ = exports(engine, "text-classification")
+    found = _example(artifact.path, texts)
     expected = chainrule.predict(run, text=texts)
     assert isinstance(expected, list)
     for line, row in zip(found, expected, strict=True):
@@ -126,11 +140,10 @@ def test_the_examples_of_other_tasks_run(runs: Runs, tmp_path: Path) -> None:
         assert lines
 
 
-def test_the_example_of_images(runs: Runs, tmp_path: Path) -> None:
-    run = runs("image-classification")
-    chainrule.export(run, "openvino", tmp_path / "out", limit=10)
+def test_the_example_of_images(runs: Runs, exports: Exports, tmp_path: Path) -> None:
+    run, (artifact, _) = runs("image-classification"), exports("openvino", "image-classification")
     image = next(ROWS["image-classification"](tmp_path).parent.glob("*.png"))
-    ((_, label, score),) = [line.split("\t") for line in _example(tmp_path / "out", [str(image)])]
+    ((_, label, score),) = [line.split("\t") for line in _example(artifact.path, [str(image)])]
     expected = chainrule.predict(run, text=[str(image)])
     assert isinstance(expected, list)
     assert label == expected[0]["predicted_label"]
@@ -146,8 +159,8 @@ def _example(folder: Path, words: list[str]) -> list[str]:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
 
 
-def test_the_archive_of_torch_runs_without_chainrule(runs: Runs, tmp_path: Path) -> None:
-    chainrule.export(runs("text-classification"), "torch-export", tmp_path / "out")
+def test_the_archive_of_torch_runs_without_chainrule(exports: Exports) -> None:
+    artifact, _ = exports("torch-export", "text-classification")
     program = """
 import sys, torch
 model = torch.export.load(sys.argv[1]).module()
@@ -157,9 +170,9 @@ for rows, tokens in ((1, 3), (5, 17)):
     assert logits.shape == (rows, 2)
 assert not {"chainrule", "transformers"} & set(sys.modules)
 """
-    subprocess.run([sys.executable, "-c", program, str(tmp_path / "out" / "model.pt2")], check=True)
+    subprocess.run([sys.executable, "-c", program, str(artifact.path / "model.pt2")], check=True)
     with pytest.raises(ModelError, match="Chainrule does not run this model") as told:
-        chainrule.predict(tmp_path / "out", text="good")
+        chainrule.predict(artifact.path, text="good")
     assert str(told.value.problems[0].got) == "one that loads in torch alone"
 
 

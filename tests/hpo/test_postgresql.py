@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import secrets
 import time
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from chainrule.core.study import Study
 from chainrule.errors import ChainruleError, LostError, OutputError
 from chainrule.hpo.optuna_study import without_password
 from chainrule.testing.databases import binaries, postgresql
+from chainrule.testing.processes import prepared
 
 pytestmark = [
     pytest.mark.unit,
@@ -51,7 +51,7 @@ def search(recipe: str, storage: str, out: str) -> None:
 
 def test_two_processes_share_the_trials_of_one_study(database: str, recipe: Path, tmp_path: Path) -> None:
     outs = [tmp_path / name / "study" for name in ("first", "second")]
-    context = multiprocessing.get_context("spawn")
+    context = prepared()
     workers = [context.Process(target=search, args=(str(recipe), database, str(out))) for out in outs]
     for worker in workers:
         worker.start()
@@ -140,7 +140,7 @@ class Going:
     """A search in a process of its own."""
 
     def __init__(self, recipe: Path, storage: str, out: Path) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = prepared()
         self.out, self.told = out, context.Queue()
         self.process = context.Process(target=_go, args=(str(recipe), storage, str(out), self.told))
         self.process.start()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import signal
 import time
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from chainrule.hpo.search import Search
 from chainrule.hpo.space import changed, default_space, read_space, space_of
 from chainrule.system.progress import Bar, Quiet
 from chainrule.tasks import TASKS
+from chainrule.testing.processes import prepared
 from chainrule.training.completion import rate_of
 from chainrule.training.run import prepare_rows
 
@@ -105,7 +105,7 @@ def search_in_a_child(recipe: str, out: str) -> None:
 def test_a_killed_search_goes_on(tiny_bert: Path, reviews: Path, tmp_path: Path) -> None:
     file, out = tmp_path / "recipe.yaml", tmp_path / "study"
     file.write_text(asked(tiny_bert, reviews).to_yaml(), encoding="utf-8")
-    process = multiprocessing.get_context("spawn").Process(target=search_in_a_child, args=(str(file), str(out)))
+    process = prepared().Process(target=search_in_a_child, args=(str(file), str(out)))
     process.start()
     while process.exitcode is None and '"spent"' not in (_text(out / "search.json")):  # a trial has ended
         time.sleep(0.02)

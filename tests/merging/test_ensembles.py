@@ -22,7 +22,7 @@ from chainrule.inference.predict import load_predictor
 from chainrule.merging.ensembles import mixture, stacked
 from chainrule.testing.models import tiny_model
 from chainrule.testing.runs import short_run
-from chainrule.testing.servers import start_server
+from chainrule.testing.servers import start_at_once
 
 pytestmark = pytest.mark.unit
 FREE: Any = {"loss": 100.0, "worst": 1e6}
@@ -83,7 +83,7 @@ def test_an_ensemble_predicts_the_mean(runs: tuple[Run, Run], tmp_path: Path) ->
     data = str(runs[0].path.parent / "rows" / "rows.csv")
     evaluated = chainrule.evaluate(artifact, data)
     assert evaluated.metrics[evaluated.primary_metric].value == pytest.approx(step.parity.after)
-    server = start_server([tmp_path / "both"])
+    server = start_at_once([tmp_path / "both"])
     try:
         answer = server.post("/v1/predict", {"inputs": ["a good film"]}).json()["predictions"][0]
         assert answer["score"] == pytest.approx(row["predicted_score"], abs=2e-5)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import distributed
 
 from chainrule.errors import DataError, ElsewhereError
 from chainrule.system.processes import ALONE, World, launched_world
+from chainrule.testing.processes import prepared
 from chainrule.training.data_parallel import add_gradients
 
 pytestmark = pytest.mark.unit
@@ -24,7 +24,7 @@ SIZE = 3
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of three processes has found."""
     folder = tmp_path_factory.mktemp("processes")
-    context = multiprocessing.get_context("spawn")
+    context = prepared()
     processes = [context.Process(target=_process, args=(rank, folder)) for rank in range(SIZE)]
     for process in processes:
         process.start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import weakref
@@ -36,14 +37,16 @@ class Command:
     (finding the program, importing it, ending the interpreter) is not in it.
     """
 
-    def __init__(self, words: Sequence[str | Path], variables: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, words: Sequence[str | Path], variables: Mapping[str, str] | None = None, within: Path | None = None
+    ) -> None:
         folder = tempfile.mkdtemp(prefix="chainrule-said-")
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self.stdout, self.stderr = Path(folder) / "stdout", Path(folder) / "stderr"
         self.stdout.touch()
         self.stderr.touch()
         environment = {**os.environ, **(variables or {})}
-        arguments = ([str(word) for word in words], environment, str(self.stdout), str(self.stderr))
+        arguments = ([str(word) for word in words], environment, within or Path.cwd(), (self.stdout, self.stderr))
         self._process = prepared().Process(target=_carry_out, args=arguments, daemon=True)
         self._process.start()
 
@@ -78,10 +81,12 @@ class Command:
         return self.stdout.read_text("utf-8"), self.stderr.read_text("utf-8")
 
 
-def _carry_out(words: list[str], environment: dict[str, str], stdout: str, stderr: str) -> None:
+def _carry_out(words: list[str], environment: dict[str, str], within: Path, files: tuple[Path, Path]) -> None:
     os.environ.clear()
     os.environ.update(environment)
-    for name, number in ((stdout, 1), (stderr, 2)):
+    os.chdir(within)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs do not hear it
+    for number, name in enumerate(files, start=1):
         file = os.open(name, os.O_WRONLY | os.O_APPEND)
         os.dup2(file, number)
         os.close(file)
