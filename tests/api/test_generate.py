@@ -16,6 +16,7 @@ import chainrule
 from chainrule.core.artifact import Run
 from chainrule.errors import DataError, ModelError, RecipeError, Where
 from chainrule.system.progress import Quiet
+from chainrule.testing.data import replies
 from chainrule.testing.models import tiny_chat_model
 
 pytestmark = pytest.mark.unit
@@ -50,15 +51,7 @@ def chat(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def talks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with 96 rows to train on and 40 to validate on: the reply repeats the telling word."""
-    folder = tmp_path_factory.mktemp("talks")
-    words = ("good", "bad", "warm", "cold", "clever", "silly", "great", "dull")
-    places = ("film", "book", "room", "phone", "a", "the", "it", "we", "this", "very", "and", "of")
-    rows = [{"instruction": f"{place} {word}", "output": f"very {word}"} for place in places for word in words]
-    extra = [{"instruction": f"{place} is {word}", "output": f"very {word}"} for place in places[:5] for word in words]
-    for name, part in (("train", rows), ("validation", extra)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part), encoding="utf-8")
-    return folder
+    return replies(tmp_path_factory.mktemp("talks"))
 
 
 def train(model: Path, data: Path, out: Path, display: Quiet | None = None, /, **more: Any) -> Run:

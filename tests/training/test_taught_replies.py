@@ -23,6 +23,7 @@ from chainrule.inference.predict import load_predictor
 from chainrule.system.assets import cache_folder
 from chainrule.system.progress import Quiet
 from chainrule.tasks.language_model import NextTokenObjective
+from chainrule.testing.data import replies
 from chainrule.testing.models import tiny_chat_model, tiny_language_model
 from chainrule.training.taught_replies import Likely, TaughtReplies, divergence, listen, place_of
 
@@ -94,15 +95,7 @@ def test_a_batch_against_the_formula() -> None:
 
 @pytest.fixture(scope="module")
 def talks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """96 rows to train on and 40 to validate on: the reply repeats the telling word."""
-    folder = tmp_path_factory.mktemp("talks")
-    words = ("good", "bad", "warm", "cold", "clever", "silly", "great", "dull")
-    places = ("film", "book", "room", "phone", "a", "the", "it", "we", "this", "very", "and", "of")
-    rows = [{"instruction": f"{place} {word}", "output": f"very {word}"} for place in places for word in words]
-    extra = [{"instruction": f"{place} is {word}", "output": f"very {word}"} for place in places[:5] for word in words]
-    for name, part in (("train", rows), ("validation", extra)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part), encoding="utf-8")
-    return folder
+    return replies(tmp_path_factory.mktemp("talks"))
 
 
 ALWAYS: dict[str, Any] = {"task": "text-generation", "training.precision": "float32", "training.threads": 1}

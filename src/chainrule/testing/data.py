@@ -108,6 +108,21 @@ def reversals(rows: int, *, seed: int = 0, words: int = 4) -> list[dict[str, str
     return [{"source": " ".join(each), "target": " ".join(reversed(each))} for each in said]
 
 
+def replies(folder: Path) -> Path:
+    """Write `train.jsonl` (96 rows) and `validation.jsonl` (40) with `instruction` and `output`; return their folder.
+
+    A reply repeats the telling word of its instruction.
+    """
+    words = ("good", "bad", "warm", "cold", "clever", "silly", "great", "dull")
+    places = ("film", "book", "room", "phone", "a", "the", "it", "we", "this", "very", "and", "of")
+    for name, few, between in (("train", places, ""), ("validation", places[:5], "is ")):
+        rows = [
+            {"instruction": f"{place} {between}{word}", "output": f"very {word}"} for place in few for word in words
+        ]
+        write_json_lines(folder / f"{name}.jsonl", rows)
+    return folder
+
+
 def stripes(folder: Path, rows: int, *, seed: int = 0, side: int = 16) -> Path:
     """Write images with one bright stripe across or down, `labels.csv` with `image` and `label`, and return that."""
     generator = np.random.default_rng(seed)
