@@ -285,6 +285,11 @@ def test_partial_trains_what_lies_above_what_is_known() -> None:
             "open, got full at 0.0001. Name the strategy with --strategy.",
         ),
         (
+            {"distillation.teachers": ["runs/teacher"]},
+            "field 'distillation.teachers': expected a student whose strategy is named, got auto with teachers. "
+            "Name it with --strategy.",
+        ),
+        (
             {"training.folds": 4},
             "field 'training.folds': expected a strategy that was not chosen by rows that the folds hold out, got auto "
             "with folds. Name it with --strategy. One found on these rows makes the score of the folds look better "

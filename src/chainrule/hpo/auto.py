@@ -136,6 +136,12 @@ def _options(recipe: Recipe) -> Options:
     elif task.whole_batches:
         expected, todo = "a task whose rows are learned one by one", "Name the strategy with --strategy."
         problems = [Problem(expected, task.name, todo, Where(field="strategy.name"))]
+    elif recipe.distillation.teachers:
+        expected, todo = (
+            "a student whose strategy is named",
+            "Name it with --strategy.",
+        )  # what teachers say is of all rows
+        problems = [Problem(expected, "auto with teachers", todo, Where(field="distillation.teachers"))]
     elif recipe.training.folds is not None:
         expected = "a strategy that was not chosen by rows that the folds hold out"
         todo = "Name it with --strategy. One found on these rows makes the score of the folds look better than it is."
