@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,15 +29,17 @@ from chainrule.system.device import use_threads
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
+from child import keep, result_of
 from workloads import DATA
 
 RESULTS = HERE / "results" / "beside_trl.jsonl"
 MODEL, RANK, BETA, BATCH = "smollm2", 16, 0.1, 8
 TASKS: dict[str, dict[str, Any]] = {
     "text-generation": {"data": "alpaca_gpt4_en", "letters": 600, "epochs": 1, "rate": 2e-4, "tokens": 512},
-    "preference": {"data": "dpo_en", "letters": 500, "epochs": 2, "rate": 5e-5, "tokens": 512},
+    "preference": {"data": "dpo_en", "letters": 2500, "epochs": 2, "rate": 5e-5, "tokens": 512},
 }
 WHO = "chainrule", "trl"
+MARGIN = 8  # tokens, for what ends a reply
 
 
 def texts_of(row: dict[str, Any]) -> tuple[list[dict[str, str]], list[str]]:
@@ -51,10 +51,18 @@ def texts_of(row: dict[str, Any]) -> tuple[list[dict[str, str]], list[str]]:
 
 def write_rows(task: str, folder: Path) -> None:
     """The rows that are short enough for both to read whole."""
-    asked = TASKS[task]
+    asked, tokenizer = TASKS[task], AutoTokenizer.from_pretrained(model_folder(MODEL))
+
+    def fits(line: str) -> bool:
+        row = json.loads(line)
+        before, replies = texts_of(row)
+        prompt = tokenizer.apply_chat_template(before, tokenize=False, add_generation_prompt=True)
+        most = max(len(tokenizer(prompt + reply)["input_ids"]) for reply in replies)
+        return letters(row) <= int(asked["letters"]) and most < int(asked["tokens"]) - MARGIN
+
     for split in ("train", "validation", "test"):
         with (DATA / asked["data"] / f"{split}.jsonl").open(encoding="utf-8") as file:
-            lines = [line for line in file if letters(json.loads(line)) <= asked["letters"]]
+            lines = [line for line in file if fits(line)]
         (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
@@ -227,24 +235,8 @@ def main() -> None:
     for task, who, seed in wanted if not options.report else ():
         if (task, who, seed) in there:
             continue
-        command = [
-            sys.executable,
-            __file__,
-            "--tasks",
-            task,
-            "--threads",
-            str(options.threads),
-            "--one",
-            f"{who}:{seed}",
-        ]
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(options.threads)}
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-        if done.returncode:
-            raise SystemExit(f"{task}, {who} failed:\n{done.stderr[-2000:]}")
-        lines.append(json.loads(done.stdout.strip().splitlines()[-1]))
-        RESULTS.parent.mkdir(exist_ok=True)
-        with RESULTS.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(lines[-1]) + "\n")
+        lines.append(result_of(__file__, ["--tasks", task, "--one", f"{who}:{seed}"], options.threads))
+        keep(RESULTS, lines[-1])
         print(json.dumps(lines[-1]), file=sys.stderr, flush=True)
     print("\n".join(table(lines)))
 

@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -40,6 +38,7 @@ from chainrule.system.device import use_threads
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
+from child import keep, result_of
 from workloads import DATA
 
 RESULTS = HERE / "results" / "translation.jsonl"
@@ -168,15 +167,8 @@ def main() -> None:
     lines = []
     for seed in range(options.seeds):
         for who in WHO:
-            command = [sys.executable, __file__, "--threads", str(options.threads), "--one", f"{who}:{seed}"]
-            environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(options.threads)}
-            done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-            if done.returncode:
-                raise SystemExit(f"{who} failed:\n{done.stderr[-2000:]}")
-            lines.append(json.loads(done.stdout.strip().splitlines()[-1]))
-            RESULTS.parent.mkdir(exist_ok=True)
-            with RESULTS.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(lines[-1]) + "\n")
+            lines.append(result_of(__file__, ["--one", f"{who}:{seed}"], options.threads))
+            keep(RESULTS, lines[-1])
     print("| trainer | loss per token | seconds |\n|---|---|---|")
     for who in WHO:
         of = [line for line in lines if line["trainer"] == who]
