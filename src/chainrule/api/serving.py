@@ -31,12 +31,13 @@ def serve(
             `monitor`, a file that predictions are kept in and watched with, and `window`, `cycle`, `false_alarms`,
             `monitor_rows`, `keep_text`, `segment`, `low_confidence` and `webhook`, as `watch` explains them; `split`,
             e.g. "a=90,b=10", which shares out requests that name no model; `shadows`, e.g. ["a=b"]: b is asked what a
-            has answered; `reload`, seconds between looks for new versions (else at SIGHUP);
+            has answered; `reload`, seconds between looks for new versions (else at SIGHUP); `engine`, an Engine,
+            whose workers are replicas of the server;
             and limits: `max_rows`, `max_text`, `max_tokens`, `max_body`, `queue`, `writing_queue`, `timeout`, `wait`,
             `batch_tokens` and `reading`.
 
     Returns:
-        {"accepted": …, "answered": …}: how many requests.
+        {"accepted": …, "answered": …}: how many requests; of an engine's replicas nothing.
 
     Raises:
         UserError: the address cannot be had or needs a key, a model cannot be loaded, or a limit is out of range.
@@ -75,12 +76,12 @@ def serve(
         tuple(flags.pop("shadows", None) or ()),
         flags.pop("reload", None),
     )
-    limits = {name: value for name, value in flags.items() if value is not None and name not in FLAGS}
-    return run(
-        [str(one) for one in given],
-        place,
-        read_limits(limits),
-        operation,
-        display or Quiet(),
-        begun or (lambda about: None),
-    )
+    engine = flags.pop("engine", None)
+    limits = read_limits({name: value for name, value in flags.items() if value is not None and name not in FLAGS})
+    where, what, told = [str(one) for one in given], (place, limits, operation), begun or (lambda about: None)
+    if engine is None:
+        return run(where, *what, display or Quiet(), told)
+    from chainrule.scaling.serving import serve_with_ray
+
+    serve_with_ray(where, *what, engine.workers, display or Quiet(), told)
+    return {}

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from chainrule import api
-from chainrule.cli.output import Json, display, print_json
+from chainrule.cli.output import EngineName, Json, Workers, display, engine_of, print_json
 from chainrule.cli.watch import Cycle, FalseAlarms, KeepText, Low, MonitorRows, Segment, Webhook, Window
 
 
@@ -56,6 +56,8 @@ def serve(
     reload: Annotated[
         float | None, typer.Option(min=0.1, help="Seconds between looks for new versions (default: at SIGHUP).")
     ] = None,
+    engine: EngineName = None,
+    workers: Workers = None,
     as_json: Json = False,
 ) -> None:
     """Answer requests with fine-tuned models, over HTTP, until Ctrl-C or SIGTERM."""
@@ -70,7 +72,7 @@ def serve(
         "monitor_rows": monitor_rows,
     }
     flags |= {"keep_text": keep_text, "segment": segment, "low_confidence": low_confidence, "webhook": webhook}
-    flags |= {"split": split, "shadows": shadow, "reload": reload}
+    flags |= {"split": split, "shadows": shadow, "reload": reload, "engine": engine_of(engine, workers)}
     flags |= {
         "host": host,
         "port": port,

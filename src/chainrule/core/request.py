@@ -83,7 +83,7 @@ class ServingFlags(WatchingFlags, total=False):
     split: str | None
     shadows: Sequence[str] | None
     reload: float | None
-
+    engine: Engine | None
     host: str
     port: int
     keys: str | Path | None

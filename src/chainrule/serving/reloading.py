@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -48,15 +49,16 @@ class Reloading:
     async def running(self) -> AsyncIterator[None]:
         """Inside, new versions are looked for."""
         loop = asyncio.get_running_loop()
-        if HANGUP is not None:
-            loop.add_signal_handler(HANGUP, self._wanted.set)
+        hangup = HANGUP if threading.current_thread() is threading.main_thread() else None  # else Python hears none
+        if hangup is not None:
+            loop.add_signal_handler(hangup, self._wanted.set)
         work = asyncio.ensure_future(self._look())
         try:
             yield
         finally:
             work.cancel()
-            if HANGUP is not None:
-                loop.remove_signal_handler(HANGUP)
+            if hangup is not None:
+                loop.remove_signal_handler(hangup)
 
     async def _look(self) -> None:
         while True:

@@ -6,7 +6,7 @@ import errno
 import ipaddress
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,29 +94,50 @@ def serve(
     Raises:
         UserError: the address cannot be had or needs a key, or a model cannot be loaded.
     """
-    keys = Keys(()) if access.open else read_keys(access.keys)
-    _check_address(access, keys)
-    hosts = hosts_of(access.host, access.hosts)
-    listener = _listen(access)
+    keys = keys_of(access)
+    hosts_of(access.host, access.hosts)
+    listener = listen(access)
     with ExitStack() as stack:
         stack.enter_context(listener)
         use_threads(None)
         places = places_of(artifacts)
-        service = Service(load_all(places), limits)
-        service.routing = read_routing(operation.split, operation.shadows, service.models)
-        service.watching = _watching(service, operation, display, stack)
-
-        def taken(served: Served) -> None:
-            if service.watching is not None:
-                service.watching.monitor.renew(served.name, watched_of(served.predictor.artifact, served.predictor))
-
-        reloading = Reloading(places, service.models, service.metrics, taken, display.say, operation.reload)
-        gate = make_app(service, keys, hosts, access.origins, reloading)
-        url = _url(access.host, listener.getsockname()[1])
-        display.say(f"Serving {', '.join(service.models)} at {url} ({url}/docs tells how to ask). Ctrl-C ends it.")
-        _run(gate, listener, limits, lambda: begun({"url": url, "models": list(service.models)}))
+        gate = prepare(places, keys, access, limits, operation, display, stack)
+        url = url_of(access.host, listener.getsockname()[1])
+        display.say(f"Serving {', '.join(places)} at {url} ({url}/docs tells how to ask). Ctrl-C ends it.")
+        _run(gate, listener, limits, lambda: begun({"url": url, "models": list(places)}))
     display.say(f"Ended: {gate.answered:,} of {gate.accepted:,} accepted requests were answered.")
     return {"accepted": gate.accepted, "answered": gate.answered}
+
+
+def prepare(
+    places: Mapping[str, Path],
+    keys: Keys,
+    access: Access,
+    limits: Limits,
+    operation: Operation,
+    display: Display,
+    stack: ExitStack,
+) -> Gate:
+    """The application with its models loaded.
+
+    Args:
+        places: name -> folder of each model.
+        stack: whose end closes what was opened.
+
+    Raises:
+        UserError: a model cannot be loaded, or the monitor's file not be used.
+        RecipeError: models cannot share requests as asked.
+    """
+    service = Service(load_all(places), limits)
+    service.routing = read_routing(operation.split, operation.shadows, service.models)
+    service.watching = _watching(service, operation, display, stack)
+
+    def taken(served: Served) -> None:
+        if service.watching is not None:
+            service.watching.monitor.renew(served.name, watched_of(served.predictor.artifact, served.predictor))
+
+    reloading = Reloading(places, service.models, service.metrics, taken, display.say, operation.reload)
+    return make_app(service, keys, hosts_of(access.host, access.hosts), access.origins, reloading)
 
 
 def _watching(service: Service, operation: Operation, display: Display, stack: ExitStack) -> Watching | None:
@@ -137,9 +158,15 @@ def _watching(service: Service, operation: Operation, display: Display, stack: E
     return Watching(monitor, service.metrics, display.say)
 
 
-def _check_address(access: Access, keys: Keys) -> None:
+def keys_of(access: Access) -> Keys:
+    """Who may ask.
+
+    Raises:
+        UserError: anybody in the network might, and it was not said that they may; or the keys cannot be read.
+    """
+    keys = Keys(()) if access.open else read_keys(access.keys)
     if keys or access.open or _is_loopback(access.host):
-        return
+        return keys
     problem = Problem(
         where=Where(field="host"),
         expected="an API key for an address that other computers reach",
@@ -156,7 +183,7 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _listen(access: Access) -> socket.socket:
+def listen(access: Access) -> socket.socket:
     """A socket that is bound, before models are loaded.
 
     Raises:
@@ -185,7 +212,8 @@ def _listen(access: Access) -> socket.socket:
     return listener
 
 
-def _url(host: str, port: int) -> str:
+def url_of(host: str, port: int) -> str:
+    """The address of a server."""
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
