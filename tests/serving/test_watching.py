@@ -10,6 +10,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -93,6 +94,49 @@ def test_feedback_and_what_is_kept(watched: tuple[Server, Path], trained: Run) -
     assert said["queues"]["texts"] == len(TEXTS)
     with pytest.raises(chainrule.ChainruleError, match="Another process watches with"):
         chainrule.serve(trained.path, port=0, monitor=file)
+
+
+def test_replies_vectors_and_ranks_are_watched_too(
+    start: Callable[..., Server], talking: Run, vectors: Run, ranked: Run, tmp_path: Path
+) -> None:
+    file, names = tmp_path / "w.db", ("helper", "vectors", "search")
+    models = [f"{name}={run.path}" for name, run in zip(names, (talking, vectors, ranked), strict=True)]
+    server = start(*models, "--monitor", file, "--keep-text", "1h", "--timeout", "600")
+    message = {"role": "user", "content": "film warm"}
+    whole = server.post("/v1/chat/completions", {"messages": [message], "max_tokens": 1}).json()
+    with server.client() as client:
+        streamed = client.post("/v1/chat/completions", json={"messages": [message], "max_tokens": 8, "stream": True})
+        metrics = client.get("/metrics").text
+    assert streamed.text.endswith("data: [DONE]\n\n")
+    written = whole["usage"]["completion_tokens"] + sum(
+        1 for line in streamed.text.splitlines() if '"content":"' in line and '"content":""' not in line
+    )
+    assert written >= 2
+    told = [line for line in metrics.splitlines() if line.startswith('chainrule_tokens_written_total{model="helper"}')]
+    assert float(told[0].rpartition(" ")[2]) >= written
+    server.post("/v1/predict", {"inputs": ["film warm"], "model": "helper", "max_new_tokens": 1})
+    server.post("/v1/embeddings", {"input": TEXTS[:3]})
+    server.post("/v1/rank", {"query": "film", "items": TEXTS[:5], "top": 2})
+    no_label = server.post("/v1/feedback", {"id": whole["id"], "label": "good"})
+    assert no_label.status_code == 422
+    assert no_label.json()["error"]["message"] == (
+        "There is no label to correct. Field 'label': expected feedback on a model that predicts labels, got helper, "
+        "which has none. Leave it out."
+    )
+    server.end()
+    with closing(sqlite3.connect(file)) as opened:
+        asked = "SELECT id, model, labels, score, length, inputs FROM predictions ORDER BY seq"
+        rows = opened.execute(asked).fetchall()
+    assert [row[1] for row in rows] == ["helper"] * 3 + ["vectors"] * 3 + ["search"] * 5
+    assert rows[0][0] == whole["id"]
+    assert json.loads(rows[0][2]) == ["length"]
+    assert rows[0][3] == 1
+    assert rows[0][4] == whole["usage"]["prompt_tokens"]
+    assert json.loads(rows[0][5]) == {"messages": [message]}
+    assert json.loads(rows[2][2]) == ["length"]
+    assert all(json.loads(row[2]) == [] and row[4] > 0 for row in rows[3:])
+    assert json.loads(rows[6][5]) == {"query": "film", "item": TEXTS[0]}
+    assert rows[6][3] is not None
 
 
 def test_without_a_monitor_there_is_no_feedback(server: Server) -> None:

@@ -13,6 +13,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from chainrule.core.task import Task
 from chainrule.data.batch import collate
+from chainrule.data.encode import Encoded
 from chainrule.errors import DataError, Problem
 from chainrule.inference.generate import Writing, ends_in, generated, held, lengths_of, settings_of
 from chainrule.inference.predict import Forward
@@ -27,14 +28,14 @@ class Reply:
     Attributes:
         text: all of it.
         tokens: how many it has, without the one that ends it.
-        prompt_tokens: how many were read before.
+        prompt: what was read before, one row.
         finish: "stop" where the model ended it or a stop text was met, "length" at the limit of tokens, "halted" where
             it was asked to.
     """
 
     text: str
     tokens: int
-    prompt_tokens: int
+    prompt: Encoded
     finish: Finish
 
 
@@ -47,7 +48,7 @@ class Prompt:
         longest: the most tokens that are written.
     """
 
-    encoded: Any
+    encoded: Encoded
     longest: int
 
 
@@ -107,7 +108,7 @@ def write_one(
     growing.finish()
     ended = growing.stopped or growing.ended
     finish: Finish = "stop" if ended else "length" if len(growing.ids) >= prompt.longest else "halted"
-    return Reply(growing.told, len(growing.ids), int(given["input_ids"].shape[1]), finish)
+    return Reply(growing.told, len(growing.ids), prompt.encoded, finish)
 
 
 class _Halt(StoppingCriteria):  # type: ignore[misc]

@@ -62,7 +62,7 @@ def take_feedback(
     if wrong or not known:
         expected = f"one of {', '.join(known[:50])}" if known else "feedback on a model that predicts labels"
         got = repr(wrong[0][:80]) if known else f"{model}, which has none"
-        problem = Problem(expected, got, "Correct the label.", Where(field="label"))
+        problem = Problem(expected, got, "Correct the label." if known else "Leave it out.", Where(field="label"))
         raise UserError(
             f"The model {model} has no such label." if known else "There is no label to correct.", [problem]
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,3 +37,17 @@ def said_of(kind: str, labels: Sequence[str], predictions: Predictions, targets:
     if kind == "relevances":
         return Said([()] * rows, np.asarray(predictions.values.numbers, float), confident=False)
     return Said([()] * rows)
+
+
+def said_of_texts(answers: Sequence[Mapping[str, Any]]) -> Said:
+    """What is counted of texts that were written.
+
+    How a text ended counts as its label: "stop" where the model ended it, "length" where it was cut; how many tokens it
+    has is followed as a score, where that is known.
+
+    Args:
+        answers: each with `finished`, and perhaps `tokens`.
+    """
+    tokens = [answer.get("tokens") for answer in answers]
+    scores = None if None in tokens else np.array(tokens, float)
+    return Said([("stop" if answer["finished"] else "length",) for answer in answers], scores, confident=False)

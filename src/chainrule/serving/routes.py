@@ -25,6 +25,7 @@ from chainrule.inference.answers import with_ranks
 from chainrule.inference.generate import Writing, write_texts
 from chainrule.inference.given import rows_given, texts_given
 from chainrule.inference.ranks import RANK, SCORE
+from chainrule.inference.streaming import Reply
 from chainrule.serving.jobs import Job, RowsJob, WritingJob
 from chainrule.serving.limits import Limits
 from chainrule.serving.metrics import Metrics
@@ -63,6 +64,11 @@ class Service:
         self.worker = Worker(self.limits, self.metrics)
         self.shadows = Shadows(self.worker, self.limits, self.metrics)
 
+    async def keep(self, kept: Kept) -> None:
+        """Have what was said watched, where there is a monitor."""
+        if self.watching is not None:
+            await self.watching.keep(kept)
+
     def deadline(self) -> float:
         """When a request that comes now must be answered."""
         return time.monotonic() + self.limits.timeout
@@ -89,8 +95,7 @@ async def predict(service: Service, request: Request, body: Predict) -> Response
         rows = [row | {"rank": ranked[RANK]} for row, ranked in zip(rows, scored, strict=True)]
     predictions = [{"id": f"{name}-{place}", **row} for place, row in enumerate(rows)]
     kept = Kept(served, [row["id"] for row in predictions], rows, body.inputs, job)
-    if service.watching is not None:
-        await service.watching.keep(kept)
+    await service.keep(kept)
     shadow = service.routing.shadows.get(served.name)
     if shadow is not None and job is not None:
         service.shadows.ask(service.models[shadow], kept, job.inputs, service.watching)
@@ -117,14 +122,18 @@ async def rank(service: Service, request: Request, body: Rank) -> Response:
     _check_rows(service.limits, [body.query], "query")
     columns = {"query": [body.query] * len(texts), "item": texts}
     inputs = await _aside(len(texts), texts_given, served.predictor, columns)
-    rows = await _predicted(service, request, served, inputs)
+    job = _rows_job(service, served, inputs)
+    rows = await _answer(service, request, job)
+    name = f"rank-{uuid4().hex}"
+    asked = [{"query": body.query, "item": text} for text in texts]
+    await service.keep(Kept(job.served, [f"{name}-{place}" for place in range(len(texts))], rows, asked, job))
     ranks = [row[RANK] for row in with_ranks(inputs, [{SCORE: row["score"]} for row in rows])]
     found = [
         {"index": place, **({} if item.id is None else {"id": item.id}), **row, "rank": rank}
         for place, (item, row, rank) in enumerate(zip(items, rows, ranks, strict=True))
     ]
     best = sorted(found, key=lambda row: (row["rank"], row["index"]))[: body.top]
-    return JSON({"id": f"rank-{uuid4().hex}", "model": served.name, "results": best})
+    return JSON({"id": name, "model": served.name, "results": best})
 
 
 async def embeddings(service: Service, request: Request, body: Embeddings) -> Response:
@@ -146,6 +155,8 @@ async def embeddings(service: Service, request: Request, body: Embeddings) -> Re
         base64.b64encode(vector.tobytes()).decode() if body.encoding_format == "base64" else vector.tolist()
         for vector in vectors
     ]
+    name = uuid4().hex
+    await service.keep(Kept(job.served, [f"embd-{name}-{place}" for place in range(len(texts))], rows, texts, job))
     data = [{"object": "embedding", "index": place, "embedding": vector} for place, vector in enumerate(made)]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return JSON({"object": "list", "data": data, "model": served.name, "usage": usage})
@@ -164,9 +175,18 @@ async def write(service: Service, request: Request, body: Chat | Completion) -> 
     envelope = Envelope("chat.completion" if isinstance(body, Chat) else "text_completion", served.name)
     if telling is None:
         reply = await _answer(service, request, job)
-        service.metrics.written.labels(served.name).inc(reply.tokens)
+        await _note(service, served, (envelope, body), reply)
         return JSON(envelope.whole(reply))
     return await _streamed(service, request, job, telling, (envelope, body))
+
+
+async def _note(service: Service, served: Served, asked: tuple[Envelope, Chat | Completion], reply: Reply) -> None:
+    """Count and keep a reply."""
+    envelope, body = asked
+    service.metrics.written.labels(served.name).inc(reply.tokens)
+    given = {"messages": body.messages} if isinstance(body, Chat) else {"prompt": body.prompt}
+    answer = {"text": reply.text, "finished": reply.finish == "stop", "tokens": reply.tokens}
+    await service.keep(Kept(served, [envelope.name], [answer], [given], prompt=reply.prompt))
 
 
 async def _streamed(
@@ -191,15 +211,12 @@ async def _streamed(
         first.cancel()
         raise asyncio.CancelledError if deserted else error
     usage = body.stream_options is not None and body.stream_options.include_usage
-    events = events_of(envelope, telling, first.result(), with_usage=usage, done=done)
+
+    async def keep(reply: Reply) -> None:
+        await _note(service, job.served, told, reply)
+
+    events = events_of(envelope, telling, first.result(), with_usage=usage, keep=keep, done=done)
     return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-
-
-async def _predicted(
-    service: Service, request: Request, served: Served, inputs: Mapping[str, Sequence[str]]
-) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = await _answer(service, request, _rows_job(service, served, inputs))
-    return rows
 
 
 def _rows_job(service: Service, served: Served, inputs: Mapping[str, Sequence[str]]) -> RowsJob:

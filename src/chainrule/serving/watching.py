@@ -13,11 +13,13 @@ from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 
+from chainrule.data.encode import Encoded
 from chainrule.errors import UserError
 from chainrule.monitoring.accuracy import UnknownIdError, take_feedback
+from chainrule.monitoring.features import Features
 from chainrule.monitoring.monitor import Batch, Monitor
 from chainrule.monitoring.reference import Said
-from chainrule.monitoring.said import said_of
+from chainrule.monitoring.said import said_of, said_of_texts
 from chainrule.monitoring.stream import kept_row, row_segments
 from chainrule.serving.jobs import RowsJob
 from chainrule.serving.metrics import Metrics
@@ -34,9 +36,10 @@ class Kept:
     """Rows of one request with what was said of them.
 
     Attributes:
-        job: what was read; None where texts were written.
-        answers: of each row, as the client gets them.
+        answers: of each row, as the client gets them; of a text `finished` and `tokens`.
         inputs: of each row, as the client sent it.
+        job: what was read; None where texts were written.
+        prompt: what was read before a text; None of several.
         agrees: how many of the rows a shadow says the same of; None of what is no shadow.
     """
 
@@ -45,6 +48,7 @@ class Kept:
     answers: Sequence[Mapping[str, Any]]
     inputs: Sequence[Any]
     job: RowsJob | None = None
+    prompt: Encoded | None = None
     agrees: int | None = None
 
 
@@ -130,6 +134,16 @@ class Watching:
             self.metrics.unwatched.inc(sum(len(kept.ids) for kept in all_kept))
             raise
 
+    def _measured(self, kept: Kept) -> tuple[Said, Features | None]:
+        job, gauge = kept.job, self.monitor.models[kept.served.name].gauge
+        if job is None:
+            features = None if gauge is None or kept.prompt is None else gauge.measure(kept.prompt)
+            return said_of_texts(kept.answers), features
+        said = said_of(kept.served.kind, kept.served.predictor.artifact.manifest.labels, job.predictions())
+        if gauge is None or job.encoded is None:
+            return said, None
+        return said, gauge.measure(job.encoded, job.first, job.rows)
+
     def _safely(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Do something with the file; that it cannot be done is told once and counted, and stops nobody."""
         try:
@@ -142,13 +156,8 @@ class Watching:
             self._failed = True
 
     def _batch(self, kept: Kept) -> Batch:
-        served, job, settings = kept.served, kept.job, self.monitor.settings
-        said, features = Said([()] * len(kept.ids)), None
-        if job is not None:
-            said = said_of(served.kind, served.predictor.artifact.manifest.labels, job.predictions())
-            gauge = self.monitor.models[served.name].gauge
-            if gauge is not None and job.encoded is not None:
-                features = gauge.measure(job.encoded, job.first, job.rows)
+        served, settings = kept.served, self.monitor.settings
+        said, features = self._measured(kept)
         segments = [
             row_segments(labels, answer.get("entities"), row, settings.segment)
             for labels, answer, row in zip(said.labels, kept.answers, kept.inputs, strict=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 from uuid import uuid4
@@ -130,10 +130,14 @@ class Envelope:
         form = "chat.completion.chunk" if self.form == "chat.completion" else self.form
         return self._around(form, []) | {"usage": usage_of(reply)}
 
+    @property
+    def name(self) -> str:
+        """The id that the client sees."""
+        return f"{'chatcmpl' if self.form == 'chat.completion' else 'cmpl'}-{self.id}"
+
     def _around(self, form: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        prefix = "chatcmpl" if self.form == "chat.completion" else "cmpl"
         return {
-            "id": f"{prefix}-{self.id}",
+            "id": self.name,
             "object": form,
             "created": self.created,
             "model": self.model,
@@ -143,17 +147,24 @@ class Envelope:
 
 def usage_of(reply: Reply) -> dict[str, int]:
     """How many tokens were read and written."""
-    read, written = reply.prompt_tokens, reply.tokens
+    read, written = int(reply.prompt.lengths[0]), reply.tokens
     return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
 
 async def events_of(
-    envelope: Envelope, telling: Telling, first: Any, *, with_usage: bool, done: Callable[[], None]
+    envelope: Envelope,
+    telling: Telling,
+    first: Any,
+    *,
+    with_usage: bool,
+    keep: Callable[[Reply], Awaitable[None]],
+    done: Callable[[], None],
 ) -> AsyncIterator[bytes]:
     """A stream of server-sent events that ends in [DONE], or in an error.
 
     Args:
         first: what was told first, for which the beginning of the answer waited.
+        keep: given the whole reply before the client knows that it has ended.
         done: called at the end, however that comes about.
     """
     try:
@@ -164,6 +175,7 @@ async def events_of(
             yield _event(envelope.piece(piece))
             piece = await telling.pieces.get()
         if isinstance(piece, Reply):
+            await keep(piece)
             yield _event(envelope.piece(None, piece.finish))
             if with_usage:
                 yield _event(envelope.counts(piece))

@@ -75,8 +75,11 @@ def save_artifact(out: Path, job: Job, recipe: Recipe, prepared: Prepared, outco
 
 
 def _reference(job: Job, prepared: Prepared, outcome: Outcome) -> Reference | None:
-    """What is usual among the validation rows, in counts and moments; None where the task has nothing to count."""
-    if job.task.writes or job.task.embeds:
+    """What is usual among the validation rows, in counts and moments.
+
+    None where the task has nothing to count, or where rows at work are others: candidates one by one, not whole lists.
+    """
+    if job.task.writes or job.task.embeds or job.task.target.kind == "relevances":
         return None
     encoded = prepared.encoded["validation"]
     rows = np.unique(np.linspace(0, len(encoded) - 1, min(MOST, len(encoded))).astype(int))
