@@ -23,6 +23,7 @@ from statistics import median
 from typing import Any
 
 from chainrule.models.catalog import model_folder
+from chainrule.models.lstm import NAME as LSTM
 from chainrule.system.device import cpu_flags, physical_cores
 
 HERE = Path(__file__).resolve().parent
@@ -35,6 +36,7 @@ PEER_OF = {
     "question-answering": "hf_answers.py",
     "sentence-similarity": "st_vectors.py",
     "embedding": "st_vectors.py",
+    "ranking": "st_pairs.py",
 }
 
 
@@ -44,14 +46,14 @@ def run_one(trainer: str, workload: Workload, seed: int, settings: Sequence[str]
     Args:
         trainer: "hf-" and a configuration of the peer; any other name is ours, with `settings` of its recipe.
     """
-    model = str(model_folder(workload.model))
+    model = workload.model if workload.model == LSTM else str(model_folder(workload.model))
     common = ["--model", model, "--workload", workload.name, "--seed", str(seed)]
     if not trainer.startswith("hf-"):
         more = [word for setting in settings for word in ("--set", setting)]
         command = [sys.executable, str(HERE / "ours.py"), *common, "--name", trainer, *more]
     else:
         config = trainer.removeprefix("hf-")
-        script = PEER_OF.get(workload.task, "hf_trainer.py")
+        script = "hf_lstm.py" if workload.model == LSTM else PEER_OF.get(workload.task, "hf_trainer.py")
         command = [sys.executable, str(HERE / "peers" / script), *common, "--config", config]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"}
@@ -97,14 +99,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workloads", nargs="+", default=sorted(WORKLOADS), choices=sorted(WORKLOADS))
     parser.add_argument("--peers", nargs="+", default=["hf-tuned"], choices=PEERS)
-    parser.add_argument("--seeds", type=int, default=3, help="how many seeds, from 0; the same for every trainer")
+    parser.add_argument("--seeds", type=int, default=3, help="how many seeds; the same for every trainer")
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="trec once: a few minutes")
     options = parser.parse_args()
-    names, seeds = (["trec"], 1) if options.quick else (options.workloads, options.seeds)
+    names, count = (["trec"], 1) if options.quick else (options.workloads, options.seeds)
     trainers = ["chainrule", *options.peers]
     results = []
     for name in names:
-        for seed in range(seeds):
+        for seed in range(options.first_seed, options.first_seed + count):
             for trainer in trainers:
                 result = run_one(trainer, WORKLOADS[name], seed)
                 results.append(result)

@@ -87,6 +87,8 @@ def main() -> None:
         settings |= {"strategy": "partial", "strategy.options.top": workload.top}
     if workload.task == "text-generation":
         settings |= {"strategy": "lora"}
+    if workload.task == "ranking":
+        settings |= {"loss": "binary-cross-entropy"}
     with tempfile.TemporaryDirectory() as folder:
         if options.turns:
             take_turns(workload, settings, Path(folder), options.turns)

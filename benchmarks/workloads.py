@@ -16,6 +16,7 @@ DATA = Path(os.environ.get("CHAINRULE_TEST_DATA", "../shared/data"))
 MADE = Path(__file__).resolve().parent / "data"  # what is put together from them; not in the repository
 CHATS = 64  # rows of a turn of the chat workload
 PREDICTED = 600  # and of prediction
+CANDIDATES = {"train": 5, "validation": 20, "test": 20}  # contexts that a question of xquad_search is ranked among
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,11 @@ class Workload:
 
     @property
     def folder(self) -> Path:
-        made = {"long_documents": long_documents, "dialogsum_vectors": summaries_and_dialogues}
+        made = {
+            "long_documents": long_documents,
+            "dialogsum_vectors": summaries_and_dialogues,
+            "xquad_search": questions_and_contexts,
+        }
         return made[self.name]() if self.name in made else DATA / (self.data or self.name)
 
 
@@ -56,11 +61,13 @@ WORKLOADS = {
         Workload("goemotions", "multi-label-classification", "micro_f1", 0.25),
         Workload("ocnli", "text-classification", "accuracy", 0.25),
         Workload("chnsenticorp", "text-classification", "accuracy", 0.5),
+        Workload("thucnews_lstm", "text-classification", "accuracy", 10, 1e-3, model="lstm", data="thucnews_title"),
         Workload("long_documents", "text-classification", "accuracy", 2, batch_size=8, max_length=512),
         Workload("conll2003pp", "token-classification", "f1", 2, learning_rate=1e-4),
         Workload("xquad_en", "question-answering", "f1", 8, 1e-4, 16, 384),
         Workload("stsb_vectors", "sentence-similarity", "spearman", 2, data="stsb"),
         Workload("dialogsum_vectors", "embedding", "ndcg@10", 4, max_length=256),
+        Workload("xquad_search", "ranking", "ndcg@10", 2, 2e-4, 8),  # a batch is of lists
         Workload("ag_news", "text-classification", "accuracy", 5, top=2),
         Workload("alpaca_gpt4_en", "text-generation", "loss", 1, 2e-4, 8, 512, "smollm2"),
     )
@@ -112,4 +119,23 @@ def summaries_and_dialogues() -> Path:
             rows = [json.loads(line) for line in file]
         with path.open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([("anchor", "positive"), *((row["target"], row["source"]) for row in rows)])
+    return target
+
+
+def questions_and_contexts() -> Path:
+    """Each question of xquad_en with its context and others of the same split, drawn by seed 0. Made once."""
+    target = MADE / "xquad_search"
+    for split, count in CANDIDATES.items():
+        path = target / f"{split}.csv"
+        if path.is_file():
+            continue
+        target.mkdir(parents=True, exist_ok=True)
+        with (DATA / "xquad_en" / f"{split}.jsonl").open(encoding="utf-8") as file:
+            pairs = [(row["question"], row["context"]) for row in map(json.loads, file)]
+        contexts, draw, lines = sorted({context for _, context in pairs}), random.Random(0), []
+        for question, own in dict(pairs).items():
+            others = draw.sample([context for context in contexts if context != own], count - 1)
+            lines += [(question, own, 1), *((question, context, 0) for context in others)]
+        with path.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([("query", "item", "relevance"), *lines])
     return target
