@@ -19,7 +19,7 @@ from chainrule.core.artifact import Artifact, Run
 from chainrule.errors import ModelError, RecipeError
 from chainrule.inference.ensemble import from_mean, probabilities
 from chainrule.inference.predict import load_predictor
-from chainrule.merging.ensembles import mixture, stacked
+from chainrule.merging.ensembles import chosen, mixture, out_of_fold, stacked
 from chainrule.testing.models import tiny_model
 from chainrule.testing.runs import short_run
 from chainrule.testing.servers import start_at_once
@@ -51,8 +51,37 @@ def test_shares_of_a_mixture_are_the_likeliest(members: int, rows: int, seed: in
 def test_numbers_get_the_weights_they_were_made_with() -> None:
     draw = np.random.default_rng(1)
     said = [draw.normal(size=(40, 1)) for _ in range(3)]
-    rows: Any = type("Rows", (), {"targets": 0.7 * said[0][:, 0] + 0.3 * said[2][:, 0]})
-    assert stacked(said, rows, "number") == pytest.approx([0.7, 0.0, 0.3], abs=1e-6)
+    targets = 0.7 * said[0][:, 0] + 0.3 * said[2][:, 0]
+    assert stacked(said, targets, "number") == pytest.approx([0.7, 0.0, 0.3], abs=1e-6)
+    weights, why = chosen(said, targets, "number")
+    assert weights == pytest.approx([0.7, 0.0, 0.3], abs=1e-6)
+    assert why.startswith("stacked, better than equal ones by +")
+
+
+@pytest.mark.parametrize("kind", ["class", "classes"])
+def test_weights_are_fitted_only_where_that_is_better_out_of_fold(kind: str) -> None:
+    draw = np.random.default_rng(2)
+    targets = draw.integers(0, 3, 200) if kind == "class" else draw.integers(0, 2, (200, 3)).astype(float)
+    right = np.eye(3)[targets] if kind == "class" else targets
+    good = 0.8 * right + 0.1 * (1 - right)
+    blind = np.full((200, 3), 1 / 3)
+    weights, why = chosen([good, blind], targets, kind)
+    assert weights[0] > 0.9
+    assert why.startswith("stacked, better than equal ones by +")
+    noisy = [np.clip(good + draw.normal(0, 0.05, good.shape), 0.01, 0.98) for _ in range(2)]
+    weights, why = chosen([each / each.sum(1, keepdims=True) for each in noisy], targets, kind)
+    assert weights == [0.5, 0.5]
+    assert why.startswith("equal; stacking is not shown to be better (")
+
+
+def test_gains_out_of_fold_do_not_know_their_rows() -> None:
+    """With members that say nothing about the targets, fitted weights gain nothing in the mean."""
+    draw = np.random.default_rng(3)
+    gains = []
+    for _ in range(40):
+        said = [draw.dirichlet(np.ones(3), 60) for _ in range(4)]
+        gains.append(out_of_fold(said, draw.integers(0, 3, 60), "class").mean())
+    assert np.mean(gains) < 0
 
 
 @pytest.fixture(scope="module")

@@ -86,8 +86,8 @@ def _put_together(
     best, scores = best_of(members, seen.encoded)
     for artifact, score in zip(artifacts, scores, strict=True):
         told.say(f"{artifact.path}: {best.task.primary_metric} {score:.4f} on validation.")
-    weights = way.weights_of(members, seen.encoded)
-    told.say(f"Weights: {', '.join(f'{weight:.3f}' for weight in weights)}.")
+    weights, why = way.weights_of(members, seen.encoded)
+    told.say(f"Weights: {', '.join(f'{weight:.3f}' for weight in weights)} ({why}).")
     bound = Bound(loss=bounds_of(limits, best.task.primary_metric))
     manifest, done = hand_over(
         best,

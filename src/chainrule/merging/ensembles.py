@@ -3,7 +3,8 @@
 The mean of probabilities (Lakshminarayanan et al., 2017, section 2.4), or with weights that are fitted on validation
 rows: of classes the shares of a mixture, found by expectation maximisation (Dempster et al., 1977), which raises the
 likelihood of the labels with every step; of numbers the least squares without negative weights (Breiman, 1996, Stacked
-Regressions, section 2). So few weights need no rows of their own beside validation.
+Regressions, section 2). Members were not trained on these rows. Whether the weights are better than equal ones is
+judged out of fold (Wolpert, 1992, Stacked Generalization): on each fifth of the rows by those fitted on the others.
 """
 
 from __future__ import annotations
@@ -34,10 +35,16 @@ from chainrule.system.files import write_json
 
 STEPS = 500  # of expectation maximisation
 NEAR = 1e-9  # change of all weights at which it ends
+TINY = 1e-12  # a probability that stands for none
+FOLDS = 5
+DEVIATIONS = 1.96  # of the mean, for a 95 % interval
 
 
 class Options(Section):
-    """`weights`: "equal", "stacking" (fitted on validation rows), or the shares themselves, in the models' order."""
+    """`weights`: "equal", "stacking" (fitted on validation rows), or the shares themselves, in the models' order.
+
+    Where stacking is not shown to be better out of fold, the weights are equal.
+    """
 
     weights: Literal["equal", "stacking"] | tuple[float, ...] = "equal"
 
@@ -50,8 +57,8 @@ class Together:
     def __init__(self, options: Options) -> None:
         self.options = options
 
-    def weights_of(self, members: Sequence[Predictor], rows: Encoded) -> list[float]:
-        """The weight of each member.
+    def weights_of(self, members: Sequence[Predictor], rows: Encoded) -> tuple[list[float], str]:
+        """The weight of each member, and why these.
 
         Args:
             rows: of validation.
@@ -61,13 +68,19 @@ class Together:
         """
         given = self.options.weights
         if given == "equal":
-            return [1 / len(members)] * len(members)
+            return equal(len(members)), "equal"
         if given == "stacking":
-            return stacked([said_of_rows(member, rows) for member in members], rows, members[0].task.target.kind)
+            said, kind = [said_of_rows(member, rows) for member in members], members[0].task.target.kind
+            return chosen(said, np.asarray(rows.targets), kind)
         shares = [float(share) for share in given]
         if len(shares) != len(members) or min(shares) < 0 or sum(shares) <= 0:
             raise refused(f"{len(members)} weights, none negative", ", ".join(map(str, shares)), "weights")
-        return [share / sum(shares) for share in shares]
+        return [share / sum(shares) for share in shares], "as given"
+
+
+def equal(members: int) -> list[float]:
+    """The weights of a plain mean."""
+    return [1 / members] * members
 
 
 def read_members(artifacts: Sequence[Artifact]) -> list[Predictor]:
@@ -114,17 +127,52 @@ def said_of_rows(member: Predictor, rows: Encoded) -> np.ndarray:
     return np.asarray(predict_encoded(member.forward, rows, read).values, dtype=np.float64)
 
 
-def stacked(said: Sequence[np.ndarray], rows: Encoded, kind: str) -> list[float]:
+def chosen(said: Sequence[np.ndarray], targets: np.ndarray, kind: str) -> tuple[list[float], str]:
+    """Fitted weights where they are better than equal ones out of fold, by the whole of a 95 % interval; and why."""
+    gains = out_of_fold(said, targets, kind)
+    mean, slack = float(gains.mean()), DEVIATIONS * float(gains.std(ddof=1)) / len(gains) ** 0.5
+    what = "squared error" if kind == "number" else "log-likelihood"
+    told = f"{mean:+.4f} of {what} a row out of fold, 95 % {mean - slack:+.4f} to {mean + slack:+.4f}"
+    if mean - slack > 0:
+        return stacked(said, targets, kind), f"stacked, better than equal ones by {told}"
+    return equal(len(said)), f"equal; stacking is not shown to be better ({told})"
+
+
+def out_of_fold(said: Sequence[np.ndarray], targets: np.ndarray, kind: str) -> np.ndarray:
+    """(n,) by how much each row is answered better with weights fitted on the other folds than with equal ones."""
+    folds = np.random.default_rng(0).permutation(len(targets)) % FOLDS
+    gains = np.zeros(len(targets))
+    for fold in range(min(FOLDS, len(targets))):
+        inside, outside = folds == fold, folds != fold
+        weights = stacked([each[outside] for each in said], targets[outside], kind)
+        some = [each[inside] for each in said]
+        fitted, plain = (_goodness(some, w, targets[inside], kind) for w in (weights, equal(len(said))))
+        gains[inside] = fitted - plain
+    return gains
+
+
+def _goodness(said: Sequence[np.ndarray], weights: Sequence[float], targets: np.ndarray, kind: str) -> np.ndarray:
+    """(n,) log-likelihoods, or squared errors below zero."""
+    if kind == "number":
+        mixed = sum(weight * each[:, 0] for weight, each in zip(weights, said, strict=True))
+        return np.asarray(-((mixed - targets) ** 2))
+    logs = np.log(np.maximum(_likely(said, targets, kind) @ np.asarray(weights), TINY))
+    return np.asarray(logs.reshape(len(targets), -1).sum(1))
+
+
+def _likely(said: Sequence[np.ndarray], targets: np.ndarray, kind: str) -> np.ndarray:
+    """The probability that each member gave to what was seen: (n, members), of several labels (n × labels, members)."""
+    if kind == "classes":
+        return np.stack([np.where(targets > 0.5, each, 1 - each).ravel() for each in said], 1)
+    return np.stack([each[np.arange(len(targets)), targets] for each in said], 1)
+
+
+def stacked(said: Sequence[np.ndarray], targets: np.ndarray, kind: str) -> list[float]:
     """The weights that suit the targets best."""
-    targets = np.asarray(rows.targets)
     if kind == "number":
         found, _ = nnls(np.stack([each[:, 0] for each in said], 1), targets.astype(np.float64))
         return [float(weight) for weight in found]
-    if kind == "classes":
-        likely = np.stack([np.where(targets > 0.5, each, 1 - each).ravel() for each in said], 1)
-    else:
-        likely = np.stack([each[np.arange(len(targets)), targets] for each in said], 1)
-    return mixture(likely)
+    return mixture(_likely(said, targets, kind))
 
 
 def mixture(likely: np.ndarray) -> list[float]:
@@ -133,7 +181,7 @@ def mixture(likely: np.ndarray) -> list[float]:
     Args:
         likely: (n, members), the probability that each member gave to what was seen.
     """
-    likely = np.maximum(likely, 1e-12)
+    likely = np.maximum(likely, TINY)
     shares = np.full(likely.shape[1], 1 / likely.shape[1])
     for _ in range(STEPS):
         parts = shares * likely
