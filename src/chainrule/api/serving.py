@@ -31,8 +31,9 @@ def serve(
             `monitor`, a file that predictions are kept in and watched with, and `window`, `cycle`, `false_alarms`,
             `monitor_rows`, `keep_text`, `segment`, `low_confidence` and `webhook`, as `watch` explains them; `split`,
             e.g. "a=90,b=10", which shares out requests that name no model; `shadows`, e.g. ["a=b"]: b is asked what a
-            has answered; `reload`, seconds between looks for new versions (else at SIGHUP); `engine`, an Engine,
-            whose workers are replicas of the server;
+            has answered; `reload`, seconds between looks for new versions (else at SIGHUP); `memory`, e.g. "2G",
+            which the weights of all models may take together: others are loaded when they are asked for; `engine`, an
+            Engine, whose workers are replicas of the server;
             and limits: `max_rows`, `max_text`, `max_tokens`, `max_body`, `queue`, `writing_queue`, `timeout`, `wait`,
             `batch_tokens` and `reading`.
 
@@ -49,7 +50,7 @@ def serve(
     for module in ("fastapi", "uvicorn", "prometheus_client"):
         require(module, extra="serve", purpose="chainrule serve")
     from chainrule.monitoring.session import FLAGS, settings_given
-    from chainrule.serving.limits import read_limits
+    from chainrule.serving.limits import read_limits, read_memory
     from chainrule.serving.server import Access, Operation
     from chainrule.serving.server import serve as run
 
@@ -68,6 +69,7 @@ def serve(
         first = next(name for name, value in named.items() if value is not None)
         problem = Problem("a monitor for it", "none", "Name its file: --monitor FILE.db", Where(field=first))
         raise RecipeError("Nothing is watched.", [problem])
+    memory = flags.pop("memory", None)
     operation = Operation(
         None if monitor is None else Path(monitor),
         settings_given(named),
@@ -75,6 +77,7 @@ def serve(
         flags.pop("split", None),
         tuple(flags.pop("shadows", None) or ()),
         flags.pop("reload", None),
+        None if memory is None else read_memory(memory),
     )
     engine = flags.pop("engine", None)
     limits = read_limits({name: value for name, value in flags.items() if value is not None and name not in FLAGS})

@@ -56,6 +56,9 @@ def serve(
     reload: Annotated[
         float | None, typer.Option(min=0.1, help="Seconds between looks for new versions (default: at SIGHUP).")
     ] = None,
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Keep weights of 2G (or 500M) in memory; load others when asked.")
+    ] = None,
     engine: EngineName = None,
     workers: Workers = None,
     as_json: Json = False,
@@ -72,7 +75,8 @@ def serve(
         "monitor_rows": monitor_rows,
     }
     flags |= {"keep_text": keep_text, "segment": segment, "low_confidence": low_confidence, "webhook": webhook}
-    flags |= {"split": split, "shadows": shadow, "reload": reload, "engine": engine_of(engine, workers)}
+    flags |= {"split": split, "shadows": shadow, "reload": reload, "memory": memory}
+    flags |= {"engine": engine_of(engine, workers)}
     flags |= {
         "host": host,
         "port": port,

@@ -83,6 +83,7 @@ class ServingFlags(WatchingFlags, total=False):
     split: str | None
     shadows: Sequence[str] | None
     reload: float | None
+    memory: str | None
     engine: Engine | None
     host: str
     port: int

@@ -15,6 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from chainrule.core.artifact import Artifact
 from chainrule.errors import ChainruleError
 from chainrule.serving import routes
 from chainrule.serving.forms import completed
@@ -67,10 +68,10 @@ def make_app(
     _add_page(app)
     _add_errors(app)
 
-    described: dict[str, int] = {}  # the versions of the models that the document was made of
+    described: dict[str, Artifact] = {}  # the versions of the models that the document was made of
 
     def document() -> dict[str, Any]:
-        loaded = {name: id(served) for name, served in service.models.items()}
+        loaded = {name: served.predictor.artifact for name, served in service.models.items()}
         if app.openapi_schema is None or described != loaded:
             plain = get_openapi(title=app.title, version=app.version, routes=app.routes)
             app.openapi_schema = completed(plain, service.models)

@@ -12,6 +12,7 @@ import numpy as np
 
 from chainrule.core.task import Predictions
 from chainrule.data.encode import Encoded
+from chainrule.inference.predict import Predictor
 from chainrule.serving.served import Served
 
 SHORT = 32  # rows of up to so many tokens go into one batch, whatever their lengths
@@ -22,6 +23,7 @@ class Job:
     """Work for one request.
 
     Attributes:
+        served: what answers it; the version that has taken its place meanwhile, where it was not in memory.
         rows: how many places it takes in the queue.
         deadline: of `time.monotonic`; nobody waits for an answer after it.
         answer: what the request waits for.
@@ -44,10 +46,10 @@ class WritingJob(Job):
     """Texts to be written, one job at a time.
 
     Attributes:
-        work: does it; is given what to ask whether to go on, and gives the answer.
+        work: does it; is given the model and what to ask whether to go on, and gives the answer.
     """
 
-    work: Callable[[Callable[[], bool]], Any] = field(kw_only=True)
+    work: Callable[[Predictor, Callable[[], bool]], Any] = field(kw_only=True)
 
 
 @dataclass(eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,9 @@ from pydantic import Field, ValidationError
 
 from chainrule.core.parsing import validation_problems
 from chainrule.core.recipe import Section
-from chainrule.errors import RecipeError
+from chainrule.errors import Problem, RecipeError, Where
+
+_UNITS = {"m": 2**20, "g": 2**30}
 
 
 class Limits(Section):
@@ -38,6 +41,19 @@ class Limits(Section):
     wait: float = Field(default=0.002, ge=0)
     batch_tokens: int = Field(default=4_096, ge=1)
     reading: float = Field(default=10.0, gt=0)
+
+
+def read_memory(text: str) -> int:
+    """2G or 500M in bytes.
+
+    Raises:
+        RecipeError: it is none of these.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([mg])", text.strip().lower())
+    if found is None or not float(found[1]):
+        problem = Problem("a size such as 2G or 500M", repr(text), "Change --memory.", Where(field="memory"))
+        raise RecipeError("The memory for models cannot be read.", [problem])
+    return int(float(found[1]) * _UNITS[found[2]])
 
 
 def read_limits(values: Mapping[str, Any]) -> Limits:

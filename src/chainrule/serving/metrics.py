@@ -53,6 +53,28 @@ class Metrics:
         self.reloads = Counter(
             "chainrule_reloads", "New versions of a model, by what came of it.", ("model", "outcome"), registry=registry
         )
+        self._count_loads()
+
+    def _count_loads(self) -> None:
+        registry = self._registry
+        self.bytes = Gauge(
+            "chainrule_model_bytes",
+            "Weights of a model in memory; 0 while they are not.",
+            ("model",),
+            registry=registry,
+        )
+        self.loads = Counter(
+            "chainrule_model_loads",
+            "Models loaded because requests waited for them, by what came of it.",
+            ("model", "outcome"),
+            registry=registry,
+        )
+        self.load_seconds = Histogram(
+            "chainrule_model_load_seconds", "Time of loading one.", ("model",), buckets=_SECONDS, registry=registry
+        )
+        self.evictions = Counter(
+            "chainrule_model_evictions", "Models that made room for others.", ("model",), registry=registry
+        )
 
     def text(self) -> bytes:
         """All of it."""

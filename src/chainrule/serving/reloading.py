@@ -18,8 +18,9 @@ from starlette.concurrency import run_in_threadpool
 from chainrule.core.artifact import Artifact, Manifest
 from chainrule.errors import ModelError, Problem, Where
 from chainrule.models.save import weights_file
+from chainrule.serving.memory import Memory
 from chainrule.serving.metrics import Metrics
-from chainrule.serving.served import Served, load
+from chainrule.serving.served import Served
 from chainrule.system.files import sha256
 
 HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
@@ -31,13 +32,13 @@ class Reloading:
 
     Attributes:
         places: name -> the folder that the command line named.
-        models: those that are served; a new version takes its place there.
+        memory: where a new version is loaded and takes its place.
         taken: told each new version before it is served.
         say: told what was loaded, and what could not be.
     """
 
     places: Mapping[str, Path]
-    models: dict[str, Served]
+    memory: Memory
     metrics: Metrics
     taken: Callable[[Served], None]
     say: Callable[[str], None]
@@ -84,13 +85,12 @@ class Reloading:
             if asked:
                 self.say(f"{name} is unchanged.")
             return
-        self.models[name] = served
         self.metrics.reloads.labels(name, "loaded").inc()
         self.say(f"{name} is now {served.predictor.artifact.manifest.weights_sha256[:12]}.")
 
     def _load(self, name: str, asked: bool) -> Served | None:
-        now = self.models[name].predictor
-        artifact = Artifact.read(self.places[name])
+        now = self.memory.models[name].predictor
+        artifact = Artifact.read(self.places[name].resolve())  # a link may lead elsewhere before all is read
         manifest = artifact.manifest
         if manifest == now.artifact.manifest or (not asked and manifest == self._refused.get(name)):
             return None
@@ -106,7 +106,6 @@ class Reloading:
                 "the weights that the manifest names", "others", "Wait until all is copied.", Where(str(artifact.path))
             )
             raise ModelError("The new version is not whole.", [problem])
-        served = load(name, artifact)
-        self.taken(served)
+        served = self.memory.renew(name, artifact, self.taken)
         del self._refused[name]
         return served

@@ -41,6 +41,8 @@ _MODEL = object_of(
     max_length={"type": ["integer", "null"]},
     runtime=TEXT,
     weights_sha256=TEXT,
+    in_memory=_TRUTH,
+    bytes=_COUNT,
 )
 _ENDS = one_of("stop", "length")
 

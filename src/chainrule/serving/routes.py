@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,10 +24,12 @@ from chainrule.errors import DataError, Problem, RecipeError, Where
 from chainrule.inference.answers import with_ranks
 from chainrule.inference.generate import Writing, write_texts
 from chainrule.inference.given import rows_given, texts_given
+from chainrule.inference.predict import Predictor
 from chainrule.inference.ranks import RANK, SCORE
 from chainrule.inference.streaming import Reply
 from chainrule.serving.jobs import Job, RowsJob, WritingJob
 from chainrule.serving.limits import Limits
+from chainrule.serving.memory import Memory
 from chainrule.serving.metrics import Metrics
 from chainrule.serving.refusal import JSON, RefusedError, too_late
 from chainrule.serving.requests import Chat, Completion, Embeddings, Feedback, Item, Predict, Rank
@@ -52,6 +54,8 @@ class Service:
         models: by name.
         routing: which of them answers, where a request names none.
         watching: where predictions are kept; None for nowhere.
+        budget: bytes that the weights of all models may take together; None for any number.
+        say: told which models cannot be loaded.
     """
 
     models: dict[str, Served]
@@ -59,9 +63,12 @@ class Service:
     metrics: Metrics = field(default_factory=Metrics)
     routing: Routing = field(default_factory=Routing)
     watching: Watching | None = None
+    budget: int | None = None
+    say: Callable[[str], None] = lambda text: None
 
     def __post_init__(self) -> None:
-        self.worker = Worker(self.limits, self.metrics)
+        self.memory = Memory(self.models, self.budget, self.metrics, self.say)
+        self.worker = Worker(self.limits, self.metrics, self.memory)
         self.shadows = Shadows(self.worker, self.limits, self.metrics)
 
     async def keep(self, kept: Kept) -> None:
@@ -88,6 +95,7 @@ async def predict(service: Service, request: Request, body: Predict) -> Response
         _refuse_writing(served, body)
         job = _rows_job(service, served, inputs)
         rows = await _answer(service, request, job)
+        served = job.served
     if body.model is None and service.routing.split:
         service.metrics.arms.labels(served.name).inc()
     if served.kind == "relevances":
@@ -170,12 +178,12 @@ async def write(service: Service, request: Request, body: Chat | Completion) -> 
     context = context_of(served, body)
     loop = asyncio.get_running_loop()
     telling = Telling(loop) if body.stream else None
-    work = work_of(served, body, context, telling)
+    work = work_of(body, context, telling)
     job = WritingJob(served, 1, service.deadline(), loop.create_future(), work=work)
     envelope = Envelope("chat.completion" if isinstance(body, Chat) else "text_completion", served.name)
     if telling is None:
         reply = await _answer(service, request, job)
-        await _note(service, served, (envelope, body), reply)
+        await _note(service, job.served, (envelope, body), reply)
         return JSON(envelope.whole(reply))
     return await _streamed(service, request, job, telling, (envelope, body))
 
@@ -230,10 +238,10 @@ async def _written(
 ) -> list[dict[str, Any]]:
     given = {name: value for name in _HOW if (value := getattr(body, name)) is not None}
     writing = parse_options(Writing, Spec(name="text", options=given), "predict")
-    predictor, count = served.predictor, len(next(iter(inputs.values())))
-    limit = None if served.chats else predictor.artifact.manifest.max_length
+    count = len(next(iter(inputs.values())))
+    limit = None if served.chats else served.predictor.artifact.manifest.max_length
 
-    def work(halted: Any) -> list[dict[str, Any]]:
+    def work(predictor: Predictor, halted: Callable[[], bool]) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
         for start in range(0, count, _AT_ONCE):
             if halted():

@@ -10,20 +10,36 @@ from pathlib import Path
 from chainrule.core.artifact import Artifact
 from chainrule.errors import ModelError, Problem, Where
 from chainrule.inference.predict import Predictor, load_predictor
+from chainrule.inference.size import held_bytes
+from chainrule.models.save import weights_file
 from chainrule.serving.refusal import RefusedError
 
+Mark = tuple[int, int, int]
 
-@dataclass(frozen=True)
+
+@dataclass(eq=False)
 class Served:
     """A model under the name that requests know it by.
 
     Attributes:
-        loaded: when, in seconds since 1970.
+        predictor: while the model is not in memory, all but its weights.
+        loaded: when first, in seconds since 1970.
+        size: bytes that its weights take in memory.
+        mark: of the file with its weights, as it was loaded.
+        retry: where it could not be loaded again, when that is tried next, by `time.monotonic`.
     """
 
     name: str
     predictor: Predictor
     loaded: int
+    size: int
+    mark: Mark | None = None
+    retry: float = 0.0
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether its weights are there."""
+        return self.predictor.forward.model is not None
 
     @property
     def task(self) -> str:
@@ -52,6 +68,8 @@ class Served:
             "max_length": manifest.max_length,
             "runtime": manifest.runtime,
             "weights_sha256": manifest.weights_sha256,
+            "in_memory": self.in_memory,
+            "bytes": self.size,
         }
 
 
@@ -72,15 +90,20 @@ def places_of(artifacts: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-def load_all(places: Mapping[str, Path]) -> dict[str, Served]:
-    """Load the model in each place; raises as `load`."""
-    artifacts = {name: Artifact.read(path) for name, path in places.items()}
-    return {name: load(name, artifact) for name, artifact in artifacts.items()}
-
-
 def load(name: str, artifact: Artifact) -> Served:
     """Load an artifact under a name; raises as `load_predictor`."""
-    return Served(name, load_predictor(artifact), int(time.time()))
+    mark = mark_of(artifact)
+    predictor = load_predictor(artifact)
+    return Served(name, predictor, int(time.time()), held_bytes(predictor), mark)
+
+
+def mark_of(artifact: Artifact) -> Mark | None:
+    """By which a file with weights is known to be the same; None for those of other engines, and for none."""
+    file = weights_file(artifact.path)
+    if not file.is_file():
+        return None
+    found = file.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def named(given: str) -> tuple[str, Path]:

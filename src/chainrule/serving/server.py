@@ -15,6 +15,7 @@ from typing import Any
 import uvicorn
 
 from chainrule.errors import Problem, UserError, Where
+from chainrule.monitoring.monitor import Watched
 from chainrule.monitoring.session import monitoring
 from chainrule.monitoring.settings import Settings
 from chainrule.monitoring.stream import watched_of
@@ -25,10 +26,11 @@ from chainrule.serving.gate import Gate
 from chainrule.serving.hosts import hosts_of
 from chainrule.serving.keys import VARIABLE, Keys, read_keys
 from chainrule.serving.limits import Limits
+from chainrule.serving.memory import load_all
 from chainrule.serving.reloading import Reloading
 from chainrule.serving.routes import Service
 from chainrule.serving.routing import read_routing
-from chainrule.serving.served import Served, load_all, places_of
+from chainrule.serving.served import Served, places_of
 from chainrule.serving.watching import Watching
 from chainrule.system.device import use_threads
 from chainrule.system.progress import Display
@@ -44,6 +46,7 @@ class Operation:
         webhook: the address that alarms are sent to.
         split, shadows: as `routing` reads them.
         reload: seconds between looks for new versions of the models; None looks at SIGHUP alone.
+        memory: bytes that the weights of all models may take together; None for any number.
     """
 
     monitor: Path | None = None
@@ -52,6 +55,7 @@ class Operation:
     split: str | None = None
     shadows: tuple[str, ...] = ()
     reload: float | None = None
+    memory: int | None = None
 
 
 @dataclass(frozen=True)
@@ -128,25 +132,33 @@ def prepare(
         UserError: a model cannot be loaded, or the monitor's file not be used.
         RecipeError: models cannot share requests as asked.
     """
-    service = Service(load_all(places), limits)
-    service.routing = read_routing(operation.split, operation.shadows, service.models)
-    service.watching = _watching(service, operation, display, stack)
+    watched: dict[str, Watched] = {}
+
+    def loaded(served: Served) -> None:
+        if operation.monitor is not None:
+            watched[served.name] = watched_of(served.predictor.artifact, served.predictor)
+
+    models = load_all(places, operation.memory, loaded)
+    service = Service(models, limits, budget=operation.memory, say=display.say)
+    service.routing = read_routing(operation.split, operation.shadows, models)
+    service.watching = _watching(service, operation, display, stack, watched)
 
     def taken(served: Served) -> None:
         if service.watching is not None:
             service.watching.monitor.renew(served.name, watched_of(served.predictor.artifact, served.predictor))
 
-    reloading = Reloading(places, service.models, service.metrics, taken, display.say, operation.reload)
+    reloading = Reloading(places, service.memory, service.metrics, taken, display.say, operation.reload)
     return make_app(service, keys, hosts_of(access.host, access.hosts), access.origins, reloading)
 
 
-def _watching(service: Service, operation: Operation, display: Display, stack: ExitStack) -> Watching | None:
+def _watching(
+    service: Service, operation: Operation, display: Display, stack: ExitStack, watched: Mapping[str, Watched]
+) -> Watching | None:
     """The monitor of a server, until the stack is closed."""
     if operation.monitor is None:
         return None
-    models = {name: watched_of(served.predictor.artifact, served.predictor) for name, served in service.models.items()}
     monitor = stack.enter_context(
-        monitoring(operation.monitor, operation.settings, models, display.say, operation.webhook)
+        monitoring(operation.monitor, operation.settings, watched, display.say, operation.webhook)
     )
     tell = monitor.alarmed
 

@@ -23,6 +23,7 @@ from chainrule.inference.predict import predict_encoded
 from chainrule.serving.answers import answers_of
 from chainrule.serving.jobs import SHORT, Job, RowsJob, WritingJob
 from chainrule.serving.limits import Limits
+from chainrule.serving.memory import Memory
 from chainrule.serving.metrics import Metrics
 from chainrule.serving.refusal import RefusedError, too_late
 
@@ -32,10 +33,12 @@ _Taken = list[tuple[RowsJob, np.ndarray]]
 class Worker:
     """Takes jobs from the event loop and settles their answers there."""
 
-    def __init__(self, limits: Limits, metrics: Metrics) -> None:
-        self._limits, self._metrics = limits, metrics
+    def __init__(self, limits: Limits, metrics: Metrics, memory: Memory) -> None:
+        self._limits, self._metrics, self._memory = limits, metrics, memory
+        self._memory.changed = self._wake
         self._ready = threading.Condition()
         self._arrived: list[Job] = []
+        self._woken = False
         self._turns: list[Job] = []
         self._waiting = {"predict": 0, "write": 0}
         self._crowd = 1  # jobs in the last batch
@@ -86,8 +89,11 @@ class Worker:
         while True:
             arrived = self._arrivals(idle=not self._turns)
             if arrived is None:
+                self._memory.close()
                 return
-            self._take_in(arrived)
+            able, unable = self._memory.admit(arrived, self._turns)
+            self._settle(unable)
+            self._take_in(able)
             dead = [job for job in self._turns if job.dead()]
             if dead:
                 self._turns = [job for job in self._turns if job not in dead]
@@ -103,17 +109,25 @@ class Worker:
     def _arrivals(self, *, idle: bool) -> list[Job] | None:
         """New jobs; None at the end. Where several clients ask at once, it waits for them a moment."""
         with self._ready:
-            while idle and not self._arrived and not self._closing:
-                self._ready.wait()
+            while idle and not (self._arrived or self._woken or (self._closing and not self._memory.waited_for)):
+                if not self._ready.wait(self._memory.patience):
+                    break
+            self._woken = False
             until = time.monotonic() + self._limits.wait
             while 1 < self._crowd > len(self._arrived) + len(self._turns) and not self._closing:
                 left = until - time.monotonic()
                 if left <= 0 or not self._ready.wait(left):
                     break
-            if self._closing and idle and not self._arrived:
+            if self._closing and idle and not self._arrived and not self._memory.waited_for:
                 return None
             arrived, self._arrived = self._arrived, []
             return arrived
+
+    def _wake(self) -> None:
+        """Look what has become of models that jobs wait for."""
+        with self._ready:
+            self._woken = True
+            self._ready.notify()
 
     def _take_in(self, arrived: Sequence[Job]) -> None:
         """Tokenise new rows, those of the same model together."""
@@ -237,7 +251,7 @@ class Worker:
     def _write(self, job: Job) -> int:
         self._crowd = 1
         try:
-            answer = job.work(job.dead) if isinstance(job, WritingJob) else None
+            answer = job.work(job.served.predictor, job.dead) if isinstance(job, WritingJob) else None
         except Exception as error:
             answer = error
         self._metrics.rows.labels(job.served.name).inc(job.rows)

@@ -14,6 +14,7 @@ from chainrule.data.chat import MESSAGES, REPLY, beginning_of
 from chainrule.errors import ChainruleError, DataError, Problem, Where
 from chainrule.inference.generate import Writing
 from chainrule.inference.given import rows_given
+from chainrule.inference.predict import Predictor
 from chainrule.inference.streaming import Reply, read_prompt, write_one
 from chainrule.serving.refusal import answer_of, encoded, too_late
 from chainrule.serving.requests import Chat, Completion
@@ -71,13 +72,12 @@ class Telling:
 
 
 def work_of(
-    served: Served, request: Chat | Completion, context: dict[str, Any], telling: Telling | None
-) -> Callable[[Callable[[], bool]], Reply]:
+    request: Chat | Completion, context: dict[str, Any], telling: Telling | None
+) -> Callable[[Predictor, Callable[[], bool]], Reply]:
     """What the thread of the models does for a request."""
     writing = writing_of(request)
 
-    def work(halted: Callable[[], bool]) -> Reply:
-        predictor = served.predictor
+    def work(predictor: Predictor, halted: Callable[[], bool]) -> Reply:
         forward, tokenizer = predictor.forward, predictor.tokenizer
         try:
             prompt = read_prompt(forward, tokenizer, predictor.task, context, writing)

@@ -51,6 +51,11 @@ class Command:
         self._process.start()
 
     @property
+    def pid(self) -> int:
+        """Its number."""
+        return self._process.pid or 0
+
+    @property
     def returncode(self) -> int | None:
         """Its exit code, negative after a signal that it did not handle; None while it runs."""
         return self._process.exitcode
