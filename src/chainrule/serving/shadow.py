@@ -65,7 +65,7 @@ class Shadows:
         self._metrics.shadows.labels(served.name, "other").inc(len(rows) - same)
         if watching is not None:
             ids = [name + SHADOW for name in kept.ids]
-            await watching.keep(Kept(job.served, ids, rows, kept.inputs, job, same))
+            await watching.keep(Kept(job.served, ids, rows, kept.inputs, job, agrees=same))
 
 
 def _said(row: Mapping[str, Any]) -> Any:
