@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -105,7 +104,6 @@ def main() -> None:
         words = [trained(Path(folder)), *options.flags]
         server = start_server(words, {"OMP_NUM_THREADS": str(options.threads)})
         try:
-            assert isinstance(server.process, subprocess.Popen)
             process = psutil.Process(server.process.pid)
             found = asyncio.run(soak(server.url, texts, options.clients, 60 * options.minutes, process))
         finally:

@@ -49,7 +49,7 @@ def test_replicas_answer_as_one_server_and_come_back(trained: Run, tmp_path: Pat
             assert client.post("/v1/predict", json={"inputs": TEXTS * 2}).status_code == 413
             assert client.get("/v1/models").json()["data"][0]["id"] == "films"
         replicas = [process for process in psutil.process_iter() if "ServeReplica:chainrule" in process.name()]
-        ours = [one for one in replicas if server.process.pid in {parent.pid for parent in one.parents()}]  # type: ignore[union-attr]
+        ours = [one for one in replicas if server.process.pid in {parent.pid for parent in one.parents()}]
         assert len(ours) == 2
         ours[0].kill()
         assert all(_labels(server, patience=60) for _ in range(20))
