@@ -82,11 +82,7 @@ def test_a_killed_worker_begins_again_from_the_newest_checkpoint(words: list[str
     run, steps = tmp_path / "run", 300
     asked = ["--out", "run", "--set", f"training.steps={steps}", "--engine", "ray", "--workers", "2"]
     process = start([*words, *asked], tmp_path)
-    deadline = time.monotonic() + 300
-    while not (run / "events.jsonl").is_file() or len(steps_of(run)) < 10:
-        assert process.poll() is None, (tmp_path / "log").read_text(encoding="utf-8")
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for_steps(run, 10, process)
     one_worker(process.pid).send_signal(signal.SIGKILL)
     log = end(process, tmp_path)
     assert "warning: a worker is lost" in log
@@ -95,6 +91,36 @@ def test_a_killed_worker_begins_again_from_the_newest_checkpoint(words: list[str
     assert 9 <= went_on < steps
     assert [step["step"] for step in steps_of(run)] == list(range(1, steps + 1))
     assert Run(run).summary["steps"] == steps
+
+
+def wait_for_steps(run: Path, steps: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 300
+    while not (run / "events.jsonl").is_file() or len(steps_of(run)) < steps:
+        assert process.poll() is None, (run.parent / "log").read_text(encoding="utf-8")
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_stopped_training_keeps_its_last_step(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command alone hears the signal; its workers are told."""
+    run, steps = tmp_path / "run", 300
+    asked = ["--out", "run", "--set", f"training.steps={steps}", "--set", "training.checkpoint_minutes=60"]
+    process = start([*words, *asked, "--engine", "ray", "--workers", "2"], tmp_path)
+    wait_for_steps(run, 10, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(300) == 143, (tmp_path / "log").read_text(encoding="utf-8")
+    log = (tmp_path / "log").read_text(encoding="utf-8")
+    last = len(steps_of(run))
+    assert 10 <= last < steps
+    assert log.count(f"Error: Stopped by SIGTERM after step {last}.") == 1, log
+    assert "a worker is lost" not in log
+    assert not list(tmp_path.glob(".run*"))
+    monkeypatch.chdir(tmp_path)
+    resumed = chainrule.resume(run)
+    assert [event["step"] for event in resumed.events() if event["event"] == "resumed"] == [last]
+    assert [step["step"] for step in steps_of(run)] == list(range(1, steps + 1))
 
 
 def one_worker(driver: int) -> psutil.Process:

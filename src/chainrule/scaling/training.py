@@ -6,6 +6,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +19,16 @@ from chainrule.core.recipe import Recipe, parse_recipe
 from chainrule.errors import ChainruleError, ElsewhereError, LostError, Problem, RecipeError, Where
 from chainrule.scaling.cluster import cluster, cores_each, take_place, where_we_are, worker_count
 from chainrule.system.extras import require
-from chainrule.system.files import refuse_existing
+from chainrule.system.files import refuse_existing, write_text
 from chainrule.system.processes import PATIENCE, World, launched_world
 from chainrule.system.progress import Display, Quiet, Terminal
+from chainrule.system.stop import stop_requests, told_by
 from chainrule.tasks.suited import task_of
 from chainrule.training.data_parallel import refuse_sharing
 from chainrule.training.run import require_run, resume_run, train_recipe
 
 RESTARTS = 3  # after workers that were lost; what fails so often will fail again
-TOLD = "told.txt"
+TOLD, STOP = "told.txt", "stop.txt"
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ def _attempt(ray: Any, asked: Asked, workers: int, attempt: int, display: Displa
                 "out": str(asked.out),
                 "goes_on": attempt > 0 or asked.recipe is None,
                 "told": str((folder / TOLD).resolve()),
+                "stop": str((folder / STOP).resolve()),
             },
             torch_config=torch.TorchConfig(backend=backend, timeout_s=int(PATIENCE.total_seconds())),
             scaling_config=train.ScalingConfig(
@@ -113,10 +116,30 @@ def _attempt(ray: Any, asked: Asked, workers: int, attempt: int, display: Displa
             ),
         )
         try:
-            trainer.fit()
+            _fit(trainer, folder / STOP, display)
         except train.TrainingFailedError as error:
             return _loss_of(error)
     return None
+
+
+def _fit(trainer: Any, stop: Path, display: Display) -> None:
+    """Wait for the end of a training; a first Ctrl-C or SIGTERM is handed on to the workers, in a file."""
+    training: Future[None] = Future()
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:
+            training.set_exception(error)
+        else:
+            training.set_result(None)
+
+    threading.Thread(target=fit, daemon=True).start()  # in the main one Ray would take the signals for itself
+    with stop_requests(display.say) as request:
+        while not wait([training], timeout=0.5).done:
+            if request.signal is not None and not stop.exists():
+                write_text(stop, str(request.signal))
+    training.result()
 
 
 def _wants_gpus(recipe: Recipe | None, workers: int, ray: Any) -> bool:
@@ -148,7 +171,7 @@ def _line(error: Exception) -> str:
 def work(asked: Mapping[str, Any]) -> None:
     """What each worker does: what the same command does in a process alone, with its share of each batch."""
     began = time.perf_counter()
-    with launched_world() as world:
+    with launched_world() as world, told_by(Path(asked["stop"])):
         with world.together():
             take_place(asked)
         display = _written(Path(asked["told"])) if world.first else Quiet()

@@ -1,21 +1,47 @@
-"""Ctrl-C and SIGTERM that wait for the end of the step."""
+"""Ctrl-C and SIGTERM that wait for the end of the step, in this process or, told by a file, in others."""
 
 from __future__ import annotations
 
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
+_FILE: ContextVar[Path | None] = ContextVar("file", default=None)
 
-@dataclass
+
 class StopRequest:
-    """Whether somebody has asked for an end: the number of the signal, None before."""
+    """Whether somebody has asked for an end, by a signal or in a file."""
 
-    signal: int | None = None
+    def __init__(self) -> None:
+        self._noted: int | None = None
+        self._file = _FILE.get()
+
+    @property
+    def signal(self) -> int | None:
+        """The number of the signal, None before."""
+        if self._noted is None and self._file is not None:
+            with suppress(OSError, ValueError):
+                self._noted = int(self._file.read_text(encoding="ascii"))
+        return self._noted
+
+    def note(self, number: int) -> None:
+        """A signal has come."""
+        self._noted = number
+
+
+@contextmanager
+def told_by(file: Path) -> Iterator[None]:
+    """Inside, the number of a signal in this file asks for an end, too: for processes that signals do not reach."""
+    token = _FILE.set(file)
+    try:
+        yield
+    finally:
+        _FILE.reset(token)
 
 
 @contextmanager
@@ -31,7 +57,7 @@ def stop_requests(tell: Callable[[str], None]) -> Iterator[StopRequest]:
     before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def note(number: int, frame: FrameType | None) -> None:
-        request.signal = number
+        request.note(number)
         for which, handler in before.items():
             signal.signal(which, handler)
         tell("Stopping at the end of this step; once more stops at once.")
