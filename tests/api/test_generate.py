@@ -140,6 +140,12 @@ def test_drawn_replies_follow_the_seed(tuned: Run) -> None:
     assert drawn[0] == drawn[1] != drawn[2]
 
 
+def test_a_temperature_that_is_next_to_nothing_is_none(tuned: Run) -> None:
+    """Dividing by it would overflow."""
+    coldest, cold = (chainrule.predict(tuned, text="film", temperature=t, top_p=t or 1.0) for t in (5e-324, 0.0))
+    assert coldest == cold
+
+
 @pytest.mark.parametrize(
     ("option", "field"),
     [({"max_new_tokens": 0}, "predict.options.max_new_tokens"), ({"max_new_tokens": 64}, "max_new_tokens")],

@@ -22,6 +22,7 @@ from chainrule.system.progress import Bar
 from chainrule.tasks.conversation import ends_of
 
 NEW_TOKENS = 256
+COLDEST = 1e-3  # a temperature below draws nothing but the likeliest token, and dividing by it may overflow
 BATCH_TOKENS = 16_384  # what is read and written, padded: what the memory for keys and values grows with
 
 
@@ -32,8 +33,8 @@ class Writing(Section):
         max_new_tokens: a text that has not ended by then is cut there; None for 256, or half of the model's positions
             where it has fewer than 512.
         beams: how many beginnings the search goes on with, of which the likeliest text is taken in the end.
-        temperature: 0 takes the most likely token each time; above, tokens are drawn from the model's probabilities
-            sharpened (below 1) or flattened (above 1) by it.
+        temperature: 0, or less than 0.001, takes the most likely token each time; above, tokens are drawn from the
+            model's probabilities sharpened (below 1) or flattened (above 1) by it.
         top_p: tokens are drawn from the likeliest ones that have this much of the probability together.
         seed: decides what is drawn.
     """
@@ -132,13 +133,13 @@ def settings_of(model: Any, writing: Writing, longest: int, ends: list[int], pad
     It is not made to end where the limit cuts it off, so that one can see whether it would have.
     """
     config = deepcopy(model.generation_config) if model.config.is_encoder_decoder else GenerationConfig()
-    drawn = writing.temperature > 0
+    drawn = writing.temperature >= COLDEST
     config.update(
         max_length=None,
         max_new_tokens=longest,
         num_beams=writing.beams,
         do_sample=drawn,
-        temperature=writing.temperature or None,
+        temperature=writing.temperature if drawn else None,
         top_k=0 if drawn else None,
         top_p=writing.top_p if drawn else None,
         pad_token_id=pad_id,
