@@ -61,7 +61,7 @@ bench: $(VENV)/.installed-bench  ## measure against other trainers that take tur
 	$(BIN)/python benchmarks/tables.py --plot docs/images/speed.svg
 
 load: $(VENV)/.installed-bench  ## requests of many clients to `chainrule serve` and to a plain server, in turn: CLIENTS=64 LOAD_ROUNDS=5
-	$(BIN)/python benchmarks/load.py --clients $(CLIENTS) --rounds $(LOAD_ROUNDS)
+	$(BIN)/python benchmarks/load.py --clients $(CLIENTS) --rounds $(LOAD_ROUNDS) --picture docs/images/latency.svg
 
 clean:  ## remove caches and build output; .venv and runs/ stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .benchmarks
