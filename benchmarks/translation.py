@@ -3,7 +3,8 @@
 A BART of 3 + 3 layers and 256 hidden numbers with pieces learned from the training rows of multi30k_en_de; one epoch.
 Both are trained in turn, each in a process of its own, and judged by one judge that knows only transformers: the loss
 per token of the reference, in float32. The peer's batches are random: grouped by length, they come from long to short,
-which took as long and cost half a unit of loss (LOG.md, "Entities again"). Each run is a line of benchmarks/results/translation.jsonl.
+which took as long and cost half a unit of loss (LOG.md, "Entities again"). Each run is a line of
+benchmarks/results/translation.jsonl.
 
     python benchmarks/translation.py --seeds 2
 """
