@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import chainrule
 from chainrule.core.artifact import Run
 from chainrule.errors import DataError, ModelError, RecipeError
 from chainrule.models import recurrent
+from chainrule.system.files import sha256
 from chainrule.system.progress import Quiet
 from chainrule.testing.data import pairs, rated, sentences, tagged, write_csv
+from chainrule.testing.models import tiny_model
 from chainrule.training import building
 
 pytestmark = pytest.mark.unit
@@ -152,6 +156,35 @@ def test_reproduced_to_the_bit(reviews: Path, tmp_path: Path) -> None:
     settings = {**SETTINGS, "training.steps": 6}
     run = chainrule.train(str(reviews), out=tmp_path / "run", settings=settings)
     assert chainrule.reproduce(run, out=tmp_path / "again").same
+
+
+def test_an_lstm_reads_another_models_tokens_and_begins_with_its_embeddings(reviews: Path, tmp_path: Path) -> None:
+    bert, told = tiny_model(tmp_path / "bert"), Told()
+    settings = {"model": "lstm", "training.steps": 2, "training.threads": 1, "training.precision": "float32"}
+    settings |= {"model.options.pieces": str(bert), "optimizer.learning_rate": 1e-9, "optimizer.weight_decay": 0.0}
+    run = chainrule.train(str(reviews), out=tmp_path / "run", settings=settings, display=told)
+    table = load_file(run.artifact.path / "model.safetensors")["lstm.embed_tokens.weight"]
+    before = load_file(bert / "model.safetensors")
+    (wanted,) = (before[name] for name in before if name.endswith("word_embeddings.weight"))
+    assert torch.allclose(table, wanted[: len(table)], atol=1e-6)
+    assert f"Embeddings: {len(table):,} of {bert}, {table.shape[1]} numbers each." in told.lines
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(run.artifact.path)
+    text = "a good film, and a very long one"
+    assert tokenizer(text)["input_ids"] == AutoTokenizer.from_pretrained(bert)(text)["input_ids"]
+    assert "token_type_ids" not in tokenizer(text)
+    assert run.artifact.manifest.recipe["model"]["options"]["pieces"] == "bert"
+    assert run.artifact.manifest.base_sha256 == sha256(bert / "model.safetensors")
+    moved = Path(shutil.copytree(run.artifact.path, tmp_path / "moved"))
+    shutil.rmtree(bert)  # the artifact stands by itself
+    assert chainrule.predict(moved, str(reviews)) == chainrule.predict(run, str(reviews))
+    for change, match in (
+        ({"model.options.vectors": "x.txt"}, "no vectors and no vocabulary beside pieces, which have both"),
+        ({"model.options.vocabulary": "word"}, "no vectors and no vocabulary beside pieces, which have both"),
+    ):
+        with pytest.raises(RecipeError, match=match):
+            chainrule.train(str(reviews), out=tmp_path / "other", settings=settings | change)
+    with pytest.raises(ModelError, match=r"expected a model folder, a catalog name or a hub name, got no such folder"):
+        chainrule.train(str(reviews), out=tmp_path / "other", settings=settings)
 
 
 def test_vectors_begin_the_embeddings(reviews: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from chainrule.compressors.students import choices_of_layers
 from chainrule.core.artifact import Run
 from chainrule.core.recipe import Distillation, Spec
 from chainrule.data.batch import Batch
-from chainrule.errors import DataError, ModelError, RecipeError
+from chainrule.errors import DataError, GateError, ModelError, RecipeError
 from chainrule.tasks.objectives import class_objective, label_objective, number_objective
 from chainrule.testing.data import sentences, write_csv
 from chainrule.testing.models import tiny_model
@@ -158,6 +158,9 @@ def test_a_student_of_another_architecture(teacher: Run, tmp_path: Path) -> None
         run, step = chainrule.distill(teacher, student, out, epochs=2, kept=0.1, allow_slower=True)
         assert step.parity.rows >= 20
         assert run.artifact.manifest.base_model == Path(student).name
+        assert run.artifact.manifest.recipe["distillation"]["variants"] == (8 if student == "lstm" else 0)
+    recipe = chainrule.read_recipe(tmp_path / "lstm" / "run" / "resolved.yaml")
+    assert recipe.model.options["pieces"] == str(teacher.artifact.path)
     assert chainrule.show(tmp_path / "lstm" / "run")["finished"]
 
 
@@ -168,11 +171,13 @@ def test_teachers_of_words(tmp_path: Path) -> None:
     settings |= {"distillation.teachers": [str(taught.path)], "distillation.weight": 1.0, "structure.keep_layers": [0]}
     run = chainrule.train(str(data), out=tmp_path / "student", settings=settings)
     assert run.summary["steps"] == 4
+    lstm = settings | {"model": "lstm", "structure.keep_layers": None}
     with pytest.raises(RecipeError) as told:
-        chainrule.train(
-            str(data), out=tmp_path / "other", settings=settings | {"model": "lstm", "structure.keep_layers": None}
-        )
+        chainrule.train(str(data), out=tmp_path / "other", settings=lstm)
     assert told.value.problems[0].expected == "teachers of words and replies that read the student's tokens"
+    with pytest.raises(GateError, match="the run stays in"):  # which has learned too little, but did learn
+        chainrule.distill(taught, "lstm", tmp_path / "lstm", epochs=1)
+    assert Run(tmp_path / "lstm").artifact.manifest.base_model == "lstm"
 
 
 def test_two_teachers_are_one_training(teacher: Run, tmp_path: Path) -> None:

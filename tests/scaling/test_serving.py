@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import secrets
+import shutil
 import signal
 import threading
 import time
@@ -15,6 +17,7 @@ import pytest
 import chainrule
 from chainrule.core.artifact import Run
 from chainrule.errors import RecipeError
+from chainrule.testing.clusters import HOST, end_node, free_port, plain_environment, start_node
 from chainrule.testing.data import sentences, write_csv
 from chainrule.testing.servers import Server, start_server
 
@@ -60,6 +63,38 @@ def test_replicas_answer_as_one_server_and_come_back(trained: Run, tmp_path: Pat
     assert "Ending: what was accepted is answered." in told
 
 
+@pytest.mark.unit
+@pytest.mark.slow
+def test_a_damaged_model_is_named(trained: Run, tmp_path: Path) -> None:
+    damaged = shutil.copytree(trained.path / "artifact", tmp_path / "damaged")
+    with (damaged / "model.safetensors").open("r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(RuntimeError) as caught:
+        start_server([damaged, "--engine", "ray", "--workers", "1"])
+    assert "The models cannot be served by this cluster." in str(caught.value)
+    assert "model.safetensors, field 'model.name': expected a whole safetensors file" in str(caught.value)
+
+
+@pytest.mark.unit
+@pytest.mark.slow
+def test_a_cluster_that_serves_is_left_alone(trained: Run, tmp_path: Path) -> None:
+    secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    port, environment = free_port(), plain_environment(secret)
+    words = ("--head", "--port", str(port), "--include-dashboard=false")
+    node, inside = start_node(environment, tmp_path / "head.log", words), {**secret, "RAY_ADDRESS": f"{HOST}:{port}"}
+    try:
+        server = start_server([f"films={trained.path}", "--engine", "ray", "--workers", "1"], inside)
+        with pytest.raises(RuntimeError) as caught:
+            start_server([trained.path, "--engine", "ray", "--workers", "1"], inside)
+        assert "The cluster already serves." in str(caught.value)
+        assert '"got": "one with chainrule"' in str(caught.value)
+        assert server.post("/v1/predict", {"inputs": TEXTS[:2]}).status_code == 200
+        code, told = server.end(signal.SIGTERM)
+    finally:
+        end_node(node)
+    assert code == 0, told
+
+
 def _client(server: Server) -> httpx.Client:
     return server.client(headers={"Authorization": f"Bearer {KEY}"})
 
@@ -79,7 +114,7 @@ def _labels(server: Server, patience: float = 0.0) -> list[str]:
 def _end_under_load(server: Server) -> tuple[list[int], tuple[int, str]]:
     """The status of each answer that clients got until the end, the exit code, and what was said."""
     answers: list[int] = []
-    under_way = threading.Barrier(5)
+    under_way = threading.Barrier(5, timeout=120)  # an answer that is not 200 must not hang it
 
     def ask() -> None:
         with _client(server) as client:

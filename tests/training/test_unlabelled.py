@@ -126,6 +126,25 @@ def test_a_student_learns_from_rows_without_labels(teacher: Run, tmp_path: Path)
     assert run.artifact.manifest.data["rows"] == splits
 
 
+def test_a_student_learns_from_changed_copies_of_the_rows(teacher: Run, tmp_path: Path) -> None:
+    data = teacher.path.parent / "rows" / "rows.csv"
+    splits = teacher.artifact.manifest.data["rows"]
+    further = write_csv(tmp_path / "more.csv", _texts(100, 9))
+    for name, more, least in (("alone", None, 0), ("both", further, 100)):
+        settings = _settings(teacher, more, **{"distillation.variants": 2})
+        run = chainrule.train(str(data), out=tmp_path / name, settings=settings)
+        (start,) = (event for event in run.events() if event["event"] == "start")
+        made = start["rows"] - splits["train"] - least
+        assert splits["train"] < made <= 2 * splits["train"]
+        assert f"{made:,} rows made of training rows are learned from the teachers." in {
+            found["message"] for found in json.loads((run.path / "check.json").read_text(encoding="utf-8"))["findings"]
+        }
+    assert chainrule.reproduce(tmp_path / "alone", out=tmp_path / "again").same
+    settings = _settings(teacher, None, **{"distillation.variants": 2, "distillation.teachers": []})
+    with pytest.raises(RecipeError, match="expected teachers, as there are rows without labels"):
+        chainrule.train(str(data), out=tmp_path / "out", settings=settings)
+
+
 def test_other_rows_are_noticed_when_a_run_goes_on(teacher: Run, tmp_path: Path) -> None:
     further, out = write_csv(tmp_path / "more.csv", _texts(40, 9)), tmp_path / "out"
     data = teacher.path.parent / "rows" / "rows.csv"

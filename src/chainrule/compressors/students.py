@@ -16,17 +16,23 @@ from chainrule.core.recipe import Recipe, parse_recipe
 from chainrule.core.task import LOWER_IS_BETTER
 from chainrule.errors import ModelError, Problem, Where
 from chainrule.inference.predict import Predictor
+from chainrule.models import lstm
 from chainrule.models.adapters import has_adapters
 from chainrule.models.inspect import layer_stack
+from chainrule.models.lstm import LSTMTrunk
 from chainrule.models.scratch import SCRATCH
 from chainrule.system.files import write_text
 from chainrule.system.progress import Display, Quiet
+from chainrule.tasks import unlabelled
 from chainrule.training.distillation import KINDS
 from chainrule.training.run import train_recipe
 
 SELF = "self"
 TRIAL_STEPS = 60  # of each choice of layers, before one of them is trained
 LONGER = 2.0  # times the teacher's epochs: what a teacher says wears out later than labels do
+LSTM = lstm.NAME
+VARIANTS, PASSES = 8, 27  # copies of a row for an LSTM, and how often it meets a row or a copy: LOG.md, 2026-11-24
+MOST_MADE = 200_000  # copies in all
 _RESET: dict[str, Any] = {
     "strategy": {"name": "full"},
     "structure": {},
@@ -41,6 +47,7 @@ _RESET: dict[str, Any] = {
     "distillation.layers": None,
     "distillation.relation_heads": None,
     "distillation.unlabelled": None,
+    "distillation.variants": 0,
     "training.epochs": None,
     "training.steps": None,
     "training.minutes": None,
@@ -82,10 +89,29 @@ def student_recipes(teacher: Predictor, student: str, source: str, settings: Map
         "distillation.teachers": [str(artifact.path)],
         "training.epochs": longer,
     }
+    if name == LSTM and not own:
+        changes |= _of_lstm(teacher, settings)
     recipe = parse_recipe({**known, **_nested(changes, known)}).replace(settings)
     if not own:
         return [recipe]
     return [recipe.replace({"structure.keep_layers": list(layers)}) for layers in _layers(teacher, artifact, count)]
+
+
+def _of_lstm(teacher: Predictor, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """It reads the teacher's tokens, and asks it of changed copies of the rows, too, where a row has one target."""
+    artifact, model = teacher.artifact, teacher.forward.model
+    found: dict[str, Any] = {}
+    words_of_its_own = settings.keys() & {"model.options", "model.options.vectors", "model.options.vocabulary"}
+    torch_runs_it = artifact.manifest.runtime == "torch" and not teacher.task.sees
+    if not words_of_its_own and torch_runs_it and not isinstance(model.base_model, LSTMTrunk):
+        place = artifact.manifest.base_model if has_adapters(model) else str(artifact.path)
+        found["model.options"] = {"pieces": place}
+    if teacher.task.target.kind in unlabelled.KINDS:
+        rows = int(artifact.manifest.data.get("rows", {}).get("train", 0))
+        variants = min(VARIANTS, MOST_MADE // max(rows, 1))
+        passes = PASSES / (1 + variants)
+        found |= {"distillation.variants": variants, "training.epochs": passes if variants else None}
+    return found
 
 
 def recovery_recipe(teacher: Predictor, start: Path, source: Any, epochs: float | None, *, taught: bool) -> Recipe:

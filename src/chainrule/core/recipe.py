@@ -179,7 +179,7 @@ class Distillation(Section):
     `hidden`, `attention`, `relation` and `sentences` weigh how far the student's states are from those of one teacher,
     which is then run in every step; `layers` names the teacher's layer beside each of the student's, from the bottom;
     `relation_heads` is into how many parts queries, keys and values are cut. `unlabelled` is a file of further rows, of
-    which the student learns what the teachers say.
+    which the student learns what the teachers say; so it does of `variants` changed copies of each training row.
     """
 
     teachers: tuple[str, ...] = ()
@@ -193,6 +193,7 @@ class Distillation(Section):
     layers: tuple[Annotated[int, Field(ge=0)], ...] | None = None
     relation_heads: int | None = Field(default=None, ge=1)
     unlabelled: str | None = None
+    variants: int = Field(default=0, ge=0, le=1000)
 
     @property
     def reads_states(self) -> bool:

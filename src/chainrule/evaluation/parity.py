@@ -69,7 +69,7 @@ def compare(before: Predictor, after: Predictor, rows: Rows) -> Parity:
     """
     task, targets, encoded, covered = before.task, rows.encoded.targets, rows.encoded, None
     other = encoded
-    if not task.sees and before.tokenizer.get_vocab() != after.tokenizer.get_vocab():
+    if not task.sees and _reading(before) != _reading(after):
         other = after.encode(rows.inputs, targets)
         covered = _read_alike(before, after, encoded, other)
     first, second = before.predict(encoded), after.predict(other)
@@ -88,6 +88,11 @@ def compare(before: Predictor, after: Predictor, rows: Rows) -> Parity:
     )
     scored = {} if targets is None else score_both(task, targets, first, second, before.artifact.manifest.labels)
     return found.model_copy(update=scored)
+
+
+def _reading(predictor: Predictor) -> tuple[dict[str, int], list[str]]:
+    """The vocabulary, and what a model is given of each token."""
+    return predictor.tokenizer.get_vocab(), sorted(predictor.tokenizer.model_input_names)
 
 
 def _read_alike(before: Predictor, after: Predictor, first: Encoded, second: Encoded) -> np.ndarray:

@@ -8,6 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from pydantic import Field, model_validator
 
@@ -16,8 +17,10 @@ from chainrule.core.task import Head
 from chainrule.errors import Problem, RecipeError, Where
 from chainrule.models.classifier import SETTINGS, Form, PooledClassifier, choose_form, is_own
 from chainrule.models.crf import LINEAR, Tagger, choose_chain
+from chainrule.models.embeddings import read_embeddings
+from chainrule.models.load import load_tokenizer
 from chainrule.models.lstm import LSTMConfig
-from chainrule.models.tokenizer import SPECIAL, make_tokenizer, natural_unit
+from chainrule.models.tokenizer import SPECIAL, make_tokenizer, natural_unit, without_types
 from chainrule.models.vectors import FIELD, MAX_SIZE, read_vectors
 
 # LOG.md, "How good is an LSTM from scratch?"
@@ -41,6 +44,8 @@ class Options(Section):
         layers: how many, one above the other.
         bidirectional: read from both ends.
         vectors: a file of word vectors in GloVe's or word2vec's text format, to begin the embeddings with.
+        pieces: the name or folder of a pretrained model, to read that model's tokens and begin with its embeddings of
+            them; none of what counts words applies then.
     """
 
     vocabulary: Literal["auto", "word", "character", "byte"] = "auto"
@@ -52,6 +57,7 @@ class Options(Section):
     layers: int = Field(default=1, ge=1, le=16)
     bidirectional: bool = True
     vectors: str | None = None
+    pieces: str | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> Options:
@@ -59,11 +65,15 @@ class Options(Section):
             raise ValueError("an even hidden_size where there are two directions")
         if self.vectors is not None and self.vocabulary == "byte":
             raise ValueError("words or characters where there are vectors: bytes have none")
+        if self.pieces is not None and (self.vectors is not None or self.vocabulary != "auto"):
+            raise ValueError("no vectors and no vocabulary beside pieces, which have both")
         return self
 
 
 def tokenizer_of(options: Options, inputs: Mapping[str, Sequence[str]]) -> tuple[Any, Options]:
     """A tokenizer for rows, and the options with what is chosen for them."""
+    if options.pieces is not None:
+        return without_types(load_tokenizer(options.pieces)), options
     unit = natural_unit(chain.from_iterable(inputs.values())) if options.vocabulary == "auto" else options.vocabulary
     texts = chain.from_iterable(inputs.values())
     size, count = options.vocabulary_size, options.min_count
@@ -94,7 +104,7 @@ def make_classifier(
         ModelError: the vectors cannot be read.
         RecipeError: pooling and head do not go together, or the vectors not with the vocabulary.
     """
-    found = None if options.vectors is None else _vectors(options, tokenizer)
+    found = _begin_with(options, tokenizer)
     config = LSTMConfig(
         vocab_size=len(tokenizer),
         embedding_size=(options.embedding_size or EMBEDDING_SIZE) if found is None else found[1].shape[1],
@@ -124,8 +134,19 @@ def make_classifier(
         table.normal_(std=float(values.std(correction=0)))  # words that are not among them begin as large as those
         table[tokenizer.pad_token_id].zero_()
         table[places] = values
+    if options.pieces is not None:
+        return model, f"Embeddings: {len(places):,} of {options.pieces}, {values.shape[1]:,} numbers each."
     told = f"{options.vectors} has {len(places):,} of the {len(tokenizer) - len(SPECIAL):,} entries of the vocabulary."
     return model, f"Vectors: {told}"
+
+
+def _begin_with(options: Options, tokenizer: Any) -> tuple[Any, Any] | None:
+    """Places in the vocabulary, and the embeddings that these begin with; None for fresh ones."""
+    if options.pieces is not None:
+        table = read_embeddings(options.pieces)[: len(tokenizer)].numpy()
+        _require_size(options, table.shape[1])
+        return np.arange(len(table)), table
+    return None if options.vectors is None else _vectors(options, tokenizer)
 
 
 def _vectors(options: Options, tokenizer: Any) -> tuple[Any, Any]:
@@ -136,11 +157,22 @@ def _vectors(options: Options, tokenizer: Any) -> tuple[Any, Any]:
         expected, got = f"vectors of some of the {len(words):,} entries of the vocabulary", "of none"
         todo = "Give vectors of the same language; see model.options.vocabulary and model.options.lowercase."
         raise RecipeError("These vectors are of no use here.", [Problem(expected, got, todo, Where(field=FIELD))])
-    if options.embedding_size not in (None, values.shape[1]):
-        todo, where = "Leave it out.", Where(field="model.options.embedding_size")
-        expected = f"{values.shape[1]:,}, the size of the vectors"
-        raise RecipeError(
-            "The embeddings are begun with vectors of another size.",
-            [Problem(expected, str(options.embedding_size), todo, where)],
-        )
+    _require_size(options, values.shape[1])
     return places, values
+
+
+def _require_size(options: Options, size: int) -> None:
+    """Make sure that what embeddings begin with is as large as they are to be.
+
+    Raises:
+        RecipeError: it is not.
+    """
+    if options.embedding_size in (None, size):
+        return
+    problem = Problem(
+        where=Where(field="model.options.embedding_size"),
+        expected=f"{size:,}, the size of the vectors",
+        got=str(options.embedding_size),
+        todo="Leave it out.",
+    )
+    raise RecipeError("The embeddings are begun with vectors of another size.", [problem])

@@ -117,6 +117,8 @@ def first_weights_hash(model: Model) -> str | None:
     options = options_of(model)
     if options is None:
         return weights_hash(model.name)
+    if pieces := getattr(options, "pieces", None):
+        return weights_hash(pieces)
     file = Path(getattr(options, "vectors", None) or "")
     return sha256(file) if file.is_file() else None
 

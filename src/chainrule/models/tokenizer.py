@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 Unit = Literal["word", "character", "byte"]
 
 PAD, UNKNOWN, END = SPECIAL = ("[PAD]", "[UNK]", "[SEP]")
+INPUTS = ("input_ids", "attention_mask")  # no types: an LSTM knows one text from the other by what ends it
 
 # Scripts that are written without spaces between words: Thai, Lao, Burmese, Khmer, Japanese and Chinese.
 _UNSPACED = re.compile(
@@ -60,7 +61,18 @@ def make_tokenizer(texts: Iterable[str], unit: Unit, *, size: int, min_count: in
         pad_token=PAD,
         unk_token=UNKNOWN,
         sep_token=END,
-        model_input_names=["input_ids", "attention_mask"],
+        model_input_names=list(INPUTS),
+    )
+
+
+def without_types(tokenizer: Any) -> Any:
+    """A pretrained model's tokenizer for a model that is given tokens alone, padded on the right."""
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer,
+        model_input_names=list(INPUTS),
+        model_max_length=tokenizer.model_max_length,
+        padding_side="right",
+        **tokenizer.special_tokens_map,
     )
 
 

@@ -43,7 +43,7 @@ def cluster(workers: int) -> Iterator[Any]:
             f"dashboard, such as {ADDRESS}=http://HEAD:8265; it is submitted as a job.",
         )
         raise UserError("The cluster must be used from inside.", [problem])
-    here = address is None or address == "local"
+    here = is_own()
     quiet = {"logging_level": "ERROR", "log_to_driver": False, "include_dashboard": False}
     if here:
         size = {"num_cpus": max(physical_cores(), workers), "object_store_memory": STORE_BYTES}
@@ -63,6 +63,11 @@ def cluster(workers: int) -> Iterator[Any]:
         ray.shutdown()
 
 
+def is_own() -> bool:
+    """Whether the cluster is of this machine alone, and ends with this process."""
+    return os.environ.get(ADDRESS) in (None, "local")
+
+
 def _knock(address: str) -> None:
     """Make sure that something answers there, for which Ray itself would wait many minutes.
 
@@ -76,7 +81,7 @@ def _knock(address: str) -> None:
 
 def _unreachable(address: str | None, error: Exception) -> UserError:
     got = " ".join(str(error).split())[:300] or type(error).__name__
-    if address is None or address == "local":
+    if is_own():
         problem = Problem("a Ray of this machine", got, "See the logs in the folder ray of the temporary folder.")
         return UserError("Ray does not start.", [problem])
     problem = Problem(

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import logging
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from chainrule.core.artifact import Artifact
 from chainrule.core.engine import ADDRESS
-from chainrule.errors import Problem, RecipeError, UserError, Where
-from chainrule.scaling.cluster import cluster, cores_each, machines, take_place, where_we_are, worker_count
+from chainrule.errors import ChainruleError, Problem, RecipeError, UserError, Where
+from chainrule.scaling.cluster import cluster, cores_each, is_own, machines, take_place, where_we_are, worker_count
 from chainrule.scaling.prediction import got
 from chainrule.serving.hosts import hosts_of
 from chainrule.serving.keys import Keys
@@ -30,7 +31,8 @@ from chainrule.system.progress import Display, Quiet
 from chainrule.system.stop import who_stopped
 
 NAME = "chainrule"  # of the application in the cluster
-STARTS = 3  # of a replica that does not come up, before all is given up
+STARTS = 1  # of a replica that does not come up, before all is given up: a damaged file stays one
+_TOLD = "Chainrule could not begin: ", "(end)"  # around what a replica says, among what Ray Serve says of it
 
 
 class Replica:
@@ -55,7 +57,10 @@ class Replica:
         take_place(place)
         use_threads(cores)
         self.stack = ExitStack()
-        self.gate = prepare(places, keys, access, limits, operation, Quiet(), self.stack)
+        try:
+            self.gate = prepare(places, keys, access, limits, operation, Quiet(), self.stack)
+        except ChainruleError as error:  # of an error Ray Serve hands on nothing but its text
+            raise RuntimeError(" ".join(str(error).split()).join(_TOLD)) from None
 
     def __serve_build_asgi_app__(self) -> Any:
         """What Ray Serve asks for."""
@@ -98,12 +103,12 @@ def serve_with_ray(
         workers = worker_count(asked, ray)
         for answer in [ray.remote(num_cpus=0)(take_place).remote(where_we_are()) for _ in range(machines(ray))]:
             got(ray, answer)
-        with _proxies(serve, access.host, port):
+        with _proxies(ray, serve, access.host, port):
             cores = cores_each(None, workers, ray)
-            what = where_we_are(), places, keys, access, limits, operation, cores
             gpus = int(ray.cluster_resources().get("GPU", 0) >= workers)
             display.say(f"Ray: {workers} replicas of {', '.join(places)}.")
-            _deploy(serve, what, {"num_cpus": cores, "num_gpus": gpus}, workers)
+            made = _deployment(serve, workers, limits, {"num_cpus": cores, "num_gpus": gpus})
+            _begin(serve, made.bind(where_we_are(), places, keys, access, limits, operation, cores))
             url = url_of(access.host, port)
             display.say(f"Serving {', '.join(places)} at {url} ({url}/docs tells how to ask). Ctrl-C ends it.")
             ending.serving = True
@@ -114,11 +119,11 @@ def serve_with_ray(
 
 
 @contextmanager
-def _proxies(serve: Any, host: str, port: int) -> Iterator[None]:
+def _proxies(ray: Any, serve: Any, host: str, port: int) -> Iterator[None]:
     """Ray Serve in this cluster, ended afterwards.
 
     Raises:
-        UserError: somebody else serves with it.
+        UserError: somebody else serves with it, or a machine cannot listen.
     """
     if serve.status().proxies:
         problem = Problem(
@@ -129,16 +134,22 @@ def _proxies(serve: Any, host: str, port: int) -> Iterator[None]:
         )
         raise UserError("The cluster already serves.", [problem])
     quiet = {"enable_access_log": False, "log_level": "ERROR"}
-    serve.start("EveryNode", {"host": host, "port": port}, logging_config=quiet)
+    try:
+        serve.start("EveryNode", {"host": host, "port": port}, logging_config=quiet)
+    except ray.exceptions.RayError as error:
+        got, todo = " ".join(str(error).split())[:200], "Choose another: --host, --port."
+        problem = Problem(f"{host} and port {port} free on every machine of the cluster", got, todo)
+        raise UserError("The machines of the cluster cannot listen.", [problem]) from error
     try:
         yield
     finally:
-        serve.shutdown()
+        if not is_own():  # else all of it ends with this process
+            with redirect_stdout(sys.stderr):  # where Ray says that its controller is gone
+                serve.shutdown()
 
 
-def _deploy(serve: Any, what: tuple[Any, ...], resources: Mapping[str, Any], replicas: int) -> None:
-    limits: Limits = what[4]
-    made = serve.deployment(
+def _deployment(serve: Any, replicas: int, limits: Limits, resources: Mapping[str, Any]) -> Any:
+    return serve.deployment(
         serve.ingress()(Replica),
         name=NAME,
         num_replicas=replicas,
@@ -148,11 +159,22 @@ def _deploy(serve: Any, what: tuple[Any, ...], resources: Mapping[str, Any], rep
         graceful_shutdown_wait_loop_s=0.2,
         ray_actor_options=dict(resources),
     )
+
+
+def _begin(serve: Any, application: Any) -> None:
+    """Wait until all replicas are there.
+
+    Raises:
+        UserError: one cannot begin.
+    """
     try:
-        serve.run(made.bind(*what), name=NAME, logging_config={"enable_access_log": False, "log_level": "ERROR"})
+        serve.run(application, name=NAME, logging_config={"enable_access_log": False, "log_level": "ERROR"})
     except RuntimeError as error:
-        told = " ".join(str(error).split())
-        problem = Problem("replicas that come up", told[-300:], "See the logs of Ray Serve on the workers' machines.")
+        overview = serve.status().applications.get(NAME)
+        said = overview.deployments[NAME].message if overview and NAME in overview.deployments else str(error)
+        told = said.rpartition(_TOLD[0])[2].partition(_TOLD[1])[0] if _TOLD[0] in said else said[-300:]
+        todo = "Mend that; the logs of Ray Serve on the workers' machines tell more."
+        problem = Problem("replicas that come up", " ".join(told.split()).rstrip("."), todo)
         raise UserError("The models cannot be served by this cluster.", [problem]) from error
 
 

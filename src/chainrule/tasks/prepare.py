@@ -24,7 +24,7 @@ from chainrule.models.load import LONGEST, load_processor, load_tokenizer, token
 from chainrule.models.scratch import SCRATCH, options_of, refuse_misfit
 from chainrule.tasks.conversation import special_tokens, tell_tools, tells_tools_first
 from chainrule.tasks.pictures import height_of
-from chainrule.tasks.unlabelled import Unlabelled, read_unlabelled
+from chainrule.tasks.unlabelled import Unlabelled, unlabelled_rows
 from chainrule.tasks.windows import LongTexts, Windowed
 
 
@@ -77,10 +77,9 @@ def prepare(
     dataset.require_ok()
     prepared = with_tokens(dataset, recipe, task, splits, reserved=reserved)
     replace(dataset, report=prepared.report).require_ok()
-    further = recipe.distillation.unlabelled
-    if further is None or not recipe.distillation.teachers:  # without teachers nothing is known of them
+    rows = unlabelled_rows(prepared.dataset, recipe, task, prepared.tokenizer, prepared.max_length)
+    if rows is None:
         return prepared
-    rows = read_unlabelled(further, prepared.dataset, recipe, task, prepared.tokenizer, prepared.max_length)
     report = prepared.report.model_copy(update={"findings": (*prepared.report.findings, *rows.findings)})
     return replace(prepared, dataset=replace(prepared.dataset, report=report), report=report, unlabelled=rows)
 

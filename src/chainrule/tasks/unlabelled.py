@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -14,7 +14,7 @@ from chainrule.core.report import Finding
 from chainrule.core.task import Task
 from chainrule.data.batch import IGNORED
 from chainrule.data.check import length_finding
-from chainrule.data.encode import Encoded
+from chainrule.data.encode import Encoded, joined
 from chainrule.data.flaws import agree, count_rows, finding
 from chainrule.data.load import Dataset
 from chainrule.data.split import hash_texts
@@ -22,6 +22,7 @@ from chainrule.data.stream import load_inputs
 from chainrule.data.table import Places
 from chainrule.data.texts import Texts
 from chainrule.data.tokens import encode_once
+from chainrule.data.variants import variants_of
 from chainrule.errors import DataError, Problem, RecipeError, Where
 
 KINDS = ("class", "classes", "number")  # of targets, where a row has one
@@ -36,14 +37,13 @@ class Unlabelled:
         hashes: (n,) uint64 of the inputs.
     """
 
-    places: Places
     inputs: dict[str, Texts]
     encoded: Encoded
     hashes: np.ndarray
     findings: tuple[Finding, ...]
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.hashes)
 
     def hollow(self, targets: np.ndarray) -> Encoded:
         """The rows with targets that say that there are none.
@@ -56,8 +56,8 @@ class Unlabelled:
         return replace(self.encoded, targets=none)
 
 
-def read_unlabelled(path: str, dataset: Dataset, recipe: Recipe, task: Task, tokenizer: Any, limit: int) -> Unlabelled:
-    """Rows that are not among those of a dataset, checked as those to predict are.
+def unlabelled_rows(dataset: Dataset, recipe: Recipe, task: Task, tokenizer: Any, limit: int) -> Unlabelled | None:
+    """What a recipe's student learns without labels: rows of a file, and changed copies of the training rows.
 
     Args:
         limit: the tokens of a row that are read.
@@ -66,10 +66,51 @@ def read_unlabelled(path: str, dataset: Dataset, recipe: Recipe, task: Task, tok
         RecipeError: the task's rows have no target as a whole.
         DataError: nothing can be read, or rows cannot be used, or none is left.
     """
+    options = recipe.distillation
+    if not options.teachers or (options.unlabelled is None and not options.variants):
+        return None  # without teachers nothing is known of them
     if task.target.kind not in KINDS or task.sees:
-        where = Where(field="distillation.unlabelled")
+        where = Where(field="distillation.unlabelled" if options.variants == 0 else "distillation.variants")
         problem = Problem("a task whose rows are texts with one target each", task.name, "Leave it out.", where)
         raise RecipeError("Only labelled rows can be learned here.", [problem])
+    found = []
+    if options.unlabelled is not None:
+        found.append(read_unlabelled(options.unlabelled, dataset, recipe, task, tokenizer, limit))
+    if options.variants:
+        found.append(make_variants(dataset, recipe, task, tokenizer, limit))
+    return found[0] if len(found) == 1 else _all_of(found)
+
+
+def _all_of(parts: Sequence[Unlabelled]) -> Unlabelled:
+    return Unlabelled(
+        {name: Texts.of(chain.from_iterable(part.inputs[name] for part in parts)) for name in parts[0].inputs},
+        joined([part.encoded for part in parts]),
+        np.concatenate([part.hashes for part in parts]),
+        tuple(chain.from_iterable(part.findings for part in parts)),
+    )
+
+
+def make_variants(dataset: Dataset, recipe: Recipe, task: Task, tokenizer: Any, limit: int) -> Unlabelled:
+    """Changed copies of the training rows that differ from one another and from all rows of the data."""
+    texts = variants_of(dataset.splits["train"].inputs, recipe.distillation.variants, recipe.seed)
+    hashes = hash_texts(list(texts.values()))
+    known = np.concatenate([split.hashes for split in dataset.splits.values()])
+    _, first = np.unique(hashes, return_index=True)
+    kept = np.sort(first[~np.isin(hashes[first], known)])
+    inputs = {name: Texts.of(values[place] for place in kept.tolist()) for name, values in texts.items()}
+    encoded = encode_once(task.encode, tokenizer, inputs, None, limit)
+    message = (
+        f"{count_rows(len(kept), None)} made of training rows {agree(len(kept), 'are')} learned from the teachers."
+    )
+    return Unlabelled(inputs, encoded, hashes[kept], (finding("variants", "info", message),))
+
+
+def read_unlabelled(path: str, dataset: Dataset, recipe: Recipe, task: Task, tokenizer: Any, limit: int) -> Unlabelled:
+    """Rows that are not among those of a dataset, checked as those to predict are.
+
+    Raises:
+        DataError: nothing can be read, or rows cannot be used, or none is left.
+    """
     found = load_inputs(
         path, task, dataset.fields, named=recipe.data.fields, on_bad_row=recipe.data.on_bad_row, clean=recipe.data.clean
     )
@@ -89,7 +130,7 @@ def read_unlabelled(path: str, dataset: Dataset, recipe: Recipe, task: Task, tok
     note = finding("unlabelled", "info", message, file=places.file, rows=places.rows)
     long = length_finding(encoded.full_lengths, limit, None, places) if encoded.sequences is None else None
     findings = (note, *told, *found.findings, *([long] if long else []))
-    return Unlabelled(places, inputs, encoded, hashes, findings)
+    return Unlabelled(inputs, encoded, hashes, findings)
 
 
 def _not_among(hashes: np.ndarray, dataset: Dataset, places: Places) -> tuple[np.ndarray, list[Finding]]:

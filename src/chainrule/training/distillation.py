@@ -180,7 +180,7 @@ def distilled(
     """
     options = recipe.distillation
     if not options.teachers:
-        if options.reads_states or options.unlabelled is not None:
+        if options.reads_states or options.unlabelled is not None or options.variants:
             what = "their states are to be learned" if options.reads_states else "there are rows without labels"
             raise _refused(f"teachers, as {what}", "none", "distillation.teachers")
         return train, objective

@@ -92,8 +92,10 @@ def refuse_changes(run: Path, recipe: Recipe, prepared: Prepared) -> None:
         for name in changed
     ]
     if before.get("base_sha256") != now["base_sha256"]:
-        vectors = recipe.model.options.get("vectors")
-        begun, field = ("word vectors", "model.options.vectors") if vectors else ("base model", "model.name")
+        begun, field = "base model", "model.name"
+        for option, name in (("vectors", "word vectors"), ("pieces", "embeddings")):
+            if recipe.model.options.get(option):
+                begun, field = name, f"model.options.{option}"
         todo = f"Put the {begun} back as before, or train anew with --out."
         problems.append(Problem(f"the {begun} that the run began with", "other weights", todo, Where(field=field)))
     if before.get("teachers_sha256") != now.get("teachers_sha256"):

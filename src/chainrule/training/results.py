@@ -102,8 +102,8 @@ def _manifest(
     plain["distillation"]["teachers"] = [_base_name(path) for path in plain["distillation"]["teachers"]]
     if further := plain["distillation"]["unlabelled"]:
         plain["distillation"]["unlabelled"] = _base_name(further)
-    if vectors := plain["model"]["options"].get("vectors"):
-        plain["model"]["options"]["vectors"] = _base_name(vectors)
+    options = plain["model"]["options"]
+    options |= {name: _base_name(options[name]) for name in ("vectors", "pieces") if options.get(name)}
     return Manifest(
         chainrule_version=__version__,
         task=task.name,
