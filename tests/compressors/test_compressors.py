@@ -14,15 +14,31 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import chainrule
+from chainrule.api.exporting import rows_of_split
 from chainrule.cli import main
+from chainrule.compressors.base import Given
+from chainrule.compressors.int8 import Int8, Options
 from chainrule.compressors.vocabulary import cut, tokens_to_keep
 from chainrule.core.artifact import Artifact, Run, Speed
 from chainrule.errors import GateError, ModelError, RecipeError
+from chainrule.evaluation.parity import Bound
 from chainrule.evaluation.speed import require_faster
+from chainrule.inference.predict import load_predictor
+from chainrule.system.progress import Quiet
 from chainrule.testing.data import WORDS, sentences, write_csv
 from chainrule.testing.runs import short_run
 
 pytestmark = pytest.mark.unit
+
+
+class Told(Quiet):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.lines.append(message)
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +74,28 @@ def test_int8_of_other_tasks(task: str, tmp_path: Path) -> None:
     limits: Any = {"allow_slower": True, "loss": 100.0, "worst": 1000.0}
     _, step = chainrule.compress(made, tmp_path / "small", to="int8", options={"rows": 16}, **limits)
     assert step.parity.distance < 0.5 * step.parity.largest
+
+
+def test_where_rounding_costs_too_much_the_model_is_trained_with_it(run: Run, tmp_path: Path) -> None:
+    """Too much is here whatever is no point better; killed, the training goes on."""
+    parent, told = load_predictor(run.artifact, device="cpu", precision="float32"), Told()
+    seen, train = (rows_of_split(parent, None, split) for split in ("validation", "train"))
+    source = str(run.path.parent / "rows" / "rows.csv")
+    given = Given(seen.encoded, train.encoded, -0.01, told, source, tmp_path / "training")
+    options = Options(rows=16, restore=False, settings={"training.threads": 1})
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        assert Int8(options).write(parent, tmp_path / folder, given, Bound()).runtime == "openvino"
+        (tmp_path / "training" / "run" / "summary.json").unlink()  # as if it had been killed before its last file
+    recipe = chainrule.read_recipe(tmp_path / "training" / "run" / "resolved.yaml")
+    assert recipe.regularisers == {"rounding": {"bits": 8, "inputs": True}}
+    assert recipe.distillation.teachers == (str(run.artifact.path),)
+    assert recipe.training.epochs == 1.0
+    assert not recipe.training.accelerate
+    after = [line for line in told.lines if line.startswith("accuracy after training with rounding: ")]
+    assert len(after) == 2
+    assert after[0] == after[1]
+    assert f"Going on with what was begun in {tmp_path / 'training'}." in told.lines
 
 
 def test_what_loses_too_much_is_not_put_in_place(laconic: Run, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from chainrule.testing.models import tiny_chat_model
 from chainrule.training.regularisers import REGULARISERS, regularised
 from chainrule.training.regularisers.mixout import Mixout
 from chainrule.training.regularisers.mixout import Options as MixoutOptions
+from chainrule.training.regularisers.rounding import rounded_input, rounded_weight
 
 pytestmark = pytest.mark.unit
 CPU = torch.device("cpu")
@@ -35,10 +36,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "r-drop": {"alpha": 0.7},
     "fgm": {"epsilon": 0.5},
     "mixout": {"probability": 0.5},
+    "rounding": {"bits": 8},
     "l1": {"strength": 0.01},
     "l2": {"strength": 0.02},
     "l2-sp": {"strength": 0.03},
 }
+OF_A_BATCH = {"mixout", "rounding"}  # masks are drawn, and ranges taken, for every micro-batch
 PENALTIES = ("l1", "l2", "l2-sp")
 
 
@@ -105,7 +108,7 @@ def mean_loss(model: Any, batch: Batch, weights: dict[str, torch.Tensor], **inpu
     return functional.cross_entropy(logits.float(), batch.targets)
 
 
-@pytest.mark.parametrize("name", sorted(set(REGULARISERS) - {"mixout"}))  # whose mask is drawn for every micro-batch
+@pytest.mark.parametrize("name", sorted(set(REGULARISERS) - OF_A_BATCH))
 @pytest.mark.parametrize("micro", [1, 5])
 def test_micro_batches_give_what_the_whole_batch_gives(name: str, micro: int, model: Any, rows: Encoded) -> None:
     objective = around(name, moved(model), rows)
@@ -288,6 +291,78 @@ def test_mixout_keeps_the_expectation(model: Any, rows: Encoded) -> None:
     assert float(kept.mean()) == pytest.approx(1.0, abs=0.02)
 
 
+def test_rounding_is_its_formula_and_gradients_pass_through_it(model: Any, rows: Encoded) -> None:
+    """w + stop(rounded(w) - w), and inputs alike: the gradient with respect to w is that at the rounded weight."""
+    objective, batch = around("rounding", moved(model), rows), batch_of(rows, np.arange(6))
+    own = {key: value.detach().clone() for key, value in model.named_parameters()}
+    loss, _ = objective.accumulate(model, batch)
+    found = gradients(model)
+    assert all(torch.equal(value, own[key]) for key, value in model.named_parameters())
+    weights = {key: value.clone().requires_grad_() for key, value in own.items()}
+    linear = {f"{name}.weight" for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
+    in_layers = {key for key in linear if ".layer." in key}
+    mixed = {
+        key: value + (fake(value, 1) - value).detach() if key in in_layers else value for key, value in weights.items()
+    }
+    hooks = [
+        part.register_forward_pre_hook(lambda _, given: (given[0] + (fake_tensor(given[0]) - given[0]).detach(),))
+        for name, part in model.named_modules()
+        if f"{name}.weight" in in_layers
+    ]
+    expected = 6 * mean_loss(model, batch, mixed)
+    expected.backward()  # type: ignore[no-untyped-call]
+    for hook in hooks:
+        hook.remove()
+    assert float(loss) == pytest.approx(expected.item(), rel=1e-6)
+    assert len(in_layers) >= 12
+    wanted = {key: value.grad for key, value in weights.items() if value.grad is not None}
+    close(found, wanted, 1e-4)  # a step of an input more or less, where float32 scales round otherwise
+    base(rows).accumulate(model, batch)
+    plain = gradients(model)
+    assert any(not torch.allclose(value, plain[key], atol=1e-5) for key, value in found.items())
+
+
+def fake(weight: torch.Tensor, axis: int) -> torch.Tensor:
+    """torch's own fake quantisation, in float32: symmetric, by output."""
+    wide = weight.detach().float()
+    scale = wide.abs().amax(axis) / 127
+    zeros = torch.zeros_like(scale, dtype=torch.int32)
+    return torch.fake_quantize_per_channel_affine(wide, scale, zeros, 0, -127, 127).double()
+
+
+def fake_tensor(values: torch.Tensor) -> torch.Tensor:
+    values = values.detach()
+    low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
+    scale = (high - low) / 255
+    return torch.fake_quantize_per_tensor_affine(values.float(), scale, round(-low / scale), 0, 255).double()
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_rounded_numbers_are_the_nearest_steps(bits: int) -> None:
+    draw = torch.Generator().manual_seed(0)
+    weight = torch.randn(5, 40, generator=draw, dtype=torch.float64)
+    weight[3] = 0
+    found = rounded_weight(weight, bits)
+    step = weight.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
+    assert ((found - weight).abs() <= step / 2 + 1e-12).all()
+    assert all(len(set(row.tolist())) <= 2**bits - 1 for row in found)
+    values = torch.rand(7, 30, generator=draw, dtype=torch.float64) * 3 - 1
+    close_by = rounded_input(values, bits)
+    assert len(set(close_by.flatten().tolist())) <= 2**bits
+    assert float((close_by - values).abs().max()) <= float((values.max() - values.min()) / (2**bits - 1)) + 1e-12
+    assert float(rounded_input(torch.zeros(3), bits).abs().max()) == 0
+
+
+def test_inputs_are_rounded_where_they_can_be_reached(model: Any, rows: Encoded) -> None:
+    model = model.float()
+    accelerate(model, CPU)
+    with pytest.raises(RecipeError, match="The inputs of layers cannot be rounded"):
+        regularised(base(rows), {"rounding": {}}, model, names_of(model))
+    assert regularised(base(rows), {"rounding": {"inputs": False}}, model, names_of(model))
+    with pytest.raises(RecipeError, match="Nothing would be rounded"):
+        regularised(base(rows), {"rounding": {"inputs": False}}, model, {"classifier.weight"})
+
+
 def test_copies_in_bfloat16_follow_the_mixed_weights_and_the_restored_ones(model: Any, rows: Encoded) -> None:
     model = model.float()
     accelerate(model, CPU)
@@ -354,8 +429,8 @@ def test_what_cannot_be_used_is_refused(tiny_bert: Path, tokenizer: Any, rows: E
         "partial, got one that trains none. Choose another strategy, or leave mixout out."
     )
     assert refusal(base(rows), "r_drop", model) == (
-        "field 'regularisers': expected one of r-drop, fgm, mixout, l1, l2, l2-sp, got 'r_drop'. Choose one of the "
-        "names; `chainrule show regularisers` describes them."
+        "field 'regularisers': expected one of r-drop, fgm, mixout, rounding, l1, l2, l2-sp, got 'r_drop'. Choose one "
+        "of the names; `chainrule show regularisers` describes them."
     )
     with pytest.raises(RecipeError) as caught:
         regularised(base(rows), {"l2-sp": {}}, model, ())

@@ -23,16 +23,16 @@ from pydantic import Field
 
 from chainrule.compressors.base import Given, refused
 from chainrule.compressors.importance import Importances, Measure, importances
-from chainrule.compressors.students import TRIAL_STEPS, recovery_recipe, trial_of
-from chainrule.core.artifact import Artifact
-from chainrule.core.recipe import Recipe, Section, Spec
+from chainrule.compressors.recovery import begin, loss_of, recipe_of, trained_again, write_model
+from chainrule.compressors.students import TRIAL_STEPS, trial_of
+from chainrule.core.recipe import Section
 from chainrule.core.task import LOWER_IS_BETTER
 from chainrule.data.encode import Encoded
 from chainrule.errors import Problem, RecipeError, Where
 from chainrule.evaluation.handover import Written
 from chainrule.evaluation.parity import Bound
 from chainrule.exporters.graph import merged
-from chainrule.inference.predict import Predictor, load_predictor
+from chainrule.inference.predict import Predictor
 from chainrule.models.adapters import plain_model
 from chainrule.models.folder import WEIGHTS
 from chainrule.models.narrowing import (
@@ -48,16 +48,12 @@ from chainrule.models.narrowing import (
     kept_of,
     sizes_of,
 )
-from chainrule.models.save import save_model
-from chainrule.system.files import atomic_folder, read_json, write_json
+from chainrule.system.files import atomic_folder
 from chainrule.system.progress import Quiet
-from chainrule.tasks.objectives import LogitsObjective
-from chainrule.training.distillation import KINDS, WORDS
-from chainrule.training.run import resume_run, train_recipe
+from chainrule.training.run import train_recipe
 
 SEED = 0  # of the draw of rows that show what matters
 CHOICES = 3  # numbers of layers that are tried
-ASKED = "asked.json"
 
 
 class Options(Section):
@@ -128,35 +124,18 @@ class Prune:
         if given.train is None or given.source is None:
             problem = Problem("training rows", "none", "Name data with a training split: --data DATA")
             raise RecipeError("What is left of a pruned model is trained again, on nothing.", [problem])
-        place, start, run = given.place, given.place / "start", given.place / "run"
-        self._begin(predictor, given)
+        place, start = given.place, given.place / "start"
+        begin(predictor, self.options, given)
         if not start.is_dir():
             self._choose(predictor, given, given.train, start)
-        began, source = time.perf_counter(), given.source
-        if (run / "resolved.yaml").is_file():
-            resume_run(run, None if isinstance(source, str | Path) else source, given.display, began)
-        else:
-            given.display.say("Training what is left …")
-            train_recipe(self._recipe(predictor, given, start), source, run, given.display, began)
-        learned = load_predictor(Artifact.read(run), device="cpu", precision="float32")
-        loads_in = _save(predictor, merged(learned), folder)
+        learned = trained_again(
+            recipe_of(predictor, given, start, self.options.epochs, self.options.settings),
+            given,
+            "Training what is left …",
+        )
+        loads_in = write_model(predictor, merged(learned), folder)
         shutil.rmtree(place / "trials", ignore_errors=True)
         return Written("torch", loads_in, WEIGHTS, bound=bound)
-
-    def _begin(self, predictor: Predictor, given: Given) -> None:
-        """Go on with what the same command has left behind; what another has left is removed."""
-        asked = {
-            "parent": predictor.artifact.manifest.weights_sha256,
-            "options": self.options.model_dump(mode="json"),
-            "source": str(given.source) if isinstance(given.source, str | Path) else None,
-        }
-        file = given.place / ASKED
-        if file.is_file() and read_json(file) == asked:
-            given.display.say(f"Going on with what was begun in {given.place}.")
-            return
-        shutil.rmtree(given.place, ignore_errors=True)
-        given.place.mkdir(parents=True)
-        write_json(file, asked)
 
     def _choose(self, predictor: Predictor, given: Given, train: Encoded, start: Path) -> None:
         """Write what is left by the best choice."""
@@ -182,12 +161,12 @@ class Prune:
         given.display.say(f"Taken: {chosen.words}.")
         shutil.rmtree(given.place / "trials", ignore_errors=True)
         with atomic_folder(start) as made:
-            _save(predictor, _narrowed(model, family, chosen), made)
+            write_model(predictor, _narrowed(model, family, chosen), made)
 
     def _importances(self, predictor: Predictor, model: Any, family: Anchors, train: Encoded) -> Importances:
         count = min(self.options.rows, len(train))
         rows = train.take(np.sort(np.random.default_rng(SEED).permutation(len(train))[:count]))
-        objective = predictor.task.objective(_loss_of(predictor), train.targets)
+        objective = predictor.task.objective(loss_of(predictor), train.targets)
         groups = frame_of(model, family, 0).groups
         return importances(predictor, model, family, groups, rows, objective, self.options.importance)
 
@@ -205,8 +184,8 @@ class Prune:
             if len(plans) > 1 and steps:
                 start = trials / f"start{number}"
                 start.mkdir(parents=True)
-                _save(predictor, narrow, start)
-                recipe = trial_of(self._recipe(predictor, given, start), steps)
+                write_model(predictor, narrow, start)
+                recipe = trial_of(recipe_of(predictor, given, start, self.options.epochs, self.options.settings), steps)
                 run = train_recipe(recipe, given.source, trials / f"run{number}", Quiet(), time.perf_counter())
                 found = run.summary["metrics"][metric]
                 told += f", {found:.4f} after {steps} steps"
@@ -214,16 +193,6 @@ class Prune:
             scores.append(-found if metric in LOWER_IS_BETTER else found)
         changes = [plan.change for plan in plans]
         return scores.index(max(scores)) if steps else changes.index(min(changes))
-
-    def _recipe(self, predictor: Predictor, given: Given, start: Path) -> Recipe:
-        """Of the training afterwards: with the model before as teacher, where its task has a few logits a row."""
-        kind, train = predictor.task.target.kind, given.train
-        taught = False
-        if train is not None and kind in KINDS and (train.sequences is None or kind == WORDS):
-            objective = predictor.task.objective(_loss_of(predictor), train.targets)
-            taught = isinstance(objective, LogitsObjective)
-        recipe = recovery_recipe(predictor, start, given.source, self.options.epochs, taught=taught)
-        return recipe.replace(self.options.settings)
 
 
 def plans_of(
@@ -285,13 +254,3 @@ def _narrowed(model: Any, family: Anchors, plan: Plan) -> Any:
     narrow = copy.deepcopy(model)
     cut(narrow, family, plan.made)
     return narrow
-
-
-def _loss_of(predictor: Predictor) -> Spec:
-    return Spec.model_validate(predictor.artifact.manifest.recipe.get("loss") or {"name": "default"})
-
-
-def _save(predictor: Predictor, model: Any, folder: Path) -> tuple[str, ...]:
-    manifest, task = predictor.artifact.manifest, predictor.task
-    limit = None if task.head == "language-model" or task.sees else manifest.max_length
-    return save_model(folder, model, predictor.tokenizer, max_length=limit, base=manifest.base_model)

@@ -13,7 +13,7 @@ from typing import Any
 from chainrule.core.recipe import Spec
 from chainrule.core.shelf import Entry, Part, take
 from chainrule.core.task import Objective
-from chainrule.training.regularisers import fgm, mixout, penalties, r_drop
+from chainrule.training.regularisers import fgm, mixout, penalties, r_drop, rounding
 
 KEY = "regularisers"
 
@@ -23,6 +23,9 @@ REGULARISERS: dict[str, Entry] = {
         fgm.Options, fgm.FGM, "learns each row again with its word embeddings moved against it; twice the work"
     ),
     "mixout": Entry(mixout.Options, mixout.Mixout, "linear weights go back to the pretrained ones at random"),
+    "rounding": Entry(
+        rounding.Options, rounding.Rounding, "linear layers compute with few bits (quantisation-aware training)"
+    ),
     "l1": Entry(penalties.Options, penalties.l1, "the size of the trained weights"),
     "l2": Entry(penalties.Options, penalties.l2, "half the square of the trained weights"),
     "l2-sp": Entry(penalties.Options, penalties.l2_sp, "half the squared distance from the pretrained weights"),
