@@ -35,8 +35,10 @@ from chainrule.exporters.openvino import converted, save
 from chainrule.inference.predict import Predictor, said_of
 from chainrule.inference.runtimes.graph import MASK, Graph, Runner
 from chainrule.inference.runtimes.openvino import WEIGHTS, compiled
+from chainrule.models.adapters import plain_model
 from chainrule.system.extras import require
 from chainrule.system.files import atomic_folder
+from chainrule.training.regularisers.rounding import linear_layers
 
 AWARE: dict[str, Any] = {"regularisers": {"rounding": {}}, "training.accelerate": False}  # kernels join layers
 
@@ -90,7 +92,7 @@ class Int8:
         given.display.say(
             f"{metric} on {len(given.rows):,} rows of validation: {before:.4f} before, {attempt.score:.4f} after."
         )
-        if fall(metric, before, attempt.score) > given.loss and self.options.epochs and given.train is not None:
+        if fall(metric, before, attempt.score) > given.loss and self._learns(predictor, given):
             attempt = self._better(nncf, predictor, attempt, given)
         if fall(metric, before, attempt.score) > given.loss and self.options.restore:
             given.display.say("Looking for the layers that hurt …")
@@ -108,6 +110,11 @@ class Int8:
         with silent(nncf):
             small = nncf.quantize(whole, seen, **how)
         return _Attempt(whole, small, _score(predictor, small, given.rows))
+
+    def _learns(self, predictor: Predictor, given: Given) -> bool:
+        """Whether there is something to round, and to train it on."""
+        known = self.options.epochs > 0 and given.train is not None and given.source is not None
+        return known and bool(linear_layers(plain_model(predictor.forward.model)))
 
     def _better(self, nncf: Any, predictor: Predictor, attempt: _Attempt, given: Given) -> _Attempt:
         """The same after a training with rounding; as it was, where that is no better."""

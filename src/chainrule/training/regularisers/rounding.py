@@ -35,12 +35,8 @@ class Rounding:
     def __init__(self, options: Options, inner: Objective, model: Any, trained: Collection[str]) -> None:
         self.inner, self.options = inner, options
         names = {id(parameter): name for name, parameter in model.named_parameters()}
-        self.layers = [
-            (layer, names[id(layer.weight)])
-            for stacked in layer_stack(model)
-            for layer in stacked.modules()
-            if isinstance(layer, nn.Linear) and names[id(layer.weight)] in trained
-        ]
+        known = ((layer, names[id(layer.weight)]) for layer in linear_layers(model))
+        self.layers = [(layer, name) for layer, name in known if name in trained]
         where = Where(field="regularisers.rounding")
         if not self.layers:
             expected, todo = "a strategy that trains linear layers, such as full or partial", "Choose another strategy."
@@ -78,6 +74,11 @@ class Rounding:
 
     def _round_input(self, layer: Any, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         return rounded_input(given[0], self.options.bits), *given[1:]
+
+
+def linear_layers(model: Any) -> list[nn.Linear]:
+    """Those in the stack of a model, which are what is rounded."""
+    return [part for block in layer_stack(model) for part in block.modules() if isinstance(part, nn.Linear)]
 
 
 def rounded_weight(weight: torch.Tensor, bits: int) -> torch.Tensor:
