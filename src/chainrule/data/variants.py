@@ -13,10 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from chainrule.core.scripts import UNSPACED
+
 LEFT_OUT, REPLACED, SPAN = 0.1, 0.1, 0.25  # probabilities: of a word, of a word, of a text
 LONGEST_SPAN = 5
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_UNSPACED}]|(?:(?![{_UNSPACED}])\w)+|[^\w\s]")
+_WORD = re.compile(rf"[{UNSPACED}]|(?:(?![{UNSPACED}])\w)+|[^\w\s]")
 
 
 def variants_of(columns: Mapping[str, Sequence[str]], count: int, seed: int) -> dict[str, list[str]]:

@@ -9,15 +9,14 @@ from typing import Any, Literal
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from chainrule.core.scripts import UNSPACED
+
 Unit = Literal["word", "character", "byte"]
 
 PAD, UNKNOWN, END = SPECIAL = ("[PAD]", "[UNK]", "[SEP]")
 INPUTS = ("input_ids", "attention_mask")  # no types: an LSTM knows one text from the other by what ends it
 
-# Scripts that are written without spaces between words: Thai, Lao, Burmese, Khmer, Japanese and Chinese.
-_UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
-)
+_UNSPACED = re.compile(f"[{UNSPACED}]")
 _LETTER = re.compile(r"[^\W\d_]")
 
 
