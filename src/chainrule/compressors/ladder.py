@@ -114,10 +114,8 @@ def _rungs(material: Material, target: Target) -> tuple[list[float], list[tuple[
 
 def _finishing(material: Material, target: Target) -> list[tuple[str, Compressor]]:
     vocabulary: list[tuple[str, Compressor]] = [("vocabulary", Vocabulary(VocabularyOptions()))]
-    return [
-        *(vocabulary if target.is_of_size else []),
-        ("int8", Int8(Int8Options(epochs=0))),
-    ]  # no more trainings than were told
+    eight = Int8(Int8Options(epochs=0))  # no more trainings than were told
+    return [*(vocabulary if target.is_of_size else []), ("int8", eight)]
 
 
 class Ladder:
