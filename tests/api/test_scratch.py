@@ -167,6 +167,7 @@ def test_an_lstm_reads_another_models_tokens_and_begins_with_its_embeddings(revi
     before = load_file(bert / "model.safetensors")
     (wanted,) = (before[name] for name in before if name.endswith("word_embeddings.weight"))
     assert torch.allclose(table, wanted[: len(table)], atol=1e-6)
+    assert not any(line.startswith("Vocabulary: ") for line in told.lines)  # it is not of these rows
     assert f"Embeddings: {len(table):,} of {bert}, {table.shape[1]} numbers each." in told.lines
     tokenizer = PreTrainedTokenizerFast.from_pretrained(run.artifact.path)
     text = "a good film, and a very long one"

@@ -20,7 +20,7 @@ from chainrule.data.batch import IGNORED, Batch
 from chainrule.errors import DataError, DivergedError, RecipeError
 from chainrule.tasks.objectives import class_objective, label_objective, number_objective
 from chainrule.testing.data import sentences, tagged, write_csv
-from chainrule.testing.models import narrow_model
+from chainrule.testing.models import narrow_model, tiny_model
 from chainrule.testing.runs import short_run
 from chainrule.training.distillation import Distilled, softened, together
 
@@ -141,8 +141,20 @@ def test_a_student_learns_from_changed_copies_of_the_rows(teacher: Run, tmp_path
         }
     assert chainrule.reproduce(tmp_path / "alone", out=tmp_path / "again").same
     settings = _settings(teacher, None, **{"distillation.variants": 2, "distillation.teachers": []})
-    with pytest.raises(RecipeError, match="expected teachers, as there are rows without labels"):
+    with pytest.raises(RecipeError, match="expected teachers, as copies of rows have no labels, got none"):
         chainrule.train(str(data), out=tmp_path / "out", settings=settings)
+
+
+def test_rows_of_one_word_each_have_no_copies(tmp_path: Path) -> None:
+    rows = [{"text": "x" * (1 + number), "label": "ab"[number % 2]} for number in range(60)]
+    data, model = write_csv(tmp_path / "words.csv", rows), tiny_model(tmp_path / "bert")
+    settings = {"model": str(model), "training.threads": 1, "training.steps": 2}
+    run = chainrule.train(str(data), out=tmp_path / "teacher", settings=settings)
+    taught = settings | {"distillation.teachers": [str(run.path)], "distillation.variants": 2}
+    (start,) = (
+        e for e in chainrule.train(str(data), out=tmp_path / "run", settings=taught).events() if e["event"] == "start"
+    )
+    assert start["rows"] == run.artifact.manifest.data["rows"]["train"]
 
 
 def test_other_rows_are_noticed_when_a_run_goes_on(teacher: Run, tmp_path: Path) -> None:

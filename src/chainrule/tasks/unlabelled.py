@@ -76,9 +76,9 @@ def unlabelled_rows(dataset: Dataset, recipe: Recipe, task: Task, tokenizer: Any
     found = []
     if options.unlabelled is not None:
         found.append(read_unlabelled(options.unlabelled, dataset, recipe, task, tokenizer, limit))
-    if options.variants:
-        found.append(make_variants(dataset, recipe, task, tokenizer, limit))
-    return found[0] if len(found) == 1 else _all_of(found)
+    if options.variants and (made := make_variants(dataset, recipe, task, tokenizer, limit)):
+        found.append(made)
+    return _all_of(found) if len(found) > 1 else next(iter(found), None)
 
 
 def _all_of(parts: Sequence[Unlabelled]) -> Unlabelled:
@@ -90,13 +90,18 @@ def _all_of(parts: Sequence[Unlabelled]) -> Unlabelled:
     )
 
 
-def make_variants(dataset: Dataset, recipe: Recipe, task: Task, tokenizer: Any, limit: int) -> Unlabelled:
-    """Changed copies of the training rows that differ from one another and from all rows of the data."""
+def make_variants(dataset: Dataset, recipe: Recipe, task: Task, tokenizer: Any, limit: int) -> Unlabelled | None:
+    """Changed copies of the training rows that differ from one another and from all rows of the data.
+
+    None where there is none, as of rows of one word each.
+    """
     texts = variants_of(dataset.splits["train"].inputs, recipe.distillation.variants, recipe.seed)
     hashes = hash_texts(list(texts.values()))
     known = np.concatenate([split.hashes for split in dataset.splits.values()])
     _, first = np.unique(hashes, return_index=True)
     kept = np.sort(first[~np.isin(hashes[first], known)])
+    if not len(kept):
+        return None
     inputs = {name: Texts.of(values[place] for place in kept.tolist()) for name, values in texts.items()}
     encoded = encode_once(task.encode, tokenizer, inputs, None, limit)
     message = (

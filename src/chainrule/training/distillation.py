@@ -181,7 +181,8 @@ def distilled(
     options = recipe.distillation
     if not options.teachers:
         if options.reads_states or options.unlabelled is not None or options.variants:
-            what = "their states are to be learned" if options.reads_states else "there are rows without labels"
+            what = "there are rows without labels" if options.unlabelled else "copies of rows have no labels"
+            what = "their states are to be learned" if options.reads_states else what
             raise _refused(f"teachers, as {what}", "none", "distillation.teachers")
         return train, objective
     kind = task.target.kind

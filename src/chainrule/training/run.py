@@ -313,7 +313,7 @@ def _tell(prepared: Prepared, display: Display) -> None:
     labels = f" {len(report.labels)} labels;" if report.labels else ""
     what = "images" if find_task(report.task).sees else f"at most {prepared.max_length} tokens a row"
     display.say(f"Data: {sizes} rows;{labels} {what}.")
-    if "vocabulary" in prepared.model_options:
+    if "vocabulary" in prepared.model_options and not prepared.model_options["pieces"]:
         unknown = np.mean(prepared.encoded["validation"].ids == prepared.tokenizer.unk_token_id)
         display.say(
             f"Vocabulary: {len(prepared.tokenizer):,} entries ({prepared.model_options['vocabulary']}s) from the "
