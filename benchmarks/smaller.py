@@ -204,7 +204,7 @@ def by_pipeline(folder: Path, task: str, texts: Texts, size: int) -> Way:
     known = pipeline(name, model=str(folder), device="cpu", dtype=torch.float32)
     rows: list[Any]
     if task == "token-classification":
-        rows = [" ".join(json.loads(cell)["tokens"]) for cell in texts["tokens"]]
+        rows = [" ".join(json.loads(cell)) for cell in texts["tokens"]]
     elif len(texts) == 2:
         first, second = texts.values()
         rows = [{"text": one, "text_pair": other} for one, other in zip(first, second, strict=True)]
